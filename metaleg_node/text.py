@@ -1,0 +1,30 @@
+"""Plain text for people: one way to print a table, and one way to make foreign text safe to print.
+
+Names and messages come from cluster objects that others write; a newline or a terminal control sequence in one of them
+must not forge a line of the log or of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def printable(text: str) -> str:
+    """The text with everything that `str.isprintable` refuses (control, format and bidirectional characters, line
+    separators, lone surrogates) written as a backslash escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
+    """Left-aligned columns, two spaces apart, the header in capitals; no newline at the end.
+
+    Every row has as many cells as the header, else ValueError.
+    """
+    lines = [[name.upper() for name in header]]
+    lines += [[printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
