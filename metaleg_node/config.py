@@ -1,0 +1,492 @@
+"""The configuration: one table of settings, and how a TOML text becomes a `Config` or a list of problems.
+
+The dataclasses below are the table. Parsing, `check`, the sample file and the reference (`metaleg_node.config_text`)
+all follow it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from metaleg_node import settings as s
+from metaleg_node.core.model import Address, AnnouncedBy, Match, Network
+from metaleg_node.settings import Many, Section, Setting, section, sections, setting
+
+MetallbConfig = Literal["auto", "crds", "configmap"]
+PreFailure = Literal["continue", "abort"]
+Backend = Literal["auto", "nftables", "iptables"]
+WhenUnavailable = Literal["reject", "drop", "allow"]
+SourcePorts = Literal["preserve", "random"]
+PathRpFilter = Literal["loose", "off", "filter", "keep"]
+HostRpFilter = Literal["loose", "keep"]
+LogLevel = Literal["error", "warning", "info", "debug"]
+LogFormat = Literal["auto", "text", "json"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """[node]"""
+
+    name: str = setting("", s.NODE_NAME, "name in `kubectl get nodes`; empty: the host name in lower case")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings:
+    """[cluster]"""
+
+    kubeconfig: str = setting(
+        "/etc/metaleg-node/kubeconfig",
+        s.STRING,
+        "credentials of a read-only service account; empty: those of the pod this runs in",
+    )
+    context: str = setting("", s.STRING, "context of the kubeconfig; empty: its current one")
+    state_file: str = setting("", s.ABSOLUTE_PATH, "YAML file, or directory of them; when set no API is contacted")
+    metallb_namespace: str = setting("metallb-system", s.OBJECT_NAME, "where MetalLB runs")
+    metallb_config: MetallbConfig = setting(
+        "auto",
+        s.choice(get_args(MetallbConfig)),
+        "where its pools and peers are configured; configmap: MetalLB before 0.13",
+    )
+    metallb_configmap: str = setting("config", s.OBJECT_NAME, "name of that ConfigMap")
+    pod_cidrs: tuple[Network, ...] = setting([], Many(item=s.NETWORK), "in addition to those the Node objects carry")
+    service_cidrs: tuple[Network, ...] = setting(
+        [], Many(item=s.NETWORK), "in addition to those the API tells (ServiceCIDR)"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcileSettings:
+    """[reconcile]; seconds, 0 is off."""
+
+    interval: float = setting("5m", s.DURATION_OR_OFF, 'full comparison with the kernel; "0" turns it off')
+    settle: float = setting("20ms", s.DURATION_OR_OFF, "how long to gather events before acting")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookSettings:
+    """[hooks]; `timeout` in seconds."""
+
+    pre: str = setting("", s.ABSOLUTE_PATH, "an executable, or a directory of them run in name order")
+    post: str = setting("", s.ABSOLUTE_PATH, "the same, after the change")
+    timeout: float = setting("10s", s.DURATION, "a hook that runs longer is killed")
+    pre_failure: PreFailure = setting(
+        "continue", s.choice(get_args(PreFailure)), "what a reconcile does when the pre hook failed"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirewallSettings:
+    """[firewall]"""
+
+    backend: Backend = setting(
+        "auto", s.choice(get_args(Backend)), "the packet filter", not_yet=lambda value: value == "iptables"
+    )
+    mark_mask: int = setting(
+        0x3F000000, s.MARK_MASK, "bits of the packet mark for us alone, one value per gateway or return path: 63"
+    )
+    route_table_base: int = setting(
+        1000000,
+        s.integer(s.SYSTEM_TABLES, s.TABLE_MAX - s.SLOTS, note=" (tables up to 255 are the system's)"),
+        "tables base+1 .. base+63",
+    )
+    rule_priority: int = setting(
+        4700,
+        s.integer(1, s.PRIORITY_MAX - s.PRIORITIES + 1, note=" (100 priorities, before the main table's)"),
+        "our rules use this priority and the 99 after it",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EgressSettings:
+    """[egress]"""
+
+    enabled: bool = setting(True, s.BOOLEAN, "pods of labelled Services leave with the LoadBalancer address")
+    label: str = setting("metaleg.de/rewriteSrcIP", s.LABEL_KEY, 'on the Service, value "true"')
+    exclude_cidrs: tuple[Network, ...] = setting(
+        [], Many(item=s.NETWORK), "destinations never rewritten, beside the cluster's own"
+    )
+    local_endpoints_only: bool = setting(
+        True, s.BOOLEAN, "steer only pods of this node; false: also others' that are routed through it"
+    )
+    when_unavailable: WhenUnavailable = setting(
+        "reject",
+        s.choice(get_args(WhenUnavailable)),
+        "pods' outward traffic without a gateway; allow: with the node's address",
+    )
+    gateway_source: tuple[AnnouncedBy, ...] = setting(
+        [source.value for source in AnnouncedBy],
+        Many(item=s.choice(AnnouncedBy, AnnouncedBy), needed=True),
+        "what tells the gateway, best first",
+    )
+    source_ports: SourcePorts = setting(
+        "preserve", s.choice(get_args(SourcePorts)), "random: no connection survives a failover"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BgpSettings:
+    """[return_path.bgp]; `destination` None is the default route."""
+
+    enabled: bool = setting(False, s.BOOLEAN, "replies of BGP pools leave by the BGP peers of this node")
+    table: int = setting(20, s.BGP_TABLE, "routing table, ours alone")
+    rule_priority: int = setting(20, s.integer(1, s.PRIORITY_MAX), "priority of the rule that leads to it")
+    rule_fwmark: int = setting(0, s.integer(0, s.MARK_MAX), "mark that packets known by source must carry; 0: any")
+    destination: Network | None = setting("default", s.DESTINATION, "destination of the route")
+    peer_weight: int = setting(100, s.integer(1, 256), "weight of a peer that carries no label metallb-nra/weight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class L2Settings:
+    """[[return_path.l2]]"""
+
+    name: str = setting("", s.PATH_NAME, "how messages call this path", required=True, example="public")
+    pools: tuple[str, ...] = setting([], Many(item=s.OBJECT_NAME), "IPAddressPool names, and/or", example=["public"])
+    cidrs: tuple[Network, ...] = setting([], Many(item=s.NETWORK), "networks")
+    interface: str = setting(
+        "", s.INTERFACE, "must exist; this program creates no interface", required=True, example="eth0.100"
+    )
+    gateways: tuple[Address, ...] = setting(
+        [], Many(item=s.ADDRESS), "none: only the connected route in the main table", example=["192.0.2.1"]
+    )
+    connected_route: bool = setting(True, s.BOOLEAN, "route the pools to the interface")
+    rp_filter: PathRpFilter = setting(
+        "loose",
+        s.choice(get_args(PathRpFilter)),
+        "of the interface; filter: off, but netfilter checks all but these pools",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReturnPathSettings:
+    """[return_path]"""
+
+    match: tuple[Match, ...] = setting(
+        [match.value for match in Match],
+        Many(item=s.choice(Match, Match), needed=True),
+        "how replies are known; source: for IPVS, Cilium, host addresses",
+    )
+    exclude_cidrs: tuple[Network, ...] = setting(
+        [], Many(item=s.NETWORK), "destinations that stay on the main table, beside the cluster's own"
+    )
+    bgp: BgpSettings = section(BgpSettings, "Pools that MetalLB announces by BGP.")
+    l2: tuple[L2Settings, ...] = sections(
+        L2Settings, "Pools of layer 2 mode with their own subnet, VLAN and router; any number."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExternalIpSettings:
+    """[external_ip]"""
+
+    enabled: bool = setting(False, s.BOOLEAN, "External-IP to ClusterIP on this node")
+    masquerade_mark: int = setting(
+        0x4000, s.integer(1, s.MARK_MAX, hexadecimal=True), "kube-proxy's mark for traffic to masquerade"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """[host]"""
+
+    drop_invalid_input: bool = setting(False, s.BOOLEAN, "drop conntrack INVALID in INPUT")
+    strict_arp: bool = setting(False, s.BOOLEAN, "arp_ignore=1, arp_announce=2")
+    rp_filter: HostRpFilter = setting(
+        "loose",
+        s.choice(get_args(HostRpFilter)),
+        "loose: 2 where it is 1, on the interfaces that steered traffic enters",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """[metrics]; `listen` is (host, port), None when off."""
+
+    listen: tuple[str, int] | None = setting("127.0.0.1:21793", s.LISTEN, 'served over HTTP; "" or "0": off')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSettings:
+    """[health]; `listen` is (host, port), None when off."""
+
+    listen: tuple[str, int] | None = setting("127.0.0.1:21794", s.LISTEN, '/healthz and /readyz; "" or "0": off')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """[log]"""
+
+    level: LogLevel = setting("info", s.choice(get_args(LogLevel)), "the least severe messages shown")
+    format: LogFormat = setting(
+        "auto", s.choice(get_args(LogFormat)), "auto: text, in the journal's form under systemd"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole configuration; `Config()` is all defaults."""
+
+    node: NodeSettings = section(NodeSettings, "This node.")
+    cluster: ClusterSettings = section(ClusterSettings, "Where the cluster's state comes from.")
+    reconcile: ReconcileSettings = section(ReconcileSettings, "When the kernel is compared and changed.")
+    hooks: HookSettings = section(HookSettings, "Programs run around a reconcile that changes something.")
+    firewall: FirewallSettings = section(FirewallSettings, "What this program may use of the kernel's shared numbers.")
+    egress: EgressSettings = section(EgressSettings, "Pods leave with the LoadBalancer address of their Service.")
+    return_path: ReturnPathSettings = section(ReturnPathSettings, "Replies leave by the way the request came.")
+    external_ip: ExternalIpSettings = section(
+        ExternalIpSettings, "External-IP to ClusterIP, for kube-proxy in IPVS mode.", not_yet=True
+    )
+    host: HostSettings = section(HostSettings, "Settings of the whole host.")
+    metrics: MetricsSettings = section(MetricsSettings, "Metrics for Prometheus.")
+    health: HealthSettings = section(HealthSettings, "Health checks.")
+    log: LogSettings = section(LogSettings, "Messages.")
+
+
+# --- problems --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing wrong in a file. `key` is dotted and empty for the file as a whole, `value` as TOML would write it,
+    shortened, and empty where there is none."""
+
+    file: str
+    key: str = ""
+    value: str = ""
+    message: str
+
+    def __str__(self) -> str:
+        place = " = ".join(part for part in (self.key, self.value) if part)
+        return ": ".join(part for part in (self.file, place, self.message) if part)
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` has everything that is wrong with it."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+def load(path: Path | str) -> Config:
+    """Reads a configuration file. Raises ConfigError, also when the file cannot be read."""
+    file = str(path)
+    try:
+        text = Path(path).read_bytes().decode()
+    except OSError as error:
+        advice = "run as root, or let this user read it" if isinstance(error, PermissionError) else "create it"
+        message = f"cannot be read: {error.strerror}; {advice}, or name another with --config"
+        raise ConfigError((Problem(file=file, message=message),)) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"line {line}: not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8"
+        raise ConfigError((Problem(file=file, message=message),)) from error
+    return parse(text, file=file)
+
+
+def parse(text: str, *, file: str) -> Config:
+    """Turns TOML text into a Config. Raises ConfigError with every problem; `file` is only for their text."""
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError((Problem(file=file, message="not valid TOML: nested too deeply"),)) from None
+    except ValueError as error:  # TOMLDecodeError; or a number or date that Python cannot hold
+        raise ConfigError((Problem(file=file, message=f"not valid TOML: {error}"),)) from None
+    reader = _Reader(file)
+    config: Config = reader.table(Config, document, "")
+    _relate(config, reader)
+    if reader.problems:
+        raise ConfigError(tuple(reader.problems))
+    return config
+
+
+def not_yet_effective(config: Config) -> list[str]:
+    """The keys that differ from their defaults but that no feature uses so far."""
+    return list(_not_yet(config, "", everything=False))
+
+
+def _not_yet(table: Any, prefix: str, *, everything: bool) -> Iterator[str]:
+    for f in dataclasses.fields(table):
+        entry, value, key = f.metadata["entry"], getattr(table, f.name), f"{prefix}{f.name}"
+        if isinstance(entry, Section) and not entry.many:
+            yield from _not_yet(value, f"{key}.", everything=everything or entry.not_yet)
+        elif value != f.default and (everything or _has_no_effect(entry, value)):
+            yield key
+
+
+def _has_no_effect(entry: Setting | Section, value: object) -> bool:
+    return entry.not_yet if isinstance(entry, Section) else entry.not_yet(value)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Turns tables into dataclasses and gathers what is wrong; a bad value reads as its default."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.problems: list[Problem] = []
+
+    def add(self, key: str, message: str, value: object = None) -> None:
+        text = "" if value is None else _shown(value)
+        self.problems.append(Problem(file=self.file, key=key, value=text, message=message))
+
+    def is_good(self, key: str) -> bool:
+        """Whether nothing is wrong at this key or inside it."""
+        return not any(p.key == key or p.key.startswith((f"{key}.", f"{key}[")) for p in self.problems)
+
+    def table(self, cls: type[Any], raw: dict[str, Any], key: str) -> Any:
+        known = dict(s.entries(cls))
+        for name in raw:
+            if name not in known:
+                self.add(_join(key, name), _unknown(name, key, list(known)))
+        return cls(**{name: self._entry(entry, raw, name, key) for name, entry in known.items()})
+
+    def _entry(self, entry: Setting | Section, raw: dict[str, Any], name: str, parent: str) -> Any:
+        key = _join(parent, name)
+        if isinstance(entry, Setting):
+            return self._setting(entry, raw, name, key)
+        if entry.many:
+            return self._tables(entry.cls, raw.get(name, []), key)
+        value = raw.get(name, {})
+        if isinstance(value, dict):
+            return self.table(entry.cls, value, key)
+        self.add(key, f"must be a table: write [{key}] on a line of its own", value)
+        return entry.cls()
+
+    def _tables(self, cls: type[Any], raw: Any, key: str) -> tuple[Any, ...]:
+        if not isinstance(raw, list):
+            self.add(key, f"must be an array of tables: write [[{key}]] on a line of its own", raw)
+            return ()
+        found = []
+        for index, item in enumerate(raw):
+            if isinstance(item, dict):
+                found.append(self.table(cls, item, f"{key}[{index}]"))
+            else:
+                self.add(f"{key}[{index}]", f"must be a table: write [[{key}]] on a line of its own", item)
+        return tuple(found)
+
+    def _setting(self, entry: Setting, raw: dict[str, Any], name: str, key: str) -> Any:
+        if name not in raw:
+            if entry.required:
+                self.add(key, f"is missing: set it to {entry.kind.allowed}")
+            return s.default_of(entry)
+        if not isinstance(entry.kind, Many):
+            return self._value(entry.kind, raw[name], key, s.default_of(entry))
+        return self._array(entry, raw[name], key)
+
+    def _array(self, entry: Setting, raw: Any, key: str) -> Any:
+        assert isinstance(entry.kind, Many)
+        if not isinstance(raw, list) or (entry.kind.needed and not raw):
+            hint = f"; did you mean [{_shown(raw)}]?" if isinstance(raw, str) else ""
+            self.add(key, f"must be {entry.kind.allowed}{hint}", raw)
+            return s.default_of(entry)
+        return tuple(self._value(entry.kind.item, item, f"{key}[{i}]", None) for i, item in enumerate(raw))
+
+    def _value(self, kind: s.Kind[Any], raw: Any, key: str, fallback: Any) -> Any:
+        try:
+            return kind.read(raw)
+        except ValueError as error:
+            hint = f"; {error}" if str(error) else ""
+            self.add(key, f"must be {kind.allowed}{hint}", raw)
+            return fallback
+
+
+def _join(parent: str, name: str) -> str:
+    written = _short(name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name))
+    return f"{parent}.{written}" if parent else written
+
+
+def _shown(value: object) -> str:
+    """A value about as TOML writes it, in printable ASCII, shortened; tables only hinted at."""
+    if isinstance(value, list):
+        return _short(f"[{', '.join('[...]' if isinstance(item, list) else _shown(item) for item in value)}]")
+    if isinstance(value, dict):
+        return "{...}" if value else "{}"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if abs(value) < 1 << 64 else _short(hex(value))
+    return _short(repr(value) if isinstance(value, float) else json.dumps(value))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _unknown(name: str, table: str, known: list[str]) -> str:
+    """What to say about a key that does not exist: the nearest here, else where that key does exist."""
+    guess = s.nearest(name, known)
+    if guess:
+        return f"unknown key; did you mean {guess}?"
+    everywhere = {leaf.path[-1]: ".".join(leaf.path[:-1]) for leaf in s.leaves(Config)}
+    guess = s.nearest(name, everywhere)
+    if guess:
+        return f"unknown key; did you mean {guess} in [{everywhere[guess]}]?"
+    place = f"[{table}]" if table else "the file"
+    return f"unknown key; {place} knows {', '.join(known)}"
+
+
+# --- settings that depend on each other ------------------------------------------------------------------------------
+
+
+def _bgp_table_is_free(config: Config) -> str:
+    base, table = config.firewall.route_table_base, config.return_path.bgp.table
+    if not base < table <= base + s.SLOTS:
+        return ""
+    return f"lies in the tables of firewall.route_table_base ({base + 1}-{base + s.SLOTS}); change one of the two"
+
+
+def _bgp_priority_is_free(config: Config) -> str:
+    first, priority = config.firewall.rule_priority, config.return_path.bgp.rule_priority
+    if not first <= priority < first + s.PRIORITIES:
+        return ""
+    return (
+        f"lies in the priorities of firewall.rule_priority ({first}-{first + s.PRIORITIES - 1}); change one of the two"
+    )
+
+
+def _masquerade_mark_is_free(config: Config) -> str:
+    mask = config.firewall.mark_mask
+    if not config.external_ip.masquerade_mark & mask:
+        return ""
+    return f"overlaps firewall.mark_mask ({mask:#x}); change one of the two"
+
+
+_RELATIONS: tuple[tuple[str, str, Callable[[Config], str]], ...] = (
+    ("return_path.bgp.table", "firewall.route_table_base", _bgp_table_is_free),
+    ("return_path.bgp.rule_priority", "firewall.rule_priority", _bgp_priority_is_free),
+    ("external_ip.masquerade_mark", "firewall.mark_mask", _masquerade_mark_is_free),
+)
+"""The key that is blamed, the other that it depends on, and what says what is wrong (empty: nothing)."""
+
+
+def _relate(config: Config, reader: _Reader) -> None:
+    """Checks what needs several values, where those are good in themselves."""
+    for key, other, check in _RELATIONS:
+        if reader.is_good(key) and reader.is_good(other) and (message := check(config)):
+            leaf: Any = config
+            for name in key.split("."):
+                leaf = getattr(leaf, name)
+            reader.add(key, message, leaf)
+    if reader.is_good("return_path.l2"):
+        _relate_l2(config.return_path.l2, reader)
+
+
+def _relate_l2(paths: tuple[L2Settings, ...], reader: _Reader) -> None:
+    names = Counter(path.name for path in paths)
+    for index, path in enumerate(paths):
+        key = f"return_path.l2[{index}]"
+        if names[path.name] > 1:
+            reader.add(f"{key}.name", "is used by several paths; give each its own", path.name)
+        if not path.pools and not path.cidrs:
+            reader.add(key, "selects nothing: set pools (IPAddressPool names) or cidrs")

@@ -1,0 +1,368 @@
+"""What a setting is, and which kinds of values settings may have.
+
+The tables of `metaleg_node.config` are dataclasses whose fields are made by `setting`, `section` and `sections`. Each
+field so carries all that parsing, the sample file and the reference need; a new key is one line there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, TypeVar
+
+from metaleg_node.core.model import Address, Network
+
+T = TypeVar("T")
+
+MARK_MAX = 0xFFFFFFFF
+TABLE_MAX = 0xFFFFFFFF
+PRIORITY_MAX = 32765
+"""The last priority before the kernel's own rules for the tables main and default (ip-rule(8))."""
+SLOTS = 63
+PRIORITIES = 100
+SYSTEM_TABLES = 255
+"""Routing tables 0-255 are the system's: 253 default, 254 main, 255 local (/etc/iproute2/rt_tables)."""
+DURATION_MAX_HOURS = 168
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
+_DNS_LABEL = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
+_DNS_NAME = re.compile(rf"{_DNS_LABEL}(?:\.{_DNS_LABEL})*")
+_QUALIFIED_NAME = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind(Generic[T]):
+    """A kind of value. `read` turns the TOML value into ours or raises ValueError with what is wrong with this one;
+    `allowed` ends a sentence that begins with "must be"; `choices` are the words that are allowed, if they are few."""
+
+    read: Callable[[object], T]
+    allowed: str
+    choices: tuple[str, ...] = ()
+    hexadecimal: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Many(Generic[T]):
+    """An array of values of one kind. `needed`: it may not be empty."""
+
+    item: Kind[T]
+    needed: bool = False
+
+    @property
+    def allowed(self) -> str:
+        return f"{'a non-empty array' if self.needed else 'an array'}; each item {self.item.allowed}"
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return self.item.choices
+
+    @property
+    def hexadecimal(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One key. `default` and `example` are as written in TOML, `not_yet` tells of a value whether no feature uses it
+    so far, `required` keys have no default."""
+
+    kind: Kind[Any] | Many[Any]
+    default: object
+    doc: str
+    required: bool = False
+    example: object = None
+    not_yet: Callable[[Any], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A table, or an array of tables when `many`. `not_yet`: no feature uses any of its keys so far."""
+
+    cls: type[Any]
+    doc: str
+    not_yet: bool = False
+    many: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """Where a setting stands: the keys that lead to it, and whether there is an array of tables on the way."""
+
+    path: tuple[str, ...]
+    many: bool
+
+
+def never(_value: object) -> bool:
+    return False
+
+
+def setting(
+    default: object,
+    kind: Kind[Any] | Many[Any],
+    doc: str,
+    *,
+    required: bool = False,
+    example: object = None,
+    not_yet: Callable[[Any], bool] = never,
+) -> Any:
+    """A dataclass field for one key; its default value is what `default` reads as."""
+    entry = Setting(kind=kind, default=default, doc=doc, required=required, example=example, not_yet=not_yet)
+    return field(default=default_of(entry), metadata={"entry": entry})
+
+
+def section(cls: type[Any], doc: str, *, not_yet: bool = False) -> Any:
+    """A dataclass field for a table."""
+    return field(default=cls(), metadata={"entry": Section(cls=cls, doc=doc, not_yet=not_yet)})
+
+
+def sections(cls: type[Any], doc: str) -> Any:
+    """A dataclass field for an array of tables, empty by default."""
+    return field(default=(), metadata={"entry": Section(cls=cls, doc=doc, many=True)})
+
+
+def entries(cls: type[Any]) -> Iterator[tuple[str, Setting | Section]]:
+    """The keys of a table in their order, each with what it may hold."""
+    return ((f.name, f.metadata["entry"]) for f in fields(cls))
+
+
+def leaves(cls: type[Any], path: tuple[str, ...] = (), *, many: bool = False) -> Iterator[Leaf]:
+    """All settings below a table."""
+    for name, entry in entries(cls):
+        if isinstance(entry, Setting):
+            yield Leaf(path=(*path, name), many=many)
+        else:
+            yield from leaves(entry.cls, (*path, name), many=many or entry.many)
+
+
+def default_of(entry: Setting) -> Any:
+    """What the default of a setting reads as; that of a required one is never used."""
+    if entry.required:
+        return entry.default
+    if isinstance(entry.kind, Many):
+        assert isinstance(entry.default, list)
+        return tuple(entry.kind.item.read(item) for item in entry.default)
+    return entry.kind.read(entry.default)
+
+
+def toml_type(value: object) -> str:
+    """What TOML calls a value of this type."""
+    names = {str: "a string", bool: "a boolean", int: "an integer", float: "a float", list: "an array", dict: "a table"}
+    return names.get(type(value), "a date or time")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+# --- kinds of values -------------------------------------------------------------------------------------------------
+
+
+def _string(raw: object) -> str:
+    if not isinstance(raw, str):
+        raise ValueError(f"this is {toml_type(raw)}")
+    if "\0" in raw:
+        raise ValueError("it contains a NUL character")
+    return raw
+
+
+def _boolean(raw: object) -> bool:
+    if not isinstance(raw, bool):
+        raise ValueError(f"this is {toml_type(raw)}")
+    return raw
+
+
+def _integer(raw: object) -> int:
+    if not isinstance(raw, int) or isinstance(raw, bool):
+        raise ValueError(f"this is {toml_type(raw)}")
+    return raw
+
+
+def _checked(accept: Callable[[str], object]) -> Callable[[object], str]:
+    def read(raw: object) -> str:
+        value = _string(raw)
+        if not accept(value):
+            raise ValueError("")
+        return value
+
+    return read
+
+
+def _is_dns_name(value: str) -> bool:
+    return len(value) <= 253 and _DNS_NAME.fullmatch(value) is not None
+
+
+def _is_label_key(value: str) -> bool:
+    prefix, slash, name = value.rpartition("/")
+    return _QUALIFIED_NAME.fullmatch(name) is not None and (not slash or _is_dns_name(prefix))
+
+
+def _is_interface(value: str) -> bool:
+    """The kernel's own rule: dev_valid_name() in net/core/dev.c."""
+    return 0 < len(value.encode()) <= 15 and value not in {".", ".."} and not re.search(r"[\s/:]", value)
+
+
+BOOLEAN = Kind(read=_boolean, allowed="true or false")
+STRING = Kind(read=_string, allowed="a string")
+ABSOLUTE_PATH = Kind(
+    read=_checked(lambda value: not value or value.startswith("/")), allowed="an absolute path, or empty"
+)
+NODE_NAME = Kind(
+    read=_checked(lambda value: not value or _is_dns_name(value)),
+    allowed="a DNS-1123 subdomain (lower case letters, digits, - and .), or empty",
+)
+OBJECT_NAME = Kind(read=_checked(_is_dns_name), allowed="a DNS-1123 subdomain (lower case letters, digits, - and .)")
+LABEL_KEY = Kind(
+    read=_checked(_is_label_key),
+    allowed="a Kubernetes label key (an optional DNS prefix and /, then up to 63 letters, digits, -, _ and .)",
+)
+PATH_NAME = Kind(read=_checked(_QUALIFIED_NAME.fullmatch), allowed="a name of up to 63 letters, digits, -, _ and .")
+INTERFACE = Kind(read=_checked(_is_interface), allowed="an interface name (1-15 bytes, no slash, colon or white space)")
+
+
+def choice(words: Iterable[str], convert: Callable[[str], Any] = str) -> Kind[Any]:
+    """One of a few words."""
+    choices = tuple(words)
+
+    def read(raw: object) -> Any:
+        value = _string(raw)
+        if value not in choices:
+            guess = nearest(value, choices)
+            raise ValueError(f'did you mean "{guess}"?' if guess else "")
+        return convert(value)
+
+    return Kind(read=read, allowed=f"one of {', '.join(choices)}", choices=choices)
+
+
+def integer(low: int, high: int, *, hexadecimal: bool = False, note: str = "") -> Kind[int]:
+    """A whole number between two bounds, both included."""
+
+    def read(raw: object) -> int:
+        value = _integer(raw)
+        if not low <= value <= high:
+            raise ValueError("it is too small" if value < low else "it is too large")
+        return value
+
+    bounds = f"{low:#x} to {high:#x}" if hexadecimal else f"{low} to {high}"
+    return Kind(read=read, allowed=f"an integer from {bounds}{note}", hexadecimal=hexadecimal)
+
+
+def _mask(raw: object) -> int:
+    value = _integer(raw)
+    if value <= 0:
+        raise ValueError("it is zero" if value == 0 else "it is negative")
+    if value > MARK_MAX:
+        raise ValueError("it is wider than 32 bits")
+    if (value // (value & -value)) & (value // (value & -value) + 1):
+        raise ValueError("there is a gap between its bits")
+    return value
+
+
+def _bgp_table(raw: object) -> int:
+    value = _integer(raw)
+    if 253 <= value <= SYSTEM_TABLES:
+        raise ValueError(f"{value} is one of the system's tables (default, main, local)")
+    if not 1 <= value <= TABLE_MAX:
+        raise ValueError("it is too small" if value < 1 else "it is too large")
+    return value
+
+
+MARK_MASK = Kind(read=_mask, allowed="one run of bits within 32 bits, such as 0x3f000000", hexadecimal=True)
+BGP_TABLE = Kind(read=_bgp_table, allowed=f"a routing table from 1 to 252 or from 256 to {TABLE_MAX}")
+
+
+def _duration(raw: object) -> float:
+    value = _string(raw)
+    if value == "0":
+        return 0.0
+    parts = list(_DURATION_PART.finditer(value))
+    if "".join(part[0] for part in parts) != value or not parts:
+        raise ValueError(_duration_hint(value))
+    seconds = sum(float(part[1]) * _SECONDS[part[2]] for part in parts)
+    if seconds > DURATION_MAX_HOURS * 3600:
+        raise ValueError(f"it is longer than {DURATION_MAX_HOURS}h")
+    return seconds
+
+
+def _duration_hint(value: str) -> str:
+    if value.startswith("-"):
+        return "it is negative"
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        return "it has no unit"
+    return ""
+
+
+def _positive_duration(raw: object) -> float:
+    seconds = _duration(raw)
+    if not seconds:
+        raise ValueError("it cannot be turned off")
+    return seconds
+
+
+_DURATION = 'a duration with units ms, s, m, h, such as "20ms" or "1h30m"'
+DURATION = Kind(read=_positive_duration, allowed=_DURATION)
+DURATION_OR_OFF = Kind(read=_duration, allowed=f'{_DURATION}, or "0" for off')
+
+
+def _network(raw: object) -> Network:
+    value = _string(raw)
+    if not re.fullmatch(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?", value):
+        raise ValueError("")
+    try:
+        return ipaddress.ip_network(value)
+    except ValueError:
+        raise ValueError(_network_hint(value)) from None
+
+
+def _network_hint(value: str) -> str:
+    try:
+        return f"its host bits are set; did you mean {ipaddress.ip_network(value, strict=False)}?"
+    except ValueError:
+        return ""
+
+
+def _address(raw: object) -> Address:
+    value = _string(raw)
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        raise ValueError("it has a prefix length; leave that away" if "/" in value else "") from None
+    if getattr(address, "scope_id", None):
+        raise ValueError("it has a zone; leave that away")
+    return address
+
+
+NETWORK = Kind(read=_network, allowed="a CIDR such as 10.0.0.0/8 or 2001:db8::/32")
+ADDRESS = Kind(read=_address, allowed="an IPv4 or IPv6 address")
+DESTINATION: Kind[Network | None] = Kind(
+    read=lambda raw: None if raw == "default" else _network(raw), allowed='"default" or a CIDR such as 10.0.0.0/8'
+)
+
+
+def _listen(raw: object) -> tuple[str, int] | None:
+    value = _string(raw)
+    if value in {"", "0"}:
+        return None
+    host, _, port = value.rpartition(":")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError("the port must be a number from 0 to 65535")
+    return _listen_host(host), int(port)
+
+
+def _listen_host(host: str) -> str:
+    if host.startswith("[") and host.endswith("]"):
+        return str(ipaddress.IPv6Address(host[1:-1]))
+    if ":" in host:
+        raise ValueError("an IPv6 address needs brackets")
+    if not host:
+        raise ValueError("for all addresses write 0.0.0.0 or [::] before the port")
+    if not _is_dns_name(host.lower()) or re.fullmatch(r"[0-9.]+", host):
+        return str(ipaddress.IPv4Address(host))
+    return host
+
+
+LISTEN = Kind(read=_listen, allowed='"ADDRESS:PORT" such as "127.0.0.1:9100" or "[::1]:9100", or "" or "0" for off')

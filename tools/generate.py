@@ -1,0 +1,44 @@
+"""Writes the files that follow from tables: the sample configuration, its reference, and the access rights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from metaleg_node.config import ClusterSettings
+from metaleg_node.config_text import reference, sample
+from metaleg_node.sources import access_rights
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def rbac() -> str:
+    """The service account and its rights, for kubectl."""
+    head = (
+        "# The service account of metaleg-node: it may read what the program needs, and nothing else. See\n"
+        "# docs/kubernetes.md. Written by tools/generate.py from metaleg_node/sources/resources.py.\n"
+    )
+    cluster = ClusterSettings()
+    objects = access_rights.objects(cluster.metallb_namespace, cluster.metallb_configmap)
+    text: str = yaml.safe_dump_all(objects, sort_keys=False, explicit_start=True)
+    return head + text
+
+
+FILES = {
+    "etc/metaleg-node/config.toml": sample,
+    "docs/configuration.md": reference,
+    "etc/metaleg-node/kubernetes/rbac.yaml": rbac,
+}
+
+
+def main() -> None:
+    for name, text in FILES.items():
+        path = ROOT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text(), encoding="utf-8")
+        print(f"wrote {name}")
+
+
+if __name__ == "__main__":
+    main()
