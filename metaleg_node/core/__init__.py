@@ -1,0 +1,1 @@
+"""Decides: pure functions over frozen values. Reads no clock, file or socket."""

@@ -1,0 +1,58 @@
+"""Which connections the conntrack table remembers in a way that contradicts the firewall.
+
+The kernel decides about translation at a connection's first packet and never again (nf_nat). When a pod's treatment
+changes, the entries of its connections must go, so that their next packet is decided anew; nobody else's may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from metaleg_node.core.model import Address, DestinationFilter, Firewall, Flow, Treatment
+from metaleg_node.core.survey import Membership
+
+LONG_LIVED = frozenset({"tcp", "sctp", "dccp"})
+"""Connections that break when their source changes midway; all others are moved at once."""
+
+
+def stale(flows: Iterable[Flow], firewall: Firewall, local: frozenset[Address]) -> Iterator[tuple[Flow, str]]:
+    """The entries to delete, each with the reason. `local` are this node's addresses, which are never outside."""
+    inside = Membership(firewall.inside)
+    filters = {key: _Filter(value) for key, value in firewall.filters.items()}
+    for flow in flows:
+        destination = flow.reply_source
+        if destination in firewall.sources and destination == flow.destination and destination not in local:
+            yield flow, "an answer that came before this gateway knew the connection"
+            continue
+        pod = firewall.pods.get(flow.source)
+        leaves = destination not in inside and destination not in local
+        if leaves and pod and pod.filter in filters:
+            leaves = filters[pod.filter].counts(destination)
+        if reason := _why_stale(flow, firewall, leaves=leaves):
+            yield flow, reason
+
+
+def _why_stale(flow: Flow, firewall: Firewall, *, leaves: bool) -> str:
+    pod = firewall.pods.get(flow.source)
+    if pod is None or not leaves:
+        return "no longer egress traffic" if flow.ours else ""
+    if not flow.ours:
+        return "" if flow.protocol in LONG_LIVED else "began before the Service opted in"
+    if pod.treatment is Treatment.STEER and flow.reply_destination != flow.source:
+        return "was translated here, but now belongs to another gateway"
+    if pod.treatment is Treatment.SNAT and flow.reply_destination != pod.source:
+        return f"must leave as {pod.source}, not as {flow.reply_destination}"
+    return ""
+
+
+class _Filter:
+    """A Service's destination annotations, ready for many questions."""
+
+    def __init__(self, destinations: DestinationFilter) -> None:
+        self._exclude = Membership(destinations.exclude)
+        self._only = Membership(destinations.only) if destinations.only else None
+
+    def counts(self, destination: Address) -> bool:
+        if destination in self._exclude:
+            return False
+        return self._only is None or destination in self._only

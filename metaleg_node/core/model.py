@@ -1,0 +1,480 @@
+"""The values that the whole program speaks in.
+
+Three families of frozen values: what the cluster says (`ClusterState`), what this host is like (`Host`), and what the
+kernel of this node holds or should hold (`NodeState`). Nothing here reads, writes or decides.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal, NewType
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Family = Literal[4, 6]
+"""An IP version, as `Address.version` tells it."""
+FAMILIES: tuple[Family, ...] = (4, 6)
+
+NodeName = NewType("NodeName", str)
+Slot = NewType("Slot", int)
+"""1..63: which value under the mark mask, and which routing table, a gateway node has on this node."""
+
+MAIN_TABLE = 254
+"""RT_TABLE_MAIN (linux/rtnetlink.h)."""
+ROUTE_PROTOCOL = 201
+"""Our number in the `proto` field of routes and rules (rtnetlink(7)); free in iproute2's rt_protos."""
+
+CONNTRACK_LABEL = 91
+"""The bit of the conntrack label that says: this connection began as egress traffic of ours (0-127)."""
+
+
+# --- what the cluster says -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class ObjectRef:
+    """Names one Kubernetes object; `namespace` is empty for cluster-wide kinds."""
+
+    kind: str
+    namespace: str = ""
+    name: str
+
+    def __str__(self) -> str:
+        place = f"{self.namespace}/{self.name}" if self.namespace else self.name
+        return f"{self.kind} {place}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePort:
+    """One port of a Service; `protocol` is TCP, UDP or SCTP."""
+
+    protocol: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A Service; `created` is its creationTimestamp in RFC 3339 form, which sorts as text."""
+
+    ref: ObjectRef
+    created: str
+    type: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    cluster_ips: tuple[Address, ...]
+    external_ips: tuple[Address, ...]
+    ingress: tuple[Address, ...]
+    ports: tuple[ServicePort, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One endpoint of a slice: its addresses, the node it runs on and the object behind it, where the slice tells."""
+
+    addresses: tuple[Address, ...]
+    node: NodeName | None
+    target: ObjectRef | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSlice:
+    """An EndpointSlice; `service` is the value of the label kubernetes.io/service-name, `controlled` tells that
+    Kubernetes' own controller manages it (label endpointslice.kubernetes.io/managed-by)."""
+
+    ref: ObjectRef
+    service: str
+    controlled: bool
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A Node; `addresses` are all its addresses, `internal_ips` those of type InternalIP among them."""
+
+    ref: ObjectRef
+    labels: Mapping[str, str]
+    internal_ips: tuple[Address, ...]
+    addresses: tuple[Address, ...]
+    pod_cidrs: tuple[Network, ...]
+    ready: bool
+
+    @property
+    def name(self) -> NodeName:
+        return NodeName(self.ref.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """A Pod; `addresses` are its status.podIPs."""
+
+    ref: ObjectRef
+    node: NodeName | None
+    host_network: bool
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceCIDR:
+    """A ServiceCIDR (networking.k8s.io)."""
+
+    ref: ObjectRef
+    networks: tuple[Network, ...]
+
+
+class AnnouncedBy(enum.StrEnum):
+    """Where MetalLB said that a node announces a Service; the values of egress.gateway_source."""
+
+    L2_STATUS = "l2-status"
+    BGP_STATUS = "bgp-status"
+    EVENTS = "events"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcement:
+    """A node announces a Service's address: a ServiceL2Status, a ServiceBGPStatus or a `nodeAssigned` Event.
+
+    `service` is (namespace, name); `since` is creationTimestamp, for an Event the last time it was seen.
+    """
+
+    ref: ObjectRef
+    source: AnnouncedBy
+    service: tuple[str, str]
+    node: NodeName
+    since: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelRequirement:
+    """One requirement of a label selector; `operator` is In, NotIn, Exists or DoesNotExist."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+
+LabelSelector = tuple[LabelRequirement, ...]
+"""All requirements must hold; the empty selector selects everything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressPool:
+    """An IPAddressPool, or an `address-pools` entry of MetalLB's old configuration (then `protocol` is set).
+
+    `ranges` are inclusive (first, last) pairs of one family each.
+    """
+
+    ref: ObjectRef
+    labels: Mapping[str, str]
+    ranges: tuple[tuple[Address, Address], ...]
+    protocol: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advertisement:
+    """A BGPAdvertisement or L2Advertisement: which pools it announces, from which nodes."""
+
+    ref: ObjectRef
+    pools: tuple[str, ...]
+    pool_selectors: tuple[LabelSelector, ...]
+    node_selectors: tuple[LabelSelector, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BGPPeer:
+    """A BGPPeer of any version, or a `peers` entry of the old configuration."""
+
+    ref: ObjectRef
+    labels: Mapping[str, str]
+    address: Address | None
+    node_selectors: tuple[LabelSelector, ...]
+
+
+ClusterObject = (
+    Service | EndpointSlice | Node | Pod | ServiceCIDR | Announcement | AddressPool | Advertisement | BGPPeer
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """An object, or a part of one, that is not used, and why. Never a reason to stop."""
+
+    ref: ObjectRef
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterState:
+    """One complete snapshot of what the cluster says."""
+
+    services: tuple[Service, ...] = ()
+    endpoint_slices: tuple[EndpointSlice, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    service_cidrs: tuple[ServiceCIDR, ...] = ()
+    announcements: tuple[Announcement, ...] = ()
+    pools: tuple[AddressPool, ...] = ()
+    advertisements: tuple[Advertisement, ...] = ()
+    peers: tuple[BGPPeer, ...] = ()
+    rejections: tuple[Rejection, ...] = ()
+
+
+# --- what this host is like ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """An interface that exists: whether it is up (IFF_UP, netdevice(7)), and whether it has an IPv4 address."""
+
+    up: bool
+    has_ipv4: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The facts of this machine that decisions need, read from the kernel before each decision.
+
+    `interfaces` tells for each address that was asked about through which interface the main table reaches it, if it
+    does; `on_link` are those among them that need no router in between. `rp_filter` are the values of
+    net.ipv4.conf.NAME.rp_filter (0, 1 or 2), `all` included, and `arp` those of net.ipv4.conf.all.arp_ignore and
+    arp_announce, where somebody asked. `links` has the interfaces that were asked about and exist; `connected` are the
+    networks that this host's own addresses lie in.
+    """
+
+    addresses: frozenset[Address] = frozenset()
+    interfaces: Mapping[Address, str] = field(default_factory=dict)
+    on_link: frozenset[Address] = frozenset()
+    rp_filter: Mapping[str, int] = field(default_factory=dict)
+    arp: Mapping[str, int] = field(default_factory=dict)
+    links: Mapping[str, Link] = field(default_factory=dict)
+    connected: frozenset[Network] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """What a decision needs to know of the host, see `Host`: about these addresses and interfaces, and about more only
+    where it costs something to find out."""
+
+    addresses: frozenset[Address] = frozenset()
+    links: frozenset[str] = frozenset()
+    all_rp_filters: bool = False
+    arp: bool = False
+    connected: bool = False
+
+
+# --- what the kernel of this node holds ------------------------------------------------------------------------------
+
+
+class RouteType(enum.StrEnum):
+    """Route types as in ip-route(8)."""
+
+    UNICAST = "unicast"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class NextHop:
+    """One next hop of a route; `weight` 1-256. `onlink`: the gateway is taken to be on the interface's link, whatever
+    addresses the interface has."""
+
+    gateway: Address | None
+    interface: str
+    weight: int = 1
+    onlink: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A route of ours. The kernel knows a route by (table, destination, metric); an IPv6 metric of 0 becomes 1024."""
+
+    table: int
+    destination: Network
+    type: RouteType = RouteType.UNICAST
+    metric: int
+    next_hops: tuple[NextHop, ...] = ()
+
+    @property
+    def key(self) -> tuple[int, Network, int]:
+        return self.table, self.destination, self.metric
+
+    def __str__(self) -> str:
+        default = self.destination.prefixlen == 0
+        words = [] if self.type is RouteType.UNICAST else [self.type.value]
+        words.append(
+            f"default ({'IPv4' if self.destination.version == 4 else 'IPv6'})" if default else str(self.destination)
+        )
+        for hop in self.next_hops:
+            words += ["via", str(hop.gateway)] if hop.gateway else []
+            words += ["dev", hop.interface]
+            words += ["weight", str(hop.weight)] if hop.weight != 1 else []
+            words += ["onlink"] if hop.onlink else []
+        words += ["metric", str(self.metric)] if self.metric else []
+        return " ".join([*words, "table", str(self.table)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A policy rule of ours, as in ip-rule(8). `mark` None: no fwmark condition."""
+
+    family: Family
+    priority: int
+    table: int
+    mark: int | None = None
+    mask: int | None = None
+    source: Network | None = None
+    destination: Network | None = None
+
+    def __str__(self) -> str:
+        words = ["IPv4" if self.family == 4 else "IPv6", "priority", str(self.priority)]
+        words += ["from", str(self.source)] if self.source else []
+        words += ["to", str(self.destination)] if self.destination else []
+        words += ["fwmark", f"{self.mark:#x}/{self.mask:#x}"] if self.mark is not None else []
+        return " ".join([*words, "lookup", str(self.table)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignItem:
+    """A rule or route of somebody else in a table that is ours alone; `raw` is what the kernel needs to delete it."""
+
+    text: str
+    raw: tuple[tuple[str, object], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """Our rules and routes; as observed also what others put into our tables."""
+
+    rules: frozenset[Rule] = frozenset()
+    routes: frozenset[Route] = frozenset()
+    foreign_rules: frozenset[ForeignItem] = frozenset()
+    foreign_routes: frozenset[ForeignItem] = frozenset()
+
+
+class Treatment(enum.StrEnum):
+    """What this node does with the outward traffic of an egress pod."""
+
+    STEER = "steer"
+    """Mark it for the gateway's table; it leaves this node un-NATed."""
+    SNAT = "snat"
+    """This node is the gateway: the LoadBalancer address becomes the source."""
+    HOLD = "hold"
+    """No way out now: `when_unavailable`."""
+    ELSEWHERE = "elsewhere"
+    """Another node's pod, for which this node is not the gateway: dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EgressPod:
+    """One address of a pod and its treatment. `slot` is set for STEER and SNAT, `source` for SNAT; `filter` names a
+    `DestinationFilter`, empty for none; `local` pods run on this node."""
+
+    treatment: Treatment
+    slot: Slot | None = None
+    source: Address | None = None
+    filter: str = ""
+    local: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestinationFilter:
+    """A Service's annotations: destinations that stay as they are, and (when not empty) the only ones that count."""
+
+    exclude: frozenset[Network] = frozenset()
+    only: frozenset[Network] = frozenset()
+
+
+class Match(enum.StrEnum):
+    """How packets of a return path are known; the values of return_path.match."""
+
+    CONNTRACK = "conntrack"
+    """Replies of connections whose original destination lies in the path's networks."""
+    SOURCE = "source"
+    """Packets whose source lies in the path's networks before they are routed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReturnPath:
+    """Networks whose replies leave by one way. `holder` is what has the slot, see `slots`; `mark` is a mark that
+    packets known by their source must carry already, None for any."""
+
+    holder: NodeName
+    networks: frozenset[Network]
+    mark: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Firewall:
+    """What the packet filter holds, in terms that both backends render.
+
+    `gateways` names the node of each slot; `sources` are the LoadBalancer addresses that this node translates to;
+    `next_hops` are the addresses that steered packets may be handed to;
+    `inside` are the destinations that are never egress; `pod_networks`, `node_interfaces` and `node_addresses` tell
+    a pod of another node that would leave with this node's own address (the transit guard).
+
+    `return_paths` never overlap; `direct` are the destinations to which no return path applies. On the interfaces
+    `checked` an IPv4 packet is dropped when its source is not reached through the interface, unless it goes to one of
+    the networks `spared`.
+    """
+
+    mark_mask: int
+    pods: Mapping[Address, EgressPod] = field(default_factory=dict)
+    gateways: Mapping[Slot, NodeName] = field(default_factory=dict)
+    sources: frozenset[Address] = frozenset()
+    next_hops: frozenset[Address] = frozenset()
+    inside: frozenset[Network] = frozenset()
+    filters: Mapping[str, DestinationFilter] = field(default_factory=dict)
+    pod_networks: frozenset[Network] = frozenset()
+    node_interfaces: frozenset[str] = frozenset()
+    node_addresses: frozenset[Address] = frozenset()
+    hold: str = "reject"
+    source_ports: str = "preserve"
+    drop_invalid_input: bool = False
+    return_paths: Mapping[Slot, ReturnPath] = field(default_factory=dict)
+    match: frozenset[Match] = frozenset()
+    direct: frozenset[Network] = frozenset()
+    checked: frozenset[str] = frozenset()
+    spared: frozenset[Network] = frozenset()
+
+    @property
+    def holders(self) -> dict[Slot, NodeName]:
+        """Who has which slot: gateways and return paths."""
+        return {**self.gateways, **{slot: path.holder for slot, path in self.return_paths.items()}}
+
+    def mark(self, slot: Slot) -> int:
+        """The mark of a slot: its number, shifted to the lowest bit of the mask."""
+        return slot * (self.mark_mask & -self.mark_mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """All that this program keeps in the kernel of this node. `firewall` None: no table of ours.
+
+    `sysctls` maps names such as net/ipv4/conf/eth0/rp_filter to values; as desired, only those that must be so.
+    """
+
+    routing: Routing = field(default_factory=Routing)
+    firewall: Firewall | None = None
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+
+
+# --- conntrack -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """One conntrack entry. `protocol` is the name that conntrack(8) prints; `ports` are its original direction's
+    further words (sport, dport; or type, code, id), as printed; `reply_*` are those of the reply direction, so
+    `reply_source` is the true destination and `reply_destination` the source that the outside sees. `ours` tells that
+    the label CONNTRACK_LABEL is set; `zone` separates tables with equal tuples (CT zones of some CNIs)."""
+
+    family: Family
+    protocol: str
+    source: Address
+    destination: Address
+    ports: tuple[tuple[str, str], ...]
+    reply_source: Address
+    reply_destination: Address
+    ours: bool
+    zone: int = 0

@@ -1,0 +1,192 @@
+"""What the configuration and MetalLB's objects ask for as return paths: which networks, and by which next hops.
+
+`read` depends on the cluster, the configuration and this node's name alone; what this host can do of it is decided in
+`return_path`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from metaleg_node.config import Config, L2Settings
+from metaleg_node.core import prefixes
+from metaleg_node.core.fields import address_of
+from metaleg_node.core.model import (
+    Address,
+    AddressPool,
+    Advertisement,
+    BGPPeer,
+    ClusterState,
+    Family,
+    Network,
+    NodeName,
+    Rejection,
+)
+from metaleg_node.core.prefixes import Range
+from metaleg_node.core.selectors import any_selects
+
+ENABLED, ADDRESS, WEIGHT = "metallb-nra/enabled", "metallb-nra/address", "metallb-nra/weight"
+"""Labels on a BGPPeer, as metallb-node-route-agent has them."""
+MAX_WEIGHT = 256
+"""A next hop's weight less one is kept in a byte (linux/rtnetlink.h, rtnh_hops)."""
+_OFF = frozenset({"0", "false", "no"})
+
+
+class PathKind(enum.StrEnum):
+    """Where a path's next hops come from: the configuration, or MetalLB's BGP peers."""
+
+    L2 = "l2"
+    BGP = "bgp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathGateway:
+    """A router, as an address; `weight` 1-256; `origin` says where it was named."""
+
+    address: Address
+    weight: int
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedPath:
+    """One return path as it was asked for.
+
+    `networks` hold exactly the addresses that it is for. `owned` are those of them whose replies it takes: those that
+    no path before it takes, of the families that it has a gateway for. `interface` and `settings` are set for L2.
+    `notes` say what was asked for and cannot be had.
+    """
+
+    kind: PathKind
+    name: str
+    networks: frozenset[Network]
+    gateways: tuple[PathGateway, ...]
+    owned: frozenset[Network] = frozenset()
+    settings: L2Settings | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def holder(self) -> NodeName:
+        """What has the slot of this path; no node's name has a colon."""
+        return NodeName(f"path:{self.name}" if self.kind is PathKind.L2 else "path::bgp")
+
+    @property
+    def families(self) -> frozenset[Family]:
+        """The families that the path has a gateway for."""
+        return frozenset(gateway.address.version for gateway in self.gateways)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedPaths:
+    """All paths, those of the configuration first, in its order; and the objects that are not used."""
+
+    paths: tuple[WantedPath, ...] = ()
+    rejections: tuple[Rejection, ...] = ()
+
+
+def read(cluster: ClusterState, config: Config, me: NodeName) -> WantedPaths:
+    """The return paths that this node is asked to have."""
+    wanted: list[tuple[WantedPath, tuple[Range, ...]]] = []
+    rejections: list[Rejection] = []
+    for settings in config.return_path.l2:
+        wanted.append(_l2(settings, cluster.pools))
+    if config.return_path.bgp.enabled:
+        gateways, rejections = _peers(cluster, config, me)
+        ranges = prefixes.merged(_announced(cluster))
+        wanted.append((WantedPath(kind=PathKind.BGP, name="bgp", networks=frozenset(), gateways=gateways), ranges))
+    return WantedPaths(paths=tuple(_owning(wanted)), rejections=tuple(rejections))
+
+
+def _owning(wanted: Iterable[tuple[WantedPath, tuple[Range, ...]]]) -> Iterator[WantedPath]:
+    """An address belongs to the first path that is for it; a path without a gateway takes none."""
+    taken: tuple[Range, ...] = ()
+    for path, ranges in wanted:
+        claimed = tuple(one for one in ranges if one[0].version in path.families)
+        free = prefixes.without(claimed, taken) if taken else prefixes.merged(claimed)
+        notes = path.notes
+        if free != prefixes.merged(claimed):
+            notes += ("some of its addresses belong to a path before it, which takes their replies",)
+        taken = prefixes.merged([*taken, *free])
+        networks = prefixes.covering(ranges)
+        owned = networks if free == ranges else prefixes.covering(free)
+        yield replace(path, networks=networks, owned=owned, notes=notes)
+
+
+# --- layer 2 ---------------------------------------------------------------------------------------------------------
+
+
+def _l2(settings: L2Settings, pools: Iterable[AddressPool]) -> tuple[WantedPath, tuple[Range, ...]]:
+    by_name: dict[str, list[AddressPool]] = {name: [] for name in settings.pools}
+    for pool in pools:
+        if pool.ref.name in by_name:
+            by_name[pool.ref.name].append(pool)
+    ranges = [one for found in by_name.values() for pool in found for one in pool.ranges]
+    ranges += map(prefixes.range_of, settings.cidrs)
+    path = WantedPath(
+        kind=PathKind.L2,
+        name=settings.name,
+        networks=frozenset(),
+        gateways=tuple(
+            PathGateway(address=address, weight=1, origin=f"gateways of {settings.name}")
+            for address in dict.fromkeys(settings.gateways)
+        ),
+        settings=settings,
+        notes=tuple(f"there is no IPAddressPool {name}" for name, found in by_name.items() if not found),
+    )
+    return path, prefixes.merged(ranges)
+
+
+# --- BGP -------------------------------------------------------------------------------------------------------------
+
+
+def _announced(cluster: ClusterState) -> Iterator[Range]:
+    """The ranges of all pools that are announced by BGP. An advertisement that names no pools and selects none by
+    label announces all of them (MetalLB's API reference, BGPAdvertisementSpec); MetalLB's old configuration has the
+    protocol with each pool."""
+    advertisements = [a for a in cluster.advertisements if a.ref.kind == "BGPAdvertisement"]
+    for pool in cluster.pools:
+        if pool.protocol == "bgp" or (not pool.protocol and any(_announces(a, pool) for a in advertisements)):
+            yield from pool.ranges
+
+
+def _announces(advertisement: Advertisement, pool: AddressPool) -> bool:
+    if not advertisement.pools and not advertisement.pool_selectors:
+        return True
+    return pool.ref.name in advertisement.pools or any_selects(advertisement.pool_selectors, pool.labels)
+
+
+def _peers(cluster: ClusterState, config: Config, me: NodeName) -> tuple[tuple[PathGateway, ...], list[Rejection]]:
+    """The peers of this node, by address; of several with one address the first by name counts."""
+    labels = next((node.labels for node in cluster.nodes if node.name == me), {})
+    found: dict[Address, PathGateway] = {}
+    rejections: list[Rejection] = []
+    for peer in sorted(cluster.peers, key=lambda p: p.ref):
+        if peer.node_selectors and not any_selects(peer.node_selectors, labels):
+            continue
+        if peer.labels.get(ENABLED, "").lower() in _OFF:
+            continue
+        gateway, reason = _peer(peer, config.return_path.bgp.peer_weight)
+        if reason:
+            rejections.append(Rejection(ref=peer.ref, reason=reason))
+        if gateway:
+            found.setdefault(gateway.address, gateway)
+    return tuple(sorted(found.values(), key=lambda g: (g.address.version, int(g.address)))), rejections
+
+
+def _peer(peer: BGPPeer, weight: int) -> tuple[PathGateway | None, str]:
+    """The next hop that a peer is, and what is wrong with it."""
+    address: Address | str | None = peer.address
+    if ADDRESS in peer.labels:
+        address = address_of(peer.labels[ADDRESS])
+    if address is None:
+        return None, f"has no address (unnumbered), so it is no next hop; the label {ADDRESS} can give it one"
+    if isinstance(address, str):
+        return None, f"label {ADDRESS}: {peer.labels[ADDRESS]!r} is not {address}; the peer is no next hop"
+    text, reason = peer.labels.get(WEIGHT, str(weight)), ""
+    if text.isascii() and text.isdecimal() and 1 <= int(text) <= MAX_WEIGHT:
+        weight = int(text)
+    else:
+        reason = f"label {WEIGHT}: {text!r} is not a number from 1 to {MAX_WEIGHT}; the peer has the weight {weight}"
+    return PathGateway(address=address, weight=weight, origin=str(peer.ref)), reason

@@ -1,0 +1,404 @@
+"""What the cluster asks for, the same on every node: which pod addresses leave with which address through which node.
+
+`survey` reads the Services that opted in, decides each one's gateway and sources, and checks every claim on a pod's
+address. What this node has to do about it is decided in `egress`.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import collapse_addresses, ip_network
+
+from metaleg_node.config import Config
+from metaleg_node.core.model import (
+    FAMILIES,
+    Address,
+    AnnouncedBy,
+    Announcement,
+    ClusterState,
+    DestinationFilter,
+    EndpointSlice,
+    Family,
+    Network,
+    Node,
+    NodeName,
+    ObjectRef,
+    Rejection,
+    Service,
+)
+
+EXCLUDE_ANNOTATION = "metaleg.de/exclude-cidrs"
+ONLY_ANNOTATION = "metaleg.de/only-cidrs"
+
+NEVER_EGRESS: tuple[Network, ...] = tuple(
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8",  # this network, RFC 791
+        "127.0.0.0/8",  # loopback, RFC 1122
+        "169.254.0.0/16",  # link-local, RFC 3927
+        "224.0.0.0/4",  # multicast, RFC 5771
+        "255.255.255.255/32",  # limited broadcast, RFC 919
+        "::/128",  # unspecified, RFC 4291
+        "::1/128",  # loopback, RFC 4291
+        "fe80::/10",  # link-local, RFC 4291
+        "ff00::/8",  # multicast, RFC 4291
+    )
+)
+
+
+class Reason(enum.StrEnum):
+    """Why a Service's egress does not work in one family, or not at all; stable words, also a metric's label."""
+
+    NOT_LOAD_BALANCER = "not-load-balancer"
+    BAD_ANNOTATION = "bad-annotation"
+    NO_ADDRESS = "no-address"
+    BAD_ADDRESS = "bad-address"
+    NO_GATEWAY = "no-gateway"
+    SEVERAL_GATEWAYS = "several-gateways"
+    UNKNOWN_NODE = "unknown-node"
+    NO_INTERNAL_IP = "no-internal-ip"
+    OFF_LINK = "off-link"
+    NO_ROUTE = "no-route"
+    NO_SLOT = "no-slot"
+    NO_EXIT = "no-exit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obstacle:
+    """Why not: a word for machines and a sentence for people."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """The node that announces a Service's address, why it was chosen, and whether others claim it too."""
+
+    node: Node
+    why: str
+    ambiguous: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodAddress:
+    """One address that a Service's EndpointSlices name, and the node of its pod where the slice tells it."""
+
+    address: Address
+    node: NodeName | None
+    pod: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EgressService:
+    """One opted-in Service in one family. Either `gateway` and `source` are set, or `obstacle` is."""
+
+    service: Service
+    family: Family
+    pods: tuple[PodAddress, ...]
+    filter: DestinationFilter
+    source: Address | None = None
+    gateway: Gateway | None = None
+    obstacle: Obstacle | None = None
+
+    @property
+    def key(self) -> tuple[ObjectRef, Family]:
+        return self.service.ref, self.family
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Networks:
+    """The networks that decide what is inside the cluster; `inside` are in addition the destinations that the
+    configuration excludes from egress."""
+
+    pods: frozenset[Network]
+    cluster: frozenset[Network]
+    inside: frozenset[Network]
+    node_addresses: frozenset[Address]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """The result of `survey`; `services` are in order of age, which is also their precedence."""
+
+    services: tuple[EgressService, ...]
+    networks: Networks
+    nodes: Mapping[NodeName, Node]
+    rejections: tuple[Rejection, ...]
+
+    def gap(self, me: NodeName) -> str:
+        """What the state lacks, so that nothing can be decided for node `me`; empty if it is complete."""
+        if not self.services:
+            return ""
+        if not self.nodes:
+            return "there are no Node objects in the cluster's state; a state file needs them, too"
+        if me not in self.nodes:
+            names = _some(sorted(self.nodes))
+            return (
+                f"no Node is called {me}, there are {names}; set node.name to this node's name in `kubectl get nodes`"
+            )
+        if not self.networks.pods:
+            return "no pod network is known: no Node has spec.podCIDRs; set cluster.pod_cidrs"
+        return ""
+
+
+def survey(cluster: ClusterState, config: Config) -> Survey:
+    """Works out what the opted-in Services ask for."""
+    nodes = {node.name: node for node in cluster.nodes}
+    networks = _networks(cluster, config)
+    opted_in = sorted(
+        (s for s in cluster.services if s.labels.get(config.egress.label) == "true"),
+        key=lambda s: (s.created, s.ref),
+    )
+    announcements: dict[tuple[str, str], list[Announcement]] = defaultdict(list)
+    for announcement in cluster.announcements:
+        announcements[announcement.service].append(announcement)
+    checks = _Checks(networks, cluster)
+    pods, rejections = _claims(opted_in, cluster, checks)
+    rejections += _unclear_labels(cluster.services, config.egress.label)
+    services: list[EgressService] = []
+    for service in opted_in:
+        gateway = choose_gateway(announcements[_key(service)], nodes, config.egress.gateway_source)
+        services += _families(service, pods[service.ref].values(), gateway, checks)
+    return Survey(
+        services=tuple(services),
+        networks=networks,
+        nodes=nodes,
+        rejections=tuple(rejections),
+    )
+
+
+def _unclear_labels(services: Iterable[Service], label: str) -> Iterator[Rejection]:
+    for service in services:
+        value = service.labels.get(label, "true")
+        if value not in ("true", "false"):
+            yield Rejection(ref=service.ref, reason=f'label {label} is "{value}"; only "true" counts')
+
+
+def choose_gateway(
+    announcements: Sequence[Announcement], nodes: Mapping[NodeName, Node], sources: Iterable[AnnouncedBy]
+) -> Gateway | Obstacle:
+    """The node that announces a Service's address, by the first of `sources` that says anything.
+
+    Several ServiceL2Status objects may exist after a failover (F2): a Ready node beats one that is not, then the newest
+    wins, then the name. Several BGP announcers mean that answers may come in anywhere (F11): no gateway.
+    """
+    for source in sources:
+        said = [a for a in announcements if a.source is source]
+        names = sorted({a.node for a in said})
+        if not said:
+            continue
+        if source is AnnouncedBy.BGP_STATUS and len(names) > 1:
+            detail = f"announced by BGP from {len(names)} nodes ({_some(names)}); egress needs exactly one"
+            return Obstacle(reason=Reason.SEVERAL_GATEWAYS, detail=detail)
+        ready = {name: name in nodes and nodes[name].ready for name in names}
+        if source is AnnouncedBy.EVENTS:
+            best = max(said, key=lambda a: (a.since, a.node))
+        else:
+            best = max(said, key=lambda a: (ready[a.node], a.since, a.node))
+        if best.node not in nodes:
+            detail = f"{best.ref} names node {best.node}, which is not among the Node objects"
+            return Obstacle(reason=Reason.UNKNOWN_NODE, detail=detail)
+        ambiguous = len(names) > 1 and source is not AnnouncedBy.EVENTS
+        why = f"{best.node} announces it ({best.ref})" + (
+            f", preferred to {_some([n for n in names if n != best.node])}" if ambiguous else ""
+        )
+        return Gateway(node=nodes[best.node], why=why, ambiguous=ambiguous)
+    detail = "no node announces it: there is no ServiceL2Status, ServiceBGPStatus or event about it"
+    return Obstacle(reason=Reason.NO_GATEWAY, detail=detail)
+
+
+def filter_key(destinations: DestinationFilter) -> str:
+    """A short name for a filter, the same for the same networks; empty for one that lets everything count."""
+    if not destinations.exclude and not destinations.only:
+        return ""
+    text = ";".join(",".join(sorted(map(str, nets))) for nets in (destinations.exclude, destinations.only))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _key(service: Service) -> tuple[str, str]:
+    return service.ref.namespace, service.ref.name
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def merged(networks: Iterable[Network]) -> frozenset[Network]:
+    """The same addresses in the fewest networks, none inside another."""
+    both = list(networks)
+    v4 = collapse_addresses([n for n in both if n.version == 4])
+    v6 = collapse_addresses([n for n in both if n.version == 6])
+    return frozenset([*v4, *v6])
+
+
+class Membership:
+    """Tells quickly whether an address lies in any of some networks: one look-up per prefix length."""
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._by_length: dict[tuple[int, int], set[int]] = defaultdict(set)
+        for net in networks:
+            shift = net.max_prefixlen - net.prefixlen
+            self._by_length[net.version, shift].add(int(net.network_address) >> shift)
+
+    def __contains__(self, address: Address) -> bool:
+        number = int(address)
+        return any(v == address.version and number >> s in known for (v, s), known in self._by_length.items())
+
+
+def _networks(cluster: ClusterState, config: Config) -> Networks:
+    pods = merged([*(net for node in cluster.nodes for net in node.pod_cidrs), *config.cluster.pod_cidrs])
+    addresses = frozenset(a for node in cluster.nodes for a in (*node.addresses, *node.internal_ips))
+    inside = [*NEVER_EGRESS, *pods, *config.cluster.service_cidrs]
+    inside += [net for cidr in cluster.service_cidrs for net in cidr.networks]
+    inside += [ip_network(a) for a in addresses]
+    inside += [ip_network(a) for service in cluster.services for a in service.cluster_ips]
+    own = merged(inside)
+    return Networks(
+        pods=pods,
+        cluster=own,
+        inside=merged([*own, *config.egress.exclude_cidrs]),
+        node_addresses=addresses,
+    )
+
+
+def _claims(
+    services: Sequence[Service], cluster: ClusterState, checks: _Checks
+) -> tuple[dict[ObjectRef, dict[Address, PodAddress]], list[Rejection]]:
+    """The pods of each Service, oldest Service first; an address belongs to the first that claims it."""
+    slices: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
+    for endpoint_slice in cluster.endpoint_slices:
+        slices[endpoint_slice.ref.namespace, endpoint_slice.service].append(endpoint_slice)
+    owners: dict[Address, ObjectRef] = {}
+    pods: dict[ObjectRef, dict[Address, PodAddress]] = {service.ref: {} for service in services}
+    rejections: list[Rejection] = []
+    for service in services:
+        for endpoint_slice in slices[_key(service)]:
+            for pod, problem in checks.claims(endpoint_slice):
+                owner = service.ref if problem else owners.setdefault(pod.address, service.ref)
+                older = f"{pod.address} belongs to {owner}, which is older" if owner != service.ref else ""
+                if problem or older:
+                    rejections.append(Rejection(ref=endpoint_slice.ref, reason=problem or older))
+                else:
+                    pods[service.ref][pod.address] = pod
+    return pods, rejections
+
+
+class _Checks:
+    """What a Service may claim: a real pod's own addresses, so that no tenant can redirect another's traffic, and a
+    LoadBalancer address that is nobody else's."""
+
+    def __init__(self, networks: Networks, cluster: ClusterState) -> None:
+        self._pod_networks = Membership(networks.pods)
+        self._node_addresses = networks.node_addresses
+        host_network = {a for pod in cluster.pods if pod.host_network for a in pod.addresses}
+        self._host_addresses = networks.node_addresses | host_network
+        self._never_egress = Membership(NEVER_EGRESS)
+        self._addresses_of = {pod.ref: pod.addresses for pod in cluster.pods}
+
+    def claims(self, endpoint_slice: EndpointSlice) -> Iterator[tuple[PodAddress, str]]:
+        """Each address of the slice with the reason why it is not taken, empty for one that is."""
+        namespace = endpoint_slice.ref.namespace
+        for endpoint in endpoint_slice.endpoints:
+            target = endpoint.target
+            of_pod = target is not None and target.kind == "Pod" and target.namespace == namespace
+            for address in endpoint.addresses:
+                pod = PodAddress(address=address, node=endpoint.node, pod=target.name if target and of_pod else "")
+                yield pod, self._problem(address, target, of_pod=of_pod, controlled=endpoint_slice.controlled)
+
+    def _problem(self, address: Address, target: ObjectRef | None, *, of_pod: bool, controlled: bool) -> str:
+        if target and not of_pod:
+            return f"{address} is said to be of {target}, which is no pod of this namespace"
+        if not (of_pod or controlled):
+            return f"{address} has no targetRef to a pod, and the slice is not managed by Kubernetes"
+        if target and address not in self._addresses_of.get(target, (address,)):
+            return f"{address} is not an address of {target}"
+        if address in self._host_addresses:
+            return f"{address} is a node's address; pods of the host network have no egress of their own"
+        if address not in self._pod_networks:
+            return f"{address} is in no pod network (Node spec.podCIDRs, cluster.pod_cidrs)"
+        return ""
+
+    def source(self, address: Address | None, family: Family) -> Address | Obstacle:
+        """The LoadBalancer address of one family, or what is wrong with it."""
+        if address is None:
+            detail = f"the Service has no IPv{family} address in status.loadBalancer.ingress"
+            return Obstacle(reason=Reason.NO_ADDRESS, detail=detail)
+        wrong = ""
+        if address in self._node_addresses:
+            wrong = "is a node's own"
+        elif address in self._pod_networks:
+            wrong = "is in a pod network"
+        elif address in self._never_egress:
+            wrong = "is no host's address"
+        if wrong:
+            return Obstacle(reason=Reason.BAD_ADDRESS, detail=f"LoadBalancer address {address} {wrong}")
+        return address
+
+
+def _families(
+    service: Service, pods: Iterable[PodAddress], gateway: Gateway | Obstacle, checks: _Checks
+) -> Iterator[EgressService]:
+    """The Service once for each family that it has pods or an address in, or once if there is nothing at all."""
+    try:
+        destinations, obstacle = _filter(service.annotations), None
+    except ValueError as error:
+        destinations = DestinationFilter()
+        obstacle = Obstacle(reason=Reason.BAD_ANNOTATION, detail=str(error))
+    if service.type != "LoadBalancer":
+        detail = f"spec.type is {service.type or 'missing'}, must be LoadBalancer"
+        obstacle = Obstacle(reason=Reason.NOT_LOAD_BALANCER, detail=detail)
+    by_family = {f: tuple(p for p in pods if p.address.version == f) for f in FAMILIES}
+    addresses: dict[Family, Address] = {}
+    for address in service.ingress:
+        addresses.setdefault(address.version, address)
+    present = [f for f in FAMILIES if by_family[f] or f in addresses] or FAMILIES[:1]
+    for family in present:
+        source = obstacle or checks.source(addresses.get(family), family)
+        problem = source if isinstance(source, Obstacle) else gateway if isinstance(gateway, Obstacle) else None
+        yield EgressService(
+            service=service,
+            family=family,
+            pods=by_family[family],
+            filter=destinations,
+            source=None if isinstance(source, Obstacle) else source,
+            gateway=None if isinstance(gateway, Obstacle) else gateway,
+            obstacle=problem,
+        )
+
+
+def _filter(annotations: Mapping[str, str]) -> DestinationFilter:
+    """Raises ValueError naming the annotation and the value."""
+    return DestinationFilter(
+        exclude=_annotated(annotations, EXCLUDE_ANNOTATION), only=_annotated(annotations, ONLY_ANNOTATION)
+    )
+
+
+def _annotated(annotations: Mapping[str, str], name: str) -> frozenset[Network]:
+    if name not in annotations:
+        return frozenset()
+    words = [word.strip() for word in annotations[name].split(",")]
+    networks = []
+    for word in filter(None, words):
+        try:
+            networks.append(_network(word))
+        except ValueError as error:
+            raise ValueError(f"annotation {name}: {word[:60]!r} is no network: {str(error)[:120]}") from None
+    if not networks:
+        raise ValueError(f"annotation {name} is empty; give networks such as 10.0.0.0/8, or remove it")
+    return merged(networks)
+
+
+def _network(text: str) -> Network:
+    """Raises ValueError; also for a zone (RFC 4007), whose text may be anything, and for IPv4 in IPv6."""
+    if not re.fullmatch(r"[0-9A-Fa-f:.]{1,45}(/[0-9]{1,3})?", text):
+        raise ValueError("expected a network in CIDR form, such as 10.0.0.0/8 or 2001:db8::/32")
+    network = ip_network(text)
+    if network.version == 6 and int(network.network_address) >> 32 == 0xFFFF:
+        raise ValueError("IPv4 networks are written without ::ffff:")
+    return network
