@@ -1,0 +1,1 @@
+"""Where the cluster state comes from; every source fills the same store."""

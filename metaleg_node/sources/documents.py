@@ -1,0 +1,277 @@
+"""Turns the text of a state file into model objects, document by document.
+
+The YAML here is built from parser events instead of by PyYAML's constructors: that takes half the time, an item of a
+`kind: List` needs memory only until it is translated, and values follow the YAML 1.2 core schema, as Kubernetes means
+them: a time stays text, `1:30` is no number, `on` is no boolean.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Final
+
+import yaml
+
+from metaleg_node.core.manifests import NOTHING, Parsed, merge, parse
+from metaleg_node.core.model import ObjectRef, Rejection
+
+MAX_DEPTH: Final = 100
+"""How deep a document may be nested; Kubernetes objects stay below 20."""
+
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NO_OBJECT: Final = "is no Kubernetes object, but a list or a value"
+_STR_TAGS: Final = ("!", "tag:yaml.org,2002:str")
+_CONTAINER_TAGS: Final = (None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+_CONSTANTS: Final[dict[str, bool | None]] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_INTEGER: Final = re.compile(r"[-+]?[0-9]{1,18}")
+_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+
+
+class DocumentError(ValueError):
+    """A text that cannot be read. `line` counts from 1 in the text, `document` from 1 and from the text's start."""
+
+    def __init__(self, problem: str, *, line: int | None, document: int) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.line = line
+        self.document = document
+
+
+def yaml_warning() -> str | None:
+    """What to tell the operator when PyYAML comes without its C part; None if all is well."""
+    if hasattr(yaml, "CSafeLoader"):
+        return None
+    return (
+        "PyYAML has no C loader here (libyaml): a large YAML state file takes about twenty times as long; install a "
+        "PyYAML that is built with libyaml, or write the state file as JSON"
+    )
+
+
+def looks_like_json(content: bytes) -> bool:
+    """Whether a text begins as JSON objects do."""
+    return content[:4096].lstrip()[:1] in (b"{", b"[")
+
+
+def read_json(text: str, configmap: tuple[str, str]) -> list[Parsed]:
+    """The documents of a text of JSON objects, one after the other. Raises DocumentError."""
+    decoder = json.JSONDecoder()
+    parts: list[Parsed] = []
+    position = _skip_blanks(text, 0)
+    while position < len(text):
+        try:
+            raw, end = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            raise DocumentError(f"not valid JSON: {error.msg}", line=error.lineno, document=len(parts) + 1) from error
+        except (ValueError, RecursionError) as error:
+            line = text.count("\n", 0, position) + 1
+            raise DocumentError(f"JSON that cannot be read: {error}", line=line, document=len(parts) + 1) from error
+        if not isinstance(raw, dict):
+            line = text.count("\n", 0, position) + 1
+            raise DocumentError(_NO_OBJECT, line=line, document=len(parts) + 1)
+        parts.append(translate(raw, configmap))
+        position = _skip_blanks(text, end)
+    return parts
+
+
+def _skip_blanks(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+def read_yaml(text: str, configmap: tuple[str, str]) -> list[Parsed]:
+    """The documents of a YAML text; empty ones give an empty result each. Raises DocumentError."""
+    parts: list[Parsed] = []
+    builder = _Builder(configmap)
+    try:
+        for _ in _until_ends(text, builder):
+            parts.append(builder.finish())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else None
+        told = ", ".join(part for part in (error.context, error.problem) if part)
+        raise DocumentError(f"not valid YAML: {told}", line=line, document=len(parts) + 1) from error
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise DocumentError(f"not valid YAML: {problem}", line=None, document=len(parts) + 1) from error
+    except _RefusedError as error:
+        raise DocumentError(str(error), line=error.line, document=len(parts) + 1) from error
+    return parts
+
+
+def _until_ends(text: str, builder: _Builder) -> Iterator[None]:
+    """Feeds a text's events to a builder and stops at the end of each document."""
+    loader = _LOADER(text)
+    next_event, take = loader.get_event, builder.take
+    try:
+        while True:
+            event = next_event()
+            take(event)
+            if type(event) is yaml.DocumentEndEvent:
+                yield
+            elif type(event) is yaml.StreamEndEvent:
+                return
+    finally:
+        loader.dispose()
+
+
+def translate(raw: object, configmap: tuple[str, str]) -> Parsed:
+    """Reads one raw object, or a list of them; the ConfigMap of this namespace and name holds MetalLB's old
+    configuration as YAML."""
+    if not isinstance(raw, dict):
+        return parse(raw)
+    kind = raw.get("kind")
+    if kind == "ConfigMap":
+        return _old_configuration(raw, configmap) if _full_name(raw) == configmap else NOTHING
+    if kind not in ("List", "ConfigMapList") or not isinstance(items := raw.get("items"), list):
+        return parse(raw)
+    found = [one for one in items if isinstance(one, dict) and one.get("kind", kind[:-4]) == "ConfigMap"]
+    # For `parse` a ConfigMap is nothing.
+    return merge([parse(raw), *(translate({**one, "kind": "ConfigMap"}, configmap) for one in found)])
+
+
+def _old_configuration(raw: dict[str, object], configmap: tuple[str, str]) -> Parsed:
+    ref = ObjectRef(kind="ConfigMap", namespace=configmap[0], name=configmap[1])
+    data = raw.get("data")
+    text = data.get("config") if isinstance(data, dict) else None
+    if not isinstance(text, str):
+        return _rejected(ref, "data.config: is missing or no text; MetalLB's configuration is expected there")
+    try:
+        return merge(read_yaml(text, ("", "")))
+    except DocumentError as error:
+        return _rejected(ref, f"data.config: line {error.line or '?'}: {error.problem}")
+
+
+def _full_name(raw: dict[str, object]) -> tuple[object, object]:
+    metadata = raw.get("metadata")
+    return (metadata.get("namespace"), metadata.get("name")) if isinstance(metadata, dict) else (None, None)
+
+
+def _rejected(ref: ObjectRef, reason: str) -> Parsed:
+    return Parsed(rejections=(Rejection(ref=ref, reason=reason),))
+
+
+class _RefusedError(ValueError):
+    """Valid YAML that is not taken."""
+
+    def __init__(self, problem: str, event: yaml.Event) -> None:
+        super().__init__(problem)
+        self.line: int | None = event.start_mark.line + 1 if event.start_mark else None
+
+
+class _Builder:
+    """Builds one document after the other from parser events, without recursion."""
+
+    def __init__(self, configmap: tuple[str, str]) -> None:
+        self._configmap = configmap
+        self._start()
+
+    def _start(self) -> None:
+        self._root: object = None
+        self._open: list[dict[str, object] | list[object]] = []
+        self._keys: list[str | None] = []
+        self._items: list[Parsed] = []
+
+    def finish(self) -> Parsed:
+        """The document that just ended."""
+        root, items = self._root, self._items
+        self._start()
+        is_list = isinstance(root, dict) and str(root.get("kind")).endswith("List")
+        return merge([*(items if is_list else ()), translate(root, self._configmap)])
+
+    def take(self, event: yaml.Event) -> None:
+        # Most frequent first: this runs a hundred times for one object.
+        if isinstance(event, yaml.ScalarEvent):
+            self._scalar(event)
+        elif isinstance(event, yaml.MappingStartEvent):
+            self._begin({}, event)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            self._end()
+        elif isinstance(event, yaml.SequenceStartEvent):
+            self._begin([], event)
+        elif isinstance(event, yaml.AliasEvent):
+            raise _RefusedError(
+                f"the alias *{event.anchor}: aliases are not read, since a few of them can stand for any amount of "
+                "data; write the value out",
+                event,
+            )
+
+    def _scalar(self, event: yaml.ScalarEvent) -> None:
+        open_ = self._open
+        if not open_:
+            if _value(event) is not None:
+                raise _RefusedError(_NO_OBJECT, event)
+            return
+        holder = open_[-1]
+        if isinstance(holder, list):
+            holder.append(_value(event))
+            return
+        key = self._keys[-1]
+        if key is not None:
+            holder[key] = _value(event)
+            self._keys[-1] = None
+        elif event.value in holder:
+            raise _RefusedError(f"the key {event.value[:60]!r} is there twice in one mapping", event)
+        else:
+            self._keys[-1] = event.value
+
+    def _begin(self, container: dict[str, object] | list[object], event: yaml.CollectionStartEvent) -> None:
+        if event.tag not in _CONTAINER_TAGS:
+            raise _RefusedError(f"the tag {event.tag[:60]!r} is not read; write plain values", event)
+        if not self._open and isinstance(container, list):
+            raise _RefusedError(_NO_OBJECT, event)
+        if len(self._open) >= MAX_DEPTH:
+            raise _RefusedError(f"is nested more than {MAX_DEPTH} levels deep", event)
+        if self._open and isinstance(self._open[-1], dict) and self._keys[-1] is None:
+            raise _RefusedError("a key of a mapping is no text", event)
+        self._open.append(container)
+        self._keys.append(None)
+
+    def _end(self) -> None:
+        container = self._open.pop()
+        self._keys.pop()
+        if not self._open:
+            self._root = container
+            return
+        if self._is_item(container):
+            self._items.append(translate(container, self._configmap))
+            return
+        holder = self._open[-1]
+        key = self._keys[-1]
+        if isinstance(holder, list):
+            holder.append(container)
+        elif key is not None:
+            holder[key] = container
+            self._keys[-1] = None
+
+    def _is_item(self, value: object) -> bool:
+        """Whether a value is a whole object among the `items` of the document, so that it can be translated now."""
+        if len(self._open) != 2 or self._keys[0] != "items" or not isinstance(value, dict):
+            return False
+        kind = value.get("kind")
+        return isinstance(kind, str) and not kind.endswith("List")
+
+
+def _value(event: yaml.ScalarEvent) -> object:
+    """A scalar's value by the core schema, https://yaml.org/spec/1.2.2/#103-core-schema."""
+    text: str = event.value
+    if event.tag is not None:
+        if event.tag in _STR_TAGS:
+            return text
+        raise _RefusedError(f"the tag {event.tag[:60]!r} is not read; write plain values", event)
+    if not event.implicit[0]:
+        return text
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if text[0] in "0123456789+-.":
+        if _INTEGER.fullmatch(text):
+            return int(text)
+        if len(text) < 40 and _FLOAT.fullmatch(text):
+            return float(text)
+    return text
