@@ -1,0 +1,150 @@
+"""Connections that the kernel tracks: which there are, and forgetting some of them.
+
+The kernel decides about address translation once for each connection; to decide anew its entry must go. Entries are
+named by their original tuple, so a delete never hits another connection. Messages: linux/netfilter/
+nfnetlink_conntrack.h; the first attributes of an entry (original tuple, addresses, source) always come in that order
+(ctnetlink_fill_info), which is what the cheap first look relies on.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cache
+from ipaddress import IPv4Address, IPv6Address
+
+from metaleg_node.core.model import CONNTRACK_LABEL, FAMILIES, Address, Family, Flow
+from metaleg_node.kernel.errors import refusal
+from metaleg_node.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket, attribute, attributes, nested
+
+_GET, _DELETE = 0x0101, 0x0102
+_ORIGINAL, _REPLY, _ZONE, _LABELS = 1, 2, 18, 22
+_IP, _PROTOCOL = 1, 2
+_V4_SOURCE, _V4_DESTINATION, _V6_SOURCE, _V6_DESTINATION = 1, 2, 3, 4
+_NUMBER = 1
+_NFPROTO: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
+_GONE = 2
+"""ENOENT: the entry does not exist."""
+_BATCH = 100
+_FEW = 16
+"""So many addresses are looked for in a whole datagram of entries at once."""
+
+_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 58: "icmpv6", 132: "sctp", 136: "udplite"}
+_NUMBERS = {name: number for number, name in _NAMES.items()}
+_PORTS = (("sport", 2, "!H"), ("dport", 3, "!H"))
+_WORDS: dict[str, tuple[tuple[str, int, str], ...]] = {
+    "icmp": (("type", 5, "B"), ("code", 6, "B"), ("id", 4, "!H")),
+    "icmpv6": (("type", 8, "B"), ("code", 9, "B"), ("id", 7, "!H")),
+    "gre": (("srckey", 2, "!H"), ("dstkey", 3, "!H")),
+    **dict.fromkeys(("tcp", "udp", "dccp", "sctp", "udplite"), _PORTS),
+}
+"""What names a connection beside its addresses: conntrack(8)'s word, attribute type, encoding."""
+
+
+def flows(addresses: Collection[Address] | None) -> list[Flow]:
+    """The entries whose original source or destination is in `addresses`; None: all.
+
+    Of the calling thread's network namespace, both families. A protocol that conntrack(8) has no name for is told by
+    its number. Raises KernelError.
+    """
+    wanted = None if addresses is None else {address.packed for address in addresses}
+    found: list[Flow] = []
+    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+        for family in FAMILIES:
+            header = struct.pack("=BBH", _NFPROTO[family], 0, 0)
+            decode = _decoder(family)
+            few = wanted if wanted and len(wanted) <= _FEW else ()
+            for message in netlink.dump(_GET, header, f"list the IPv{family} connections", holding=few):
+                if wanted is None or _concerns(message.body, family, wanted):
+                    found.append(decode(message.body))
+    return found
+
+
+def delete(entries: Iterable[Flow]) -> int:
+    """Forgets exactly these entries and tells how many were still there. Raises KernelError."""
+    waiting = list(entries)
+    gone = 0
+    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+        for start in range(0, len(waiting), _BATCH):
+            batch = waiting[start : start + _BATCH]
+            codes = netlink.change(_DELETE, [_encode(flow) for flow in batch], "delete connections")
+            gone += _count_done(batch, codes)
+    return gone
+
+
+def _count_done(batch: Sequence[Flow], codes: Sequence[int]) -> int:
+    for flow, code in zip(batch, codes, strict=True):
+        if code not in (0, _GONE):
+            raise refusal(f"delete the {flow.protocol} connection {flow.source} to {flow.destination}", code)
+    return sum(code == 0 for code in codes)
+
+
+def _concerns(body: bytes, family: Family, wanted: set[bytes]) -> bool:
+    """A cheap look at the addresses in their fixed place, before an entry is taken apart."""
+    if family == 4:
+        source, destination = body[16:20], body[24:28]
+    else:
+        source, destination = body[16:32], body[36:52]
+    return source in wanted or destination in wanted
+
+
+def _is_ours(entry: dict[int, bytes]) -> bool:
+    labels = entry.get(_LABELS, b"")
+    word, bit = divmod(CONNTRACK_LABEL, 64)
+    return len(labels) >= 8 * (word + 1) and bool(struct.unpack_from("=Q", labels, 8 * word)[0] >> bit & 1)
+
+
+def _decoder(family: Family) -> Callable[[bytes], Flow]:
+    """A function from an entry's message to a Flow, which makes each address object once."""
+
+    @cache
+    def make(packed: bytes) -> Address:
+        return IPv4Address(packed) if family == 4 else IPv6Address(packed)
+
+    source, destination = (_V4_SOURCE, _V4_DESTINATION) if family == 4 else (_V6_SOURCE, _V6_DESTINATION)
+
+    def decode(body: bytes) -> Flow:
+        entry = attributes(body, 4)
+        original, reply = attributes(entry[_ORIGINAL]), attributes(entry[_REPLY])
+        forth, back = attributes(original[_IP]), attributes(reply[_IP])
+        protocol = attributes(original[_PROTOCOL])
+        number = protocol[_NUMBER][0]
+        name = _NAMES.get(number, str(number))
+        return Flow(
+            family=family,
+            protocol=name,
+            source=make(forth[source]),
+            destination=make(forth[destination]),
+            ports=_ports(name, protocol),
+            reply_source=make(back[source]),
+            reply_destination=make(back[destination]),
+            ours=_is_ours(entry),
+            zone=int.from_bytes(entry.get(_ZONE, b""), "big"),
+        )
+
+    return decode
+
+
+def _ports(name: str, protocol: dict[int, bytes]) -> tuple[tuple[str, str], ...]:
+    print_number = hex if name == "gre" else str
+    return tuple(
+        (word, print_number(int.from_bytes(protocol[kind], "big")))
+        for word, kind, _ in _WORDS.get(name, ())
+        if kind in protocol
+    )
+
+
+def _encode(flow: Flow) -> bytes:
+    """The request that names one entry: its original tuple and its zone."""
+    kinds = (_V4_SOURCE, _V4_DESTINATION) if flow.family == 4 else (_V6_SOURCE, _V6_DESTINATION)
+    addresses = [attribute(kinds[0], flow.source.packed), attribute(kinds[1], flow.destination.packed)]
+    number = _NUMBERS.get(flow.protocol) or int(flow.protocol)
+    values = dict(flow.ports)
+    protocol = [attribute(_NUMBER, bytes([number]))]
+    for word, kind, encoding in _WORDS.get(flow.protocol, ()):
+        if word in values:
+            protocol.append(attribute(kind, struct.pack(encoding, int(values[word], 0))))
+    original = nested(_ORIGINAL, nested(_IP, *addresses), nested(_PROTOCOL, *protocol))
+    zone = attribute(_ZONE, struct.pack("!H", flow.zone)) if flow.zone else b""
+    return struct.pack("=BBH", _NFPROTO[flow.family], 0, 0) + original + zone

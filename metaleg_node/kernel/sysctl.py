@@ -1,0 +1,165 @@
+"""Kernel settings: read, changed with the way back remembered, and put back.
+
+A name is written as in sysctl(8): when the first separator is a slash the name is the path below /proc/sys
+("net/ipv4/conf/eth0.100/rp_filter"); when it is a dot, dots separate and a slash stands for a dot within a part
+("net.ipv4.conf.eth0/100.rp_filter"). Records and answers keep the name as it was given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from metaleg_node.kernel.errors import KernelError, refusal
+
+_ROOT = Path("/proc/sys")
+_BOOT_ID = _ROOT / "kernel/random/boot_id"
+_RP_FILTER = _ROOT / "net/ipv4/conf"
+_SWAP = str.maketrans("./", "/.")
+
+Record = tuple[str, str]
+"""The value found before our first change, and the value that we set."""
+
+
+class Sysctls:
+    """Sysctls of the calling thread's network namespace; what we changed is kept in `state_dir`/sysctls.json.
+
+    The record holds for one boot of the machine: afterwards the settings are the operator's again.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._file = state_dir / "sysctls.json"
+
+    def read(self, names: Iterable[str]) -> dict[str, str]:
+        """The present values; a setting that does not exist (its interface is gone) is left out."""
+        found = {}
+        for name in names:
+            value = _read(name)
+            if value is not None:
+                found[name] = value
+        return found
+
+    def set(self, name: str, value: str) -> None:
+        """Writes a value and remembers, before the first change, what was there.
+
+        The record is on disk before the kernel changes, so that a kill in between leaves only a record of a change
+        that did not happen. Raises KernelError.
+        """
+        present = _read(name)
+        if present is None:
+            raise KernelError(f"cannot set {name} to {value}: there is no {_path(name)}; is the interface gone?")
+        records = self.remembered()
+        record = (records[name][0] if name in records else present, value)
+        if present != value and records.get(name) != record:
+            self._save({**records, name: record})
+        if present != value:
+            _write(name, value)
+
+    def remembered(self) -> dict[str, Record]:
+        """What was changed since the machine's boot and not restored: (original, ours) by name.
+
+        Raises KernelError when the record cannot be read.
+        """
+        try:
+            document = json.loads(self._file.read_text())
+            if document["boot_id"] != _boot_id():
+                return {}
+            return {str(name): (str(original), str(ours)) for name, (original, ours) in document["sysctls"].items()}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise KernelError(
+                f"cannot read {self._file}: {error.strerror}; it tells which sysctls to put back", code=error.errno or 0
+            ) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise KernelError(
+                f"{self._file} is damaged ({error}): compare the sysctls by hand, then delete the file"
+            ) from error
+
+    def restore(self, name: str) -> None:
+        """Puts the remembered value back, unless somebody else has changed it since, and forgets the record.
+
+        A name without record and a setting that no longer exists are fine. Raises KernelError.
+        """
+        records = self.remembered()
+        if name not in records:
+            return
+        original, ours = records.pop(name)
+        if _read(name) == ours:
+            _write(name, original)
+        self._save(records)
+
+    def rp_filter(self) -> dict[str, int]:
+        """net.ipv4.conf.NAME.rp_filter (0 off, 1 strict, 2 loose; RFC 3704) of every interface, of `all`, and of
+        `default`, which future interfaces begin with."""
+        found = {}
+        for interface in os.listdir(_RP_FILTER):
+            value = _read(f"net/ipv4/conf/{interface}/rp_filter")
+            if value is not None:
+                found[interface] = int(value)
+        return found
+
+    def _save(self, records: dict[str, Record]) -> None:
+        content = json.dumps({"boot_id": _boot_id(), "sysctls": records}, indent=2, sort_keys=True) + "\n"
+        try:
+            self._file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _replace(self._file, content)
+        except OSError as error:
+            raise KernelError(
+                f"cannot write {self._file}: {error.strerror}; no sysctl is changed unless it can be put back",
+                code=error.errno or 0,
+            ) from error
+
+
+def _path(name: str) -> Path:
+    dotted = "." in name and ("/" not in name or name.index(".") < name.index("/"))
+    parts = (name.translate(_SWAP) if dotted else name).split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise KernelError(f"{name!r} is not the name of a sysctl: see sysctl(8)")
+    return _ROOT.joinpath(*parts)
+
+
+def _read(name: str) -> str | None:
+    path = _path(name)
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise refusal(f"read {path}", error.errno or 0) from error
+
+
+def _write(name: str, value: str) -> None:
+    path = _path(name)
+    try:
+        # Python's text layer would hide a refused value until close; one plain write tells at once.
+        handle = os.open(path, os.O_WRONLY)
+        try:
+            os.write(handle, value.encode())
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise refusal(f"set {name} to {value}", error.errno or 0) from error
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip()
+
+
+def _replace(path: Path, content: str) -> None:
+    """Replaces a file so that after a crash either the old or the new content is there, readable by root alone."""
+    new = path.with_name(path.name + ".new")
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(handle, content.encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.replace(new, path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
