@@ -1,0 +1,356 @@
+"""The command line: reads arguments, calls the part that does the work, turns the result into an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn, get_args
+
+import metaleg_node
+from metaleg_node import config as configuration
+from metaleg_node.config import Config, ConfigError
+from metaleg_node.core import pools, survey
+from metaleg_node.core.model import ClusterState
+from metaleg_node.daemon import hooks, lock, report, status
+from metaleg_node.daemon import log as logs
+from metaleg_node.daemon.machine import Machine
+from metaleg_node.daemon.reconciler import (
+    IncompleteError,
+    Plan,
+    Reconciler,
+    carry_out,
+    cleanup_plan,
+    log_changes,
+    node_name,
+)
+from metaleg_node.daemon.service import Options, Service
+from metaleg_node.kernel.errors import KernelError
+from metaleg_node.sources import access_rights, state_file
+from metaleg_node.sources.saved_state import SavedState
+from metaleg_node.sources.store import Store
+
+EX_USAGE = 64
+EX_CONFIG = 78
+DEFAULT_CONFIG = Path("/etc/metaleg-node/config.toml")
+DEFAULT_RUNTIME_DIR = "/run/metaleg-node"
+DEFAULT_STATE_DIR = "/var/lib/metaleg-node"
+
+
+log = logging.getLogger(__name__)
+
+
+class Failure(Exception):  # noqa: N818 - it carries an exit status, not a program error
+    """Ends the command with a message and an exit status."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except ConfigError as error:
+        print(*error.problems, sep="\n", file=sys.stderr)
+        return EX_CONFIG
+    except Failure as error:
+        print(error, file=sys.stderr)
+        return error.code
+    except (lock.AlreadyRunning, IncompleteError, KernelError, status.StatusError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        # The reader of our output is gone, or the disk is full; nothing is left to say there, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"metaleg-node: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings, config = _settings(options)
+    _need_source(config, settings)
+    for key in configuration.not_yet_effective(config):
+        log.warning("%s: %s has no effect in this version", settings.config_file, key)
+    with lock.single_instance():
+        Service(settings, config).run()
+    return 0
+
+
+def _apply(options: argparse.Namespace) -> int:
+    settings, config = _settings(options)
+    cluster = _cluster(config)
+    with lock.single_instance(), Machine(settings.state_dir) as machine:
+        reconciler = Reconciler(machine, config)
+        plan = reconciler.plan(cluster)
+        _print_problems(plan)
+        log_changes(plan.changes)
+        if not _hooks(config, plan, "pre") and config.hooks.pre_failure == "abort":
+            raise Failure("hooks.pre failed and hooks.pre_failure is abort: nothing was changed")
+        outcome = reconciler.apply(plan).followed_by(reconciler.sweep_all(plan))
+        _hooks(config, plan, "post", result="ok" if outcome.ok else "failed")
+    print(f"{_counted(plan, 'change')}, {len(outcome.problems)} failed")
+    return 0 if outcome.ok else 1
+
+
+def _plan(options: argparse.Namespace) -> int:
+    settings, config = _settings(options)
+    cluster = _cluster(config)
+    with Machine(settings.state_dir) as machine:
+        plan = Reconciler(machine, config).plan(cluster)
+        paths = report.paths(plan, config)
+    _print_problems(plan)
+    if options.json:
+        print(report.plan_json(plan.changes, paths), end="")
+    else:
+        print(*(f"{status.paths_table(paths)}\n",) if paths else (), sep="", end="\n" if paths else "")
+        print(*plan.changes, _counted(plan, "change") if plan.changes else "nothing to do", sep="\n")
+    return 2 if plan.changes else 0
+
+
+def _cleanup(options: argparse.Namespace) -> int:
+    settings = _options(options)
+    try:
+        config = configuration.load(settings.config_file)
+    except ConfigError as error:
+        print(*error.problems, "cleaning up all the same", sep="\n", file=sys.stderr)
+        config = Config()
+    logs.setup(level=config.log.level, form=config.log.format)
+    with lock.single_instance(), Machine(settings.state_dir) as machine:
+        plan = cleanup_plan(machine)
+        log_changes(plan.changes)
+        outcome = carry_out(machine, plan.steps)
+        whole = machine.remembers
+    print(f"{_counted(plan, 'object')} removed or put back" if plan.changes else "nothing to clean up")
+    return 0 if outcome.ok and whole else 1
+
+
+def _check(options: argparse.Namespace) -> int:
+    settings = _options(options)
+    try:
+        config = settings.load()
+    except ConfigError as error:
+        problems = list(map(str, error.problems))
+    else:
+        for key in configuration.not_yet_effective(config):
+            print(f"{settings.config_file}: {key}: accepted, but without effect in this version")
+        problems = _state_problems(config)
+    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+    if not problems:
+        print(f"{settings.config_file}: good")
+    return EX_CONFIG if problems else 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    document = status.read(_options(options).runtime_dir)
+    running = lock.is_held()
+    if document is None or not running:
+        print("metaleg-node is not running" if not running else "metaleg-node runs, but has not told anything yet")
+        return 3
+    report.refresh(document["paths"])
+    if options.json:
+        print(json.dumps(document, indent=2))
+    else:
+        print(status.render(document, datetime.now(UTC)), end="")
+    return 0 if document["healthy"] else 1
+
+
+def _kubeconfig(options: argparse.Namespace) -> int:
+    """Says what it is about to do and asks on standard error, so that standard output is the kubeconfig alone."""
+    from metaleg_node.sources import service_account  # noqa: PLC0415 - only users of the API pay for its client
+
+    try:
+        print(service_account.announcement(options.admin, options.context, _objects(options)), file=sys.stderr)
+        if not options.yes:
+            print("go on? [y/N] ", end="", file=sys.stderr, flush=True)
+            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+                raise Failure("nothing was changed")
+        print(service_account.make(options.admin, options.context, _objects(options)), end="")
+    except service_account.Error as error:
+        raise Failure(str(error)) from error
+    return 0
+
+
+def _objects(options: argparse.Namespace) -> list[access_rights.Object]:
+    return access_rights.objects(options.metallb_namespace, options.metallb_configmap, options.namespace)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    # Only the demo needs the lab, and nobody else should pay for loading it.
+    from metaleg_node.lab.demo import demo  # noqa: PLC0415
+
+    del options
+    return demo()
+
+
+# --- what commands share ---------------------------------------------------------------------------------------------
+
+
+def _options(options: argparse.Namespace) -> Options:
+    return Options(
+        config_file=options.config,
+        runtime_dir=_directory(options.runtime_dir, "RUNTIME_DIRECTORY", DEFAULT_RUNTIME_DIR),
+        state_dir=_directory(options.state_dir, "STATE_DIRECTORY", DEFAULT_STATE_DIR),
+        log_level=options.log_level,
+    )
+
+
+def _directory(given: Path | None, variable: str, default: str) -> Path:
+    """The option, else what systemd gives (systemd.exec(5): several directories are separated by colons)."""
+    return given or Path(os.environ.get(variable, "").partition(":")[0] or default)
+
+
+def _settings(options: argparse.Namespace) -> tuple[Options, Config]:
+    """The configuration for a command that works with it; sets the log up. Raises ConfigError."""
+    settings = _options(options)
+    config = settings.load()
+    logs.setup(level=config.log.level, form=config.log.format)
+    return settings, config
+
+
+def _need_source(config: Config, settings: Options) -> None:
+    """Without credentials, and with nothing known from before, there is nothing that the service could do. Otherwise it
+    works with what it knows, and takes the credentials as soon as they are there. Raises ConfigError."""
+    if config.cluster.state_file:
+        return
+    from metaleg_node.sources import kubernetes_api  # noqa: PLC0415 - only users of the API pay for its client
+
+    problem = kubernetes_api.credentials_problem(config.cluster)
+    if problem and not SavedState(settings.state_dir).exists():
+        file = str(settings.config_file)
+        raise ConfigError((configuration.Problem(file=file, key="cluster.kubeconfig", message=problem),))
+
+
+def _cluster(config: Config) -> ClusterState:
+    """The cluster's state, for commands that look once. Raises Failure."""
+    if not config.cluster.state_file:
+        from metaleg_node.sources import kubernetes_api  # noqa: PLC0415 - only users of the API pay for its client
+
+        try:
+            return kubernetes_api.read(config)
+        except kubernetes_api.ApiError as error:
+            raise Failure(str(error)) from error
+    try:
+        loaded = state_file.load(Path(config.cluster.state_file), state_file.configmap_of(config))
+    except state_file.StateFileError as error:
+        raise Failure(f"state file: {error}") from error
+    store = Store(lambda: None)
+    store.replace_all(state_file.SOURCE, loaded.objects, loaded.rejections)
+    return store.snapshot()
+
+
+def _state_problems(config: Config) -> list[str]:
+    """What is wrong with the state file or the access to the API, as a whole or object by object; prints what the state
+    holds and which Services do not work."""
+    if not config.cluster.state_file:
+        from metaleg_node.sources import kubernetes_api  # noqa: PLC0415 - only users of the API pay for its client
+
+        if problems := list(kubernetes_api.problems(config)):
+            return problems
+    try:
+        cluster = _cluster(config)
+    except Failure as error:
+        return [str(error)]
+    surveyed = survey.survey(cluster, config)
+    for service in surveyed.services:
+        if service.obstacle:
+            print(f"{service.service.ref} (IPv{service.family}) has no egress: {service.obstacle.detail}")
+    names = {service.service.ref for service in surveyed.services}
+    pods = sum(len(service.pods) for service in surveyed.services)
+    found = f"{len(cluster.nodes)} nodes, {len(names)} Services with the label, {pods} addresses of their pods"
+    place = config.cluster.state_file or "Kubernetes API"
+    print(f"{place}: {found}; this node is {node_name(config)}")
+    wanted = pools.read(cluster, config, node_name(config))
+    for path in wanted.paths:
+        print(f"return path {path.name}: {len(path.networks)} networks, {len(path.gateways)} next hops")
+        print(*(f"return path {path.name}: {note}\n" for note in path.notes), sep="", end="")
+    rejected = (*cluster.rejections, *surveyed.rejections, *wanted.rejections)
+    gap = surveyed.gap(node_name(config))
+    return [*([gap] if gap else []), *(f"{place}: {r.ref}: {r.reason}" for r in rejected)]
+
+
+def _print_problems(plan: Plan) -> None:
+    for problem in report.problems(plan):
+        print(f"! {problem}", file=sys.stderr)
+
+
+def _counted(plan: Plan, noun: str) -> str:
+    return f"{len(plan.changes)} {noun}{'' if len(plan.changes) == 1 else 's'}"
+
+
+def _hooks(config: Config, plan: Plan, kind: hooks.Kind, result: str = "") -> bool:
+    """Whether all scripts went well; prints what is wrong with the others."""
+    failed = report.run_hooks(config, plan, kind, reason="apply", result=result)
+    print(*failed, sep="\n", end="\n" if failed else "", file=sys.stderr)
+    return not failed
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with the exit status that sysexits(3) has for wrong usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EX_USAGE, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="metaleg-node", description="Egress and return paths for MetalLB on bare-metal nodes.")
+    parser.add_argument("--version", action="version", version=f"metaleg-node {metaleg_node.__version__}")
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=f"default: {DEFAULT_CONFIG}"
+    )
+    parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help=f"default: {DEFAULT_RUNTIME_DIR}")
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help=f"default: {DEFAULT_STATE_DIR}")
+    parser.add_argument("--log-level", choices=get_args(configuration.LogLevel), help="instead of log.level")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    _command(commands, "run", _run, "reconcile until stopped; what systemd starts")
+    _command(commands, "apply", _apply, "reconcile once")
+    _command(commands, "plan", _plan, "show what apply would change, and why").add_argument(
+        "--json", action="store_true"
+    )
+    _command(commands, "cleanup", _cleanup, "remove everything of ours from the kernel")
+    _command(commands, "check", _check, "validate the configuration and the state file, or the access to the API")
+    _command(commands, "status", _status, "show what the running service does").add_argument(
+        "--json", action="store_true"
+    )
+    _kubeconfig_options(
+        _command(commands, "kubeconfig", _kubeconfig, "make the service account; print the kubeconfig for it")
+    )
+    _command(commands, "demo", _demo, "show it all in a throw-away network")
+    return parser
+
+
+def _kubeconfig_options(command: argparse.ArgumentParser) -> None:
+    cluster = configuration.ClusterSettings()
+    command.add_argument("--admin", type=Path, required=True, metavar="FILE", help="an administrator's kubeconfig")
+    command.add_argument("--context", default="", metavar="NAME", help="context of it; default: its current one")
+    command.add_argument("--namespace", default=access_rights.NAMESPACE, metavar="NAME", help="of the service account")
+    command.add_argument("--metallb-namespace", default=cluster.metallb_namespace, metavar="NAME")
+    command.add_argument("--metallb-configmap", default=cluster.metallb_configmap, metavar="NAME")
+    command.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _command(
+    commands: argparse._SubParsersAction[_Parser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    command.set_defaults(run=run)
+    return command

@@ -1,0 +1,118 @@
+"""Where the service has the cluster's state from: a state file, or the API with the last known state behind it."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from metaleg_node.config import Config
+from metaleg_node.core.model import ClusterState
+from metaleg_node.daemon.status import SourceStatus
+from metaleg_node.sources.saved_state import Saved, SavedState
+from metaleg_node.sources.state_file import StateFileSource, configmap_of
+from metaleg_node.sources.store import Store
+
+PATIENCE_SECONDS = 5.0
+"""How long an API that has not answered yet is waited for before the last known state is taken, where the kernel still
+holds what an earlier run put there: that may be some seconds newer than what was saved."""
+
+
+class Freshness(enum.StrEnum):
+    """How much the state is worth."""
+
+    LIVE = "live"
+    STALE = "stale"
+    WAITING = "waiting"
+
+
+class _Feed(Protocol):
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def ages(self) -> Mapping[str, float]: ...
+
+
+class ClusterSource:
+    """The source that a configuration names. `changed` is called from other threads."""
+
+    def __init__(self, config: Config, state_dir: Path, changed: Callable[[], None]) -> None:
+        self._config = config
+        self._feed: _Feed
+        self._saver: SavedState | None = None
+        if config.cluster.state_file:
+            self._store = Store(changed)
+            self._feed = StateFileSource(Path(config.cluster.state_file), self._store, configmap=configmap_of(config))
+        else:
+            # Who reads a state file should not pay for loading the API's client.
+            from metaleg_node.sources import kubernetes_api  # noqa: PLC0415
+
+            self._store = Store(changed, kubernetes_api.names(config))
+            self._feed = kubernetes_api.KubernetesSource(config, self._store)
+            self._saver = SavedState(state_dir, configmap_of(config))
+        self._saved: Saved | None = None
+        self._patient_until = 0.0
+        self._freshness = Freshness.WAITING
+
+    def start(self, *, patience: float) -> float:
+        """Begins to read. The last known state is taken when the API has not answered after `patience` seconds.
+
+        Returns after how many seconds `state` must be looked at again for that; 0: not at all.
+        """
+        if self._saver:
+            self._saved = self._saver.load()
+            self._saver.start()
+        self._patient_until = time.monotonic() + patience
+        self._feed.start()
+        return patience if self._saved else 0.0
+
+    def stop(self) -> None:
+        """Ends all threads; what is to be saved is saved."""
+        self._feed.stop()
+        if self._saver:
+            self._saver.stop()
+
+    def state(self) -> ClusterState | None:
+        """The state to work with now; None while none is known."""
+        if self._store.loaded:
+            self._freshness, self._saved = Freshness.LIVE, None
+            state = self._store.snapshot()
+            if self._saver:
+                self._saver.offer(state)
+            return state
+        if self._saved and time.monotonic() >= self._patient_until:
+            self._freshness = Freshness.STALE
+        return self._saved.state if self._saved and self._freshness is Freshness.STALE else None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What hinders the source, a sentence each."""
+        if self._freshness is Freshness.STALE and self._saved:
+            return (f"the last known state, of {self._saved.time}, is in force", *self._store.problems)
+        return self._store.problems
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the state is known to be up to date."""
+        return self._freshness is Freshness.LIVE and not self._store.problems
+
+    @property
+    def stale(self) -> bool:
+        return self._freshness is Freshness.STALE
+
+    def ages(self) -> Mapping[str, float]:
+        """For each watch: the seconds since the server last said anything."""
+        return self._feed.ages()
+
+    def status(self) -> SourceStatus:
+        """For people and programs."""
+        return SourceStatus(
+            kind="state file" if self._config.cluster.state_file else "Kubernetes API",
+            place=self._config.cluster.state_file or self._config.cluster.kubeconfig,
+            state=self._freshness.value,
+            since=self._saved.time if self._saved and self.stale else None,
+            missing=list(self._store.missing),
+        )

@@ -1,0 +1,99 @@
+"""Where log lines go and what they look like.
+
+Under systemd each line carries its priority (sd-daemon(3)), so that `journalctl -p` works, and no time, which the
+journal adds. Cluster objects cannot forge lines: what is not printable is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TextIO
+
+from metaleg_node.text import printable
+
+_OWN = "metaleg_node"
+_PRIORITIES = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+"""syslog(3) priorities: err, warning, info, debug."""
+
+
+def setup(*, level: str, form: str, stream: TextIO | None = None, environ: Mapping[str, str] = os.environ) -> None:
+    """Sends this program's log to `stream` (standard error when None); calling it again replaces the former set-up.
+
+    `level` is error, warning, info or debug; libraries are heard from warning on only, because urllib3 and the
+    Kubernetes client put whole answers, secrets included, into their debug log. `form` is "json" (one object a
+    line), "text" (with time and level) or "auto": text, in the journal's form when `stream` is the journal.
+    """
+    stream = sys.stderr if stream is None else stream
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_formatter(form, stream, environ))
+    wanted = getattr(logging, level.upper())
+    logging.basicConfig(level=max(wanted, logging.WARNING), handlers=[handler], force=True)
+    logging.getLogger(_OWN).setLevel(wanted)
+    logging.captureWarnings(True)
+
+
+def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether `stream` is connected to the journal: JOURNAL_STREAM holds its device and inode (systemd.exec(5))."""
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def _formatter(form: str, stream: TextIO, environ: Mapping[str, str]) -> logging.Formatter:
+    if form == "json":
+        return JsonFormatter()
+    if form == "auto" and is_journal(stream, environ):
+        return JournalFormatter()
+    return TextFormatter()
+
+
+class JournalFormatter(logging.Formatter):
+    """`<N>message`; a traceback's lines follow, each indented, so that none can pass for a message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        start = self.start(record)
+        return "\n".join([start + printable(record.getMessage()), *(f"{start}    {line}" for line in _trace(record))])
+
+    def start(self, record: logging.LogRecord) -> str:
+        """What each line begins with."""
+        return f"<{_PRIORITIES.get(record.levelno, _PRIORITIES[logging.ERROR])}>"
+
+
+class TextFormatter(JournalFormatter):
+    """`2026-01-31T12:00:00.123Z warning: message`, the time in UTC."""
+
+    def start(self, record: logging.LogRecord) -> str:
+        return f"{_time(record)} {record.levelname.lower()}: "
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (RFC 3339, UTC), level, logger, message and, of an exception, traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        document = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if trace := _trace(record):
+            document["traceback"] = "\n".join(trace)
+        return json.dumps(document)
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _trace(record: logging.LogRecord) -> list[str]:
+    if not record.exc_info:
+        return []
+    return [printable(line) for line in logging.Formatter().formatException(record.exc_info).split("\n")]

@@ -1,0 +1,178 @@
+"""This node's kernel as one thing: observed as a `NodeState`, changed step by step.
+
+The only place that knows which module of `kernel` carries out which operation. The packet filter is remembered from
+one look to the next, since listing ten thousand elements costs more than all the rest; a notification about our
+table, or a full comparison, makes the next look a real one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from metaleg_node.core import diff, flows
+from metaleg_node.core.model import Address, Firewall, Host, Questions, Routing
+from metaleg_node.kernel import conntrack, monitor, nftables
+from metaleg_node.kernel.errors import KernelError
+from metaleg_node.kernel.routing import RoutingControl
+from metaleg_node.kernel.sysctl import Sysctls
+
+log = logging.getLogger(__name__)
+
+_MANY_FLOWS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirewallView:
+    """The packet filter as understood, and which parts of it others altered."""
+
+    firewall: Firewall | None
+    damage: tuple[str, ...]
+
+
+class Machine:
+    """The kernel of the network namespace that this process runs in. Used by one thread."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._routing = RoutingControl()
+        self._sysctls = Sysctls(state_dir)
+        self.remembers = True
+        """Whether the record of changed sysctls could be read so far."""
+        self._seen: nftables.Observed | None = None
+        self._generation: int | None = None
+
+    def __enter__(self) -> Self:
+        self._routing.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._routing.close()
+
+    @property
+    def own_ports(self) -> Collection[int]:
+        """The netlink port ids of our own rtnetlink writes."""
+        return self._routing.port_ids
+
+    # --- observing ---------------------------------------------------------------------------------------------------
+
+    def firewall_changed(self) -> bool:
+        """Whether the packet filter changed since we last saw or wrote it; then it will be read again."""
+        if self._seen is not None and self._generation == monitor.generation():
+            return False
+        self._seen = None
+        return True
+
+    def forget_firewall(self) -> None:
+        """Makes the next look a real one."""
+        self._seen = None
+
+    def firewall(self) -> FirewallView:
+        """Raises KernelError."""
+        if self._seen is not None:
+            return FirewallView(firewall=self._seen.firewall, damage=())
+        generation = monitor.generation()
+        seen = nftables.observe()
+        self._seen, self._generation = seen, generation
+        return FirewallView(firewall=seen.firewall, damage=nftables.damage(seen))
+
+    def routing(self, tables: Collection[int]) -> Routing:
+        """Our rules and routes, and what others put into `tables`. Raises KernelError."""
+        return self._routing.observe(tables)
+
+    def host(self, questions: Questions) -> Host:
+        """The facts that were asked for. Raises KernelError."""
+        interfaces, on_link = self._routing.lookup(questions.addresses)
+        originals = self._originals()
+        return Host(
+            addresses=self._routing.addresses(),
+            interfaces=interfaces,
+            on_link=on_link,
+            rp_filter=self._rp_filter({*interfaces.values(), *questions.links}, questions, originals),
+            arp=self._settings("all", ("arp_ignore", "arp_announce"), originals) if questions.arp else {},
+            links=self._routing.links(questions.links),
+            connected=self._routing.connected() if questions.connected else frozenset(),
+        )
+
+    def _rp_filter(self, names: set[str], questions: Questions, originals: Mapping[str, str]) -> dict[str, int]:
+        if questions.all_rp_filters:
+            names |= self._sysctls.rp_filter().keys()
+        found = {name: self._settings(name, ("rp_filter",), originals) for name in {"all", *names}}
+        return {name: values["rp_filter"] for name, values in found.items() if values}
+
+    def _settings(self, interface: str, keys: Iterable[str], originals: Mapping[str, str]) -> dict[str, int]:
+        """IPv4 settings of an interface, as the operator has them."""
+        paths = {f"net/ipv4/conf/{interface}/{key}": key for key in keys}
+        present = self._sysctls.read(paths)
+        return {key: int(originals.get(path, present[path])) for path, key in paths.items() if path in present}
+
+    def sysctls(self, wanted: Iterable[str]) -> dict[str, str]:
+        """The present values of the wanted sysctls and of those that we changed."""
+        return self._sysctls.read({*wanted, *self._remembered()})
+
+    def _originals(self) -> Mapping[str, str]:
+        """What the operator had set, where we have changed it: decisions must not rest on our own doing."""
+        return {name: original for name, (original, _) in self._remembered().items()}
+
+    def _remembered(self) -> Mapping[str, tuple[str, str]]:
+        """An unreadable record must not keep the rest from working; `set` refuses until it is mended."""
+        try:
+            return self._sysctls.remembered()
+        except KernelError as error:
+            log.error("%s", error)
+            self.remembers = False
+            return {}
+
+    # --- acting ------------------------------------------------------------------------------------------------------
+
+    def carry_out(self, operation: diff.Operation) -> int:
+        """Does one thing; returns how many conntrack entries it deleted. Raises KernelError."""
+        match operation:
+            case diff.PutFirewall(firewall=firewall):
+                self._put_firewall(firewall)
+            case diff.SweepFlows(firewall=firewall, addresses=addresses):
+                return self._sweep(firewall, addresses)
+            case diff.SetSysctl(name=name, value=value):
+                self._sysctls.set(name, value)
+            case diff.RestoreSysctl(name=name):
+                self._sysctls.restore(name)
+            case _:
+                self._route(operation)
+        return 0
+
+    def _route(self, operation: diff.Operation) -> None:
+        match operation:
+            case diff.PutRoute(route=route):
+                self._routing.put_route(route)
+            case diff.DeleteRoute(route=route):
+                self._routing.delete_route(route)
+            case diff.AddRule(rule=rule):
+                self._routing.add_rule(rule)
+            case diff.DeleteRule(rule=rule):
+                self._routing.delete_rule(rule)
+            case diff.DeleteForeignRoute(item=item):
+                self._routing.delete_foreign_route(item)
+            case diff.DeleteForeignRule(item=item):
+                self._routing.delete_foreign_rule(item)
+
+    def _put_firewall(self, firewall: Firewall | None) -> None:
+        before = monitor.generation()
+        seen = self._seen or nftables.observe()
+        trusted = before == self._generation
+        self._seen = None
+        written, committed = nftables.apply(seen, firewall)
+        # When somebody committed since the last look, or between our own commit and now, our idea of the table may be
+        # wrong: the next look must be a real one.
+        after = before + committed
+        if trusted and monitor.generation() == after:
+            self._seen, self._generation = written, after
+
+    def _sweep(self, firewall: Firewall, addresses: frozenset[Address] | None) -> int:
+        local = self._routing.addresses()
+        stale = list(flows.stale(conntrack.flows(addresses), firewall, local))
+        for flow, reason in stale[:_MANY_FLOWS]:
+            log.debug("conntrack: forgetting %s %s to %s: %s", flow.protocol, flow.source, flow.reply_source, reason)
+        return conntrack.delete(flow for flow, _ in stale)

@@ -1,0 +1,275 @@
+"""The service's Prometheus metrics.
+
+Labels are bounded by the labelled Services and by words of this program; pods never become labels. What describes the
+cluster is swapped as one value, so that a scrape never sees half of an update.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from email.message import Message
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from metaleg_node.core.model import Address
+from metaleg_node.daemon.web import Response, WebServer
+from metaleg_node.kernel import neighbours
+from metaleg_node.kernel.errors import KernelError
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "metaleg_node"
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class GatewayInfo:
+    """Which node announces which address of which Service (namespace/name); `node` is empty while none does."""
+
+    service: str
+    address: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathInfo:
+    """A return path: whether it does anything, for how many networks, by which next hops (address, interface)."""
+
+    name: str
+    active: bool
+    networks: int
+    next_hops: tuple[tuple[Address, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """The cluster as this node last understood it: numbers of labelled Services, of egress pod addresses, of Services
+    that cannot be served (by reason) or that several nodes announce, and of objects not used."""
+
+    services: int = 0
+    pods: int = 0
+    gateways: frozenset[GatewayInfo] = frozenset()
+    unavailable: Mapping[str, int] = field(default_factory=dict)
+    ambiguous: int = 0
+    rejected: int = 0
+    paths: tuple[PathInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Counters of the packet filter, since its table was made."""
+
+    snat_packets: int
+    snat_bytes: int
+    rejected_packets: int
+
+
+class Metrics:
+    """What the loop reports; every method is cheap and may be called from any thread.
+
+    `traffic` reads the packet filter's counters at each scrape; None when there are none yet. It may raise
+    KernelError; then the scrape goes without them. `watches` tells how long the API has been silent about each thing
+    that is watched, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        version: str,
+        traffic: Callable[[], Traffic | None],
+        watches: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
+        self._registry = CollectorRegistry()
+        self._source_seen = time.monotonic()
+        self._last_gateways: dict[tuple[str, str], str] = {}
+        self._cluster = _ClusterCollector()
+        ProcessCollector(registry=self._registry)
+        self._registry.register(self._cluster)
+        self._registry.register(_TrafficCollector(traffic))
+        self._registry.register(_WatchCollector(watches))
+        self._make_own()
+        Info(f"{_PREFIX}_build", "The running version.", registry=self._registry).info({"version": version})
+
+    def _make_own(self) -> None:
+        self._reconcile_seconds = Histogram(
+            f"{_PREFIX}_reconcile_seconds",
+            "Time from the start of a reconcile to its end.",
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._last_sync = self._gauge("last_sync_timestamp_seconds", "Unix time of the last complete reconcile.")
+        self._source_age = self._gauge(
+            "source_age_seconds", "Time since the source last confirmed the cluster state, or since the start."
+        )
+        self._source_age.set_function(lambda: time.monotonic() - self._source_seen)
+        self._stale = self._gauge("state_stale", "Whether the last known state is in force, for want of the API.")
+        self._config_valid = self._gauge("config_valid", "Whether the configuration file, as last read, is in force.")
+        self._reconcile_errors = self._counter("reconcile_errors", "Reconciles that did not complete.")
+        self._changes = self._counter("changes_applied", "Changes made in the kernel.", "kind")
+        self._drift = self._counter("drift_repaired", "What others had changed and was put back.", "kind")
+        self._flushed = self._counter("conntrack_flushed", "Conntrack entries deleted.")
+        self._gateway_changes = self._counter("gateway_changes", "Moves of a Service's address to another node.")
+        self._config_failures = self._counter("config_reload_failures", "Reloads refused because of a bad file.")
+        self._hook_failures = self._counter("hook_failures", "Hooks that failed.", "hook")
+        for kind in ("pre", "post"):
+            self._hook_failures.labels(kind)
+
+    def reconciled(self, *, seconds: float, complete: bool, changes: Mapping[str, int]) -> None:
+        """A reconcile ended. `changes` counts what it did, by the kind of object (rule, route, firewall …)."""
+        self._reconcile_seconds.observe(seconds)
+        for kind, count in changes.items():
+            self._changes.labels(kind).inc(count)
+        if complete:
+            self._last_sync.set(time.time())
+        else:
+            self._reconcile_errors.inc()
+
+    def drift(self, kind: str, count: int = 1) -> None:
+        """Something that others had changed was put back."""
+        self._drift.labels(kind).inc(count)
+
+    def conntrack_flushed(self, entries: int) -> None:
+        """So many conntrack entries were deleted."""
+        self._flushed.inc(entries)
+
+    def hook_failed(self, kind: Literal["pre", "post"]) -> None:
+        """A hook failed, timed out or was refused."""
+        self._hook_failures.labels(kind).inc()
+
+    def config_loaded(self) -> None:
+        """The configuration file was read and is in force."""
+        self._config_valid.set(1)
+
+    def config_refused(self) -> None:
+        """The configuration file was read again and is bad; the old one stays in force."""
+        self._config_valid.set(0)
+        self._config_failures.inc()
+
+    def source_confirmed(self) -> None:
+        """The source said that its state is up to date."""
+        self._source_seen = time.monotonic()
+
+    def source_stale(self, stale: bool) -> None:
+        """Whether the last known state is in force."""
+        self._stale.set(stale)
+
+    def cluster(self, overview: Overview) -> None:
+        """The cluster was understood anew. A gateway change is counted when an address comes to another node than the
+        one it was last on, also when it was on none between."""
+        gateways: dict[tuple[str, str], str] = {}
+        for info in overview.gateways:
+            key = info.service, info.address
+            last = self._last_gateways.get(key, "")
+            gateways[key] = info.node or last
+            if last and gateways[key] != last:
+                self._gateway_changes.inc()
+        self._last_gateways = gateways
+        self._cluster.overview = overview
+
+    def server(self, listen: tuple[str, int]) -> WebServer:
+        """A server of /metrics, not yet started."""
+        return WebServer("metrics.listen", listen, {"/metrics": self.page})
+
+    def page(self, headers: Message) -> Response:
+        """The metrics in the format that the Accept header asks for: Prometheus' text or OpenMetrics."""
+        encode, content_type = choose_encoder(headers.get("Accept") or "")
+        return Response(content_type=content_type, body=encode(self._registry))
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"{_PREFIX}_{name}", text, registry=self._registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", text, labels, registry=self._registry)
+
+
+class _ClusterCollector(Collector):
+    def __init__(self) -> None:
+        self.overview = Overview()
+
+    def collect(self) -> Iterator[Metric]:
+        now = self.overview
+        yield _number("services", "Services that carry the egress label.", now.services)
+        yield _number("pods", "Pod addresses of these Services.", now.pods)
+        yield _number("ambiguous_gateway", "Services that several nodes announce.", now.ambiguous)
+        yield _number("rejected_objects", "Cluster objects, or parts of them, that are not used.", now.rejected)
+        reasons = GaugeMetricFamily(
+            f"{_PREFIX}_no_gateway", "Services without egress, by reason, counted per IP family.", labels=["reason"]
+        )
+        for reason, count in sorted(now.unavailable.items()):
+            reasons.add_metric([reason], count)
+        yield reasons
+        gateways = GaugeMetricFamily(
+            f"{_PREFIX}_gateway_info", "The gateway of each address.", labels=["service", "address", "node"]
+        )
+        for info in sorted(info for info in now.gateways if info.node):
+            gateways.add_metric([info.service, info.address, info.node], 1)
+        yield gateways
+        yield from _path_metrics(now.paths)
+
+
+def _path_metrics(paths: tuple[PathInfo, ...]) -> Iterator[Metric]:
+    active = GaugeMetricFamily(f"{_PREFIX}_return_path", "Whether a return path is active.", labels=["path"])
+    networks = GaugeMetricFamily(f"{_PREFIX}_return_path_networks", "Networks of a return path.", labels=["path"])
+    hops = GaugeMetricFamily(
+        f"{_PREFIX}_return_path_next_hop",
+        "The next hops of a return path, with their state in the neighbour table.",
+        labels=["path", "address", "interface", "state"],
+    )
+    try:
+        states = neighbours.states(hop for path in paths for hop in path.next_hops)
+    except KernelError as error:
+        log.warning("metrics without the state of next hops: %s", error)
+        states = {}
+    for path in paths:
+        active.add_metric([path.name], float(path.active))
+        networks.add_metric([path.name], path.networks)
+        for address, interface in path.next_hops:
+            state = states.get((address, interface), neighbours.UNKNOWN)
+            hops.add_metric([path.name, str(address), interface, state], 1)
+    yield from (active, networks, hops)
+
+
+class _TrafficCollector(Collector):
+    def __init__(self, read: Callable[[], Traffic | None]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            traffic = self._read()
+        except KernelError as error:
+            log.warning("metrics without the packet filter's counters: %s", error)
+            return
+        if traffic:
+            yield _count("snat_packets", "Packets that left here with a LoadBalancer address.", traffic.snat_packets)
+            yield _count("snat_bytes", "Bytes of these packets.", traffic.snat_bytes)
+            yield _count("rejected_packets", "Outward packets of egress pods refused.", traffic.rejected_packets)
+
+
+class _WatchCollector(Collector):
+    def __init__(self, ages: Callable[[], Mapping[str, float]]) -> None:
+        self._ages = ages
+
+    def collect(self) -> Iterator[Metric]:
+        found = GaugeMetricFamily(
+            f"{_PREFIX}_watch_age_seconds",
+            "Time since the API last said anything about a resource; bookmarks come about once a minute.",
+            labels=["resource"],
+        )
+        for name, age in sorted(self._ages().items()):
+            found.add_metric([name], age)
+        yield found
+
+
+def _number(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"{_PREFIX}_{name}", text, value=value)
+
+
+def _count(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"{_PREFIX}_{name}", text, value=value)

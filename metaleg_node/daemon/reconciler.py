@@ -1,0 +1,165 @@
+"""One reconcile: observe, decide, act. The same code serves `run`, `apply`, `plan` and `cleanup`."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from metaleg_node.config import Config
+from metaleg_node.core import desired, diff, egress, pools, slots, survey
+from metaleg_node.core.model import ClusterState, NodeName, NodeState, Slot
+from metaleg_node.daemon.machine import Machine
+from metaleg_node.kernel.errors import KernelError
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 50
+"""Changes that the log shows one by one; a first apply may have thousands."""
+
+
+def node_name(config: Config) -> NodeName:
+    """This node's name: the configured one, else the host name in lower case, as the kubelet's default is."""
+    return NodeName(config.node.name or socket.gethostname().lower())
+
+
+class IncompleteError(Exception):
+    """The state lacks something without which every decision would be wrong; the kernel stays as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What would be done now, and what it rests on."""
+
+    desired: desired.Desired
+    steps: tuple[diff.Step, ...]
+    survey: survey.Survey | None = None
+
+    @property
+    def changes(self) -> tuple[diff.Change, ...]:
+        return diff.changes(self.steps)
+
+
+_NEEDED_BY_MARKS = diff.DeleteRule | diff.DeleteRoute | diff.PutFirewall
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a plan: what failed, whether connections may still be bound to a former source, how many conntrack
+    entries went, and changes done by kind."""
+
+    problems: tuple[str, ...] = ()
+    unswept: bool = False
+    flushed: int = 0
+    done: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def followed_by(self, other: Outcome) -> Outcome:
+        """Both together."""
+        return Outcome(
+            problems=self.problems + other.problems,
+            unswept=self.unswept or other.unswept,
+            flushed=self.flushed + other.flushed,
+            done=Counter(self.done) + Counter(other.done),
+        )
+
+
+class Reconciler:
+    """Plans and applies for one configuration."""
+
+    def __init__(self, machine: Machine, config: Config) -> None:
+        self._machine = machine
+        self._config = config
+        self.node = node_name(config)
+        self._surveyed: tuple[ClusterState, survey.Survey, pools.WantedPaths] | None = None
+
+    def plan(self, cluster: ClusterState) -> Plan:
+        """Compares the kernel with what this state of the cluster asks for. Raises KernelError, and IncompleteError
+        when the state does not tell enough to change anything."""
+        surveyed, wanted = self._survey(cluster)
+        if self._config.egress.enabled and (gap := surveyed.gap(self.node)):
+            raise IncompleteError(f"{gap}; nothing is changed until then")
+        view = self._machine.firewall()
+        held = view.firewall.holders if view.firewall else {}
+        if view.firewall is None or view.damage:
+            held = {**self._held_by_routes(surveyed), **held}
+        host = self._machine.host(desired.questions(surveyed, wanted, self._config, self.node))
+        result = desired.desired(surveyed, wanted, self._config, self.node, host, held=held)
+        before = NodeState(
+            routing=self._machine.routing(result.tables),
+            firewall=view.firewall,
+            sysctls=self._machine.sysctls(result.state.sysctls),
+        )
+        steps = diff.steps(
+            before,
+            result.state,
+            why=egress.why(result.services),
+            damage=view.damage,
+        )
+        return Plan(desired=result, steps=steps, survey=surveyed)
+
+    def sweep_all(self, plan: Plan) -> Outcome:
+        """Deletes all conntrack entries that contradict a plan's firewall: what an earlier run may have left undone."""
+        firewall = plan.desired.state.firewall
+        sweep = diff.Step(operation=diff.SweepFlows(firewall=firewall, addresses=None)) if firewall else None
+        return carry_out(self._machine, (sweep,) if sweep else ())
+
+    def apply(self, plan: Plan) -> Outcome:
+        """Carries the steps out, in order. A step that fails does not keep the next from being tried, with one
+        exception: while the packet filter still marks packets, no route or rule that they need is taken away."""
+        return carry_out(self._machine, plan.steps)
+
+    def _held_by_routes(self, surveyed: survey.Survey) -> Mapping[Slot, NodeName]:
+        """Who holds which slot, where the packet filter that names them is lost."""
+        return slots.held_by_routes(
+            self._machine.routing(()).routes, surveyed.nodes.values(), self._config.firewall.route_table_base
+        )
+
+    def _survey(self, cluster: ClusterState) -> tuple[survey.Survey, pools.WantedPaths]:
+        if self._surveyed is None or self._surveyed[0] is not cluster:
+            wanted = pools.read(cluster, self._config, self.node)
+            self._surveyed = cluster, survey.survey(cluster, self._config), wanted
+        return self._surveyed[1:]
+
+
+def carry_out(machine: Machine, steps: tuple[diff.Step, ...]) -> Outcome:
+    """Carries out ordered steps; see `Reconciler.apply`."""
+    problems: list[str] = []
+    done: Counter[str] = Counter()
+    flushed = 0
+    failed: set[type] = set()
+    for step in steps:
+        operation = step.operation
+        if diff.PutFirewall in failed and isinstance(operation, _NEEDED_BY_MARKS):
+            continue
+        try:
+            flushed += machine.carry_out(operation)
+        except KernelError as error:
+            failed.add(type(operation))
+            problems.append(str(error))
+            log.error("%s", error)
+        else:
+            done.update(change.kind for change in step.changes)
+    return Outcome(problems=tuple(problems), unswept=diff.SweepFlows in failed, flushed=flushed, done=done)
+
+
+def cleanup_plan(machine: Machine) -> Plan:
+    """All that removes everything of ours: our table, what carries our protocol number, sysctls that we remember
+    changing. Raises KernelError."""
+    view = machine.firewall()
+    before = NodeState(routing=machine.routing(()), firewall=view.firewall, sysctls=machine.sysctls(()))
+    steps = diff.steps(before, NodeState(), why=lambda _: "", damage=view.damage)
+    return Plan(desired=desired.Desired(state=NodeState()), steps=steps)
+
+
+def log_changes(changes: tuple[diff.Change, ...]) -> None:
+    """Tells the log what is about to be done."""
+    for change in changes[:_SHOWN]:
+        log.info("%s", change)
+    if len(changes) > _SHOWN:
+        log.info("… and %d more changes", len(changes) - _SHOWN)

@@ -1,0 +1,408 @@
+"""The running service: gathers what happened, reconciles, tells about it, until it is stopped.
+
+One thread does all the work. Others (the source, the kernel monitor, signals) only put events into its queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import metaleg_node
+from metaleg_node import config as configuration
+from metaleg_node.config import Config, ConfigError, Problem
+from metaleg_node.core.model import ClusterState, NodeState
+from metaleg_node.daemon import health, hooks, notify, report, status
+from metaleg_node.daemon import log as logs
+from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource
+from metaleg_node.daemon.events import Event, Events
+from metaleg_node.daemon.machine import Machine
+from metaleg_node.daemon.metrics import Metrics, Traffic
+from metaleg_node.daemon.reconciler import IncompleteError, Outcome, Plan, Reconciler, log_changes
+from metaleg_node.daemon.web import ListenError, WebServer
+from metaleg_node.kernel import nftables
+from metaleg_node.kernel.errors import KernelError
+from metaleg_node.kernel.monitor import Hint, Monitor
+from metaleg_node.settings import SLOTS
+
+log = logging.getLogger(__name__)
+
+_STUCK_SECONDS = 120.0
+"""A loop that has not turned for so long, beside the time that hooks may take, is not healthy."""
+_RETRY_FIRST, _RETRY_LAST = 1.0, 60.0
+_TICK_SECONDS = 1.0
+"""The loop turns at least so often, for the watchdog, and to look whether the configuration file changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line gives, beside the configuration file."""
+
+    config_file: Path
+    runtime_dir: Path
+    state_dir: Path
+    log_level: configuration.LogLevel | None = None
+
+    def load(self) -> Config:
+        """The configuration, with what the command line overrides. Raises ConfigError."""
+        config = configuration.load(self.config_file)
+        if missing := [*self._not_built(config)]:
+            raise ConfigError(tuple(missing))
+        if self.log_level:
+            config = replace(config, log=replace(config.log, level=self.log_level))
+        return config
+
+    def _not_built(self, config: Config) -> Iterator[Problem]:
+        """What nothing can be done without, or in place of, in this version."""
+        file = str(self.config_file)
+        if config.firewall.backend == "iptables":
+            message = 'this backend is not yet there; set "auto" or "nftables"'
+            yield Problem(file=file, key="firewall.backend", value='"iptables"', message=message)
+
+
+class Service:
+    """`run` turns the loop; everything that it starts is stopped again before it returns."""
+
+    def __init__(self, options: Options, config: Config) -> None:
+        self._options = options
+        self._config = config
+        self._events = Events()
+        self._source = ClusterSource(config, options.state_dir, self._cluster_changed)
+        self._followed: tuple[object, ...] = ()
+        self._machine = Machine(options.state_dir)
+        self._reconciler = Reconciler(self._machine, config)
+        self._metrics = Metrics(version=metaleg_node.__version__, traffic=_traffic, watches=self._watch_ages)
+        self._notifier = notify.Notifier()
+        self._started = _now()
+        self._turned = time.monotonic()
+        self._config_stamp = _stamp(options.config_file)
+        self._config_problems: tuple[str, ...] = ()
+        self._server_problems: tuple[str, ...] = ()
+        self._hook_problems: dict[hooks.Kind, list[str]] = {}
+        self._told: frozenset[str] = frozenset()
+        self._plan: Plan | None = None
+        self._outcome: Outcome | None = None
+        self._last_state: NodeState | None = None
+        self._last_status: status.LastReconcile | None = None
+        self._repaired: dict[str, int] = {}
+        self._retry_after = _RETRY_FIRST
+        self._complete_once = False
+        # What an earlier run left undone, or what failed, must be looked for among all connections.
+        self._sweep_due = True
+
+    def run(self) -> None:
+        """Returns when SIGTERM or SIGINT comes; the kernel keeps what it holds."""
+        with ExitStack() as stack:
+            stack.enter_context(self._events.from_signals())
+            stack.enter_context(self._machine)
+            stack.callback(self._stop_following)
+            self._metrics.config_loaded()
+            log.info("metaleg-node %s runs for node %s", metaleg_node.__version__, self._reconciler.node)
+            self._events.put(Event.START)
+            while self._run_configuration():
+                self._events.put(Event.RELOAD)
+            self._notifier.stopping()
+            log.info("stopped; the kernel keeps what it holds")
+
+    def _run_configuration(self) -> bool:
+        """Works with the present configuration. Returns whether there is another one now, else the service ends."""
+        config = self._config
+        self._reconciler = Reconciler(self._machine, config)
+        # Nobody listened to the kernel while the configuration changed.
+        self._machine.forget_firewall()
+        with ExitStack() as stack:
+            stack.enter_context(Monitor(self._hint, tables=_tables(config), own_ports=lambda: self._machine.own_ports))
+            self._serve(stack)
+            self._follow(config)
+            self._events.schedule(Event.INTERVAL, config.reconcile.interval)
+            while Event.STOP not in (events := self._next_events()):
+                self._turned = time.monotonic()
+                self._notifier.watchdog()
+                if self._source.confirmed:
+                    self._metrics.source_confirmed()
+                if Event.RELOAD in events and self._reload():
+                    return True
+                if self._concerns_us(events):
+                    self._reconcile(events)
+        return False
+
+    def _follow(self, config: Config) -> None:
+        """Starts the source, unless it runs and nothing that matters to it has changed: else what is known stays in
+        force, even if it cannot be read again just now."""
+        followed = (config.cluster, config.egress, config.return_path, config.external_ip)
+        if followed == self._followed:
+            return
+        if self._followed:
+            self._source.stop()
+            self._source = ClusterSource(config, self._options.state_dir, self._cluster_changed)
+        self._followed = followed
+        self._events.schedule(Event.START, self._source.start(patience=self._patience()))
+
+    def _stop_following(self) -> None:
+        # By then it may be another source than at the start.
+        self._source.stop()
+
+    def _patience(self) -> float:
+        """How long to wait for the API before the last known state is taken: not at all where the kernel holds nothing
+        of ours, after a boot for example, since anything is better than packets with a wrong source."""
+        try:
+            return PATIENCE_SECONDS if self._machine.firewall().firewall else 0.0
+        except KernelError:
+            return 0.0
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def _cluster_changed(self) -> None:
+        """Called in the threads of the source."""
+        self._events.put(Event.CLUSTER)
+
+    def _watch_ages(self) -> Mapping[str, float]:
+        return self._source.ages()
+
+    def _hint(self, hint: Hint) -> None:
+        """Called in the monitor's thread."""
+        self._events.put(Event.FIREWALL if hint is Hint.FIREWALL else Event.KERNEL)
+
+    def _next_events(self) -> set[Event]:
+        at_most = min(_TICK_SECONDS, notify.watchdog_interval() or _TICK_SECONDS)
+        events = self._events.next(settle=self._config.reconcile.settle, at_most=at_most)
+        if _stamp(self._options.config_file) != self._config_stamp:
+            events.add(Event.RELOAD)
+        return events
+
+    def _concerns_us(self, events: set[Event]) -> bool:
+        """Whether there is anything to do: our own commits to the packet filter come back as events, too."""
+        if Event.INTERVAL in events:
+            self._machine.forget_firewall()
+            self._events.schedule(Event.INTERVAL, self._config.reconcile.interval)
+        try:
+            changed = Event.FIREWALL in events and self._machine.firewall_changed()
+        except KernelError:
+            changed = True
+        return bool(events - {Event.FIREWALL}) or changed
+
+    # --- reconciling -------------------------------------------------------------------------------------------------
+
+    def _reconcile(self, events: set[Event]) -> None:
+        state = self._source.state()
+        self._metrics.source_stale(self._source.stale)
+        if state is None:
+            # Nothing is known yet: what the kernel holds from before is better than nothing.
+            self._publish()
+            return
+        started = time.monotonic()
+        reason = ", ".join(sorted(events))
+        self._outcome = outcome = self._try(state, reason)
+        seconds = time.monotonic() - started
+        if outcome.ok:
+            self._complete_once = True
+            self._retry_after = _RETRY_FIRST
+            self._events.schedule(Event.RETRY, 0)
+        else:
+            self._events.schedule(Event.RETRY, self._retry_after * random.uniform(0.8, 1.2))
+            self._retry_after = min(self._retry_after * 2, _RETRY_LAST)
+        changes = sum(outcome.done.values())
+        if changes or not outcome.ok or self._last_status is None:
+            log.info("%s: %d changes in %.0f ms", reason, changes, seconds * 1000)
+        self._last_status = status.LastReconcile(
+            time=_now(),
+            reason=reason,
+            seconds=round(seconds, 6),
+            changes=changes,
+            result="ok" if outcome.ok else "failed",
+        )
+        self._metrics.reconciled(seconds=seconds, complete=outcome.ok, changes=outcome.done)
+        self._metrics.conntrack_flushed(outcome.flushed)
+        self._publish()
+
+    def _try(self, state: ClusterState, reason: str) -> Outcome:
+        """One reconcile, whatever happens: what this node's kernel holds must not depend on one that went wrong."""
+        try:
+            self._plan = self._reconciler.plan(state)
+            return self._apply(self._plan, reason)
+        except (KernelError, IncompleteError) as error:
+            return Outcome(problems=(str(error),))
+        except Exception as error:
+            log.exception("a reconcile met something unexpected")
+            self._machine.forget_firewall()
+            return Outcome(problems=(f"unexpected {type(error).__name__}: {error}; please report it, with the log",))
+
+    def _apply(self, plan: Plan, reason: str) -> Outcome:
+        if not plan.steps and not self._sweep_due:
+            return Outcome()
+        drifted = self._last_state == plan.desired.state and bool(plan.changes)
+        if drifted:
+            log.warning("somebody changed what is ours; it is put back: %d changes", len(plan.changes))
+        log_changes(plan.changes)
+        if not self._hook("pre", plan, reason) and self._config.hooks.pre_failure == "abort":
+            return Outcome(problems=("hooks.pre failed and hooks.pre_failure is abort: nothing was changed",))
+        outcome = self._reconciler.apply(plan)
+        if self._sweep_due and outcome.ok:
+            outcome = outcome.followed_by(self._reconciler.sweep_all(plan))
+        self._sweep_due = outcome.unswept or (self._sweep_due and not outcome.ok)
+        if drifted:
+            self._count_repairs(plan)
+        self._last_state = plan.desired.state if outcome.ok else self._last_state
+        self._hook("post", plan, reason, result="ok" if outcome.ok else "failed")
+        return outcome
+
+    def _count_repairs(self, plan: Plan) -> None:
+        """Nothing new was wanted: whatever changes there were, others made them necessary."""
+        for change in plan.changes:
+            self._repaired[change.kind] = self._repaired.get(change.kind, 0) + 1
+            self._metrics.drift(change.kind)
+
+    def _hook(self, kind: hooks.Kind, plan: Plan, reason: str, result: str = "") -> bool:
+        """Whether all scripts went well."""
+        failed = report.run_hooks(self._config, plan, kind, reason=reason, result=result)
+        for _ in failed:
+            self._metrics.hook_failed(kind)
+        self._hook_problems[kind] = failed
+        return not failed
+
+    # --- configuration -----------------------------------------------------------------------------------------------
+
+    def _reload(self) -> bool:
+        """Reads the file again. Returns whether there is a new configuration; a bad file is reported, and the
+        configuration that runs stays in force."""
+        self._notifier.reloading()
+        self._config_stamp = _stamp(self._options.config_file)
+        before = self._config
+        try:
+            self._config = self._options.load()
+            self._config_problems = ()
+            self._metrics.config_loaded()
+            log.info("configuration read again: %s", "changed" if self._config != before else "no change")
+            logs.setup(level=self._config.log.level, form=self._config.log.format)
+        except ConfigError as error:
+            refused = f"{self._options.config_file}: not taken, the configuration before stays in force"
+            self._config_problems = (*(str(problem) for problem in error.problems), refused)
+            self._metrics.config_refused()
+        self._notifier.ready(self._status_line())
+        return self._config != before
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    def _serve(self, stack: ExitStack) -> None:
+        """A port that is taken is a problem to report, not a reason to leave the node without its rules."""
+        servers: list[WebServer] = []
+        if self._config.metrics.listen:
+            servers.append(self._metrics.server(self._config.metrics.listen))
+        if self._config.health.listen:
+            servers.append(health.server(self._config.health.listen, alive=self._alive, ready=self._ready))
+        self._server_problems = tuple(_started(servers, stack))
+
+    def _alive(self) -> tuple[bool, str]:
+        idle = time.monotonic() - self._turned
+        return idle < _STUCK_SECONDS + 10 * self._config.hooks.timeout, f"the loop turned {idle:.0f} s ago"
+
+    def _ready(self) -> tuple[bool, str]:
+        """An API that is gone is told, but costs no readiness: the kernel keeps what it holds."""
+        applied = "applied" if self._complete_once else "nothing was applied completely yet"
+        return self._complete_once, "; ".join([applied, *self._source.problems])
+
+    def _status_line(self) -> str:
+        if self._plan is None:
+            return "waiting for the cluster's state"
+        return report.summary(self._plan)
+
+    def _problems(self, snapshot: ClusterState) -> list[str]:
+        failed = self._outcome.problems if self._outcome else ()
+        hook_problems = [problem for found in self._hook_problems.values() for problem in found]
+        from_plan = report.problems(self._plan) if self._plan else ()
+        return [
+            *self._config_problems,
+            *self._server_problems,
+            *self._source.problems,
+            *failed,
+            *hook_problems,
+            *from_plan,
+            *report.rejections(snapshot.rejections),
+        ]
+
+    def _publish(self) -> None:
+        plan, snapshot = self._plan, self._source.state() or ClusterState()
+        problems = self._problems(snapshot)
+        self._told = _tell(problems, self._told)
+        document = status.StatusDocument(
+            version=metaleg_node.__version__,
+            pid=os.getpid(),
+            node=self._reconciler.node,
+            started=self._started,
+            config_file=str(self._options.config_file),
+            healthy=self._complete_once and not problems,
+            source=self._source.status(),
+            last_reconcile=self._last_status,
+            services=report.services(plan) if plan else [],
+            gateways=report.gateways(plan, self._config) if plan else [],
+            paths=report.paths(plan, self._config) if plan else [],
+            problems=problems,
+            repaired=dict(self._repaired),
+        )
+        try:
+            status.write(self._options.runtime_dir, document)
+        except status.StatusError as error:
+            log.warning("%s", error)
+        if plan:
+            self._metrics.cluster(report.overview(plan, len(snapshot.rejections)))
+        if self._complete_once:
+            self._notifier.ready(self._status_line())
+        else:
+            self._notifier.status(self._status_line())
+
+
+def _started(servers: Iterable[WebServer], stack: ExitStack) -> Iterator[str]:
+    """Starts what can be started; gives what is wrong with the others."""
+    for server in servers:
+        try:
+            server.start()
+            stack.callback(server.stop)
+        except ListenError as error:
+            yield f"{error}; metaleg-node goes on without it until it is restarted or reloaded"
+
+
+def _tell(problems: Sequence[str], told: Set[str]) -> frozenset[str]:
+    """Logs each problem once when it begins and once when it ends; `told` are those that were there before."""
+    now = frozenset(problems)
+    for problem in problems:
+        if problem not in told:
+            log.warning("%s", problem)
+    for problem in sorted(told - now):
+        log.info("solved: %s", problem)
+    return now
+
+
+def _tables(config: Config) -> set[int]:
+    """The routing tables that are ours alone."""
+    base = config.firewall.route_table_base
+    bgp = {config.return_path.bgp.table} if config.return_path.bgp.enabled else set()
+    return {*range(base + 1, base + SLOTS + 1)} | bgp
+
+
+def _traffic() -> Traffic | None:
+    found = nftables.counters()
+    if not found:
+        return None
+    packets, size = found.get("translated", (0, 0))
+    refused = sum(found.get(name, (0, 0))[0] for name in ("held", "dropped"))
+    return Traffic(snat_packets=packets, snat_bytes=size, rejected_packets=refused)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Changes when the file is rewritten or replaced, through symlinks too."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,236 @@
+"""What the service last did, as a file that `status` and `explain` read without talking to the service."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, TypedDict, cast
+
+from metaleg_node.text import printable, table
+
+_FILE = "status.json"
+
+
+class LastReconcile(TypedDict):
+    """`time` is its end (RFC 3339), `seconds` what it took, `result` "ok" or "failed"."""
+
+    time: str
+    reason: str
+    seconds: float
+    changes: int
+    result: Literal["ok", "failed"]
+
+
+class ServiceStatus(TypedDict):
+    """One Service (namespace/name) in one family; `reason` says why `state` is "unavailable", else it is empty."""
+
+    service: str
+    family: Literal[4, 6]
+    source: str | None
+    gateway: str | None
+    pods: int
+    state: Literal["active", "unavailable"]
+    reason: str
+
+
+class GatewayStatus(TypedDict):
+    """A gateway node and its slot here; `mark` in hexadecimal, `next_hops` by family ("4", "6")."""
+
+    node: str
+    slot: int
+    mark: str
+    table: int
+    next_hops: dict[str, str]
+
+
+class SourceStatus(TypedDict):
+    """Where the cluster's state comes from. `state` is "live", "stale" (the last known state, of the time `since`) or
+    "waiting", `missing` is what has not been learned yet."""
+
+    kind: Literal["state file", "Kubernetes API"]
+    place: str
+    state: str
+    since: str | None
+    missing: list[str]
+
+
+class NextHopStatus(TypedDict):
+    """A next hop of a return path; `neighbour` is its state in the kernel's neighbour table."""
+
+    address: str
+    interface: str
+    weight: int
+    neighbour: str
+
+
+class PathStatus(TypedDict):
+    """A return path. `slot`, `mark` (in hexadecimal) and `table` are null for one that marks nothing; `reason` says why
+    it is not active, or what part of it does not work."""
+
+    name: str
+    kind: Literal["l2", "bgp"]
+    state: Literal["active", "inactive"]
+    reason: str
+    slot: int | None
+    mark: str | None
+    table: int | None
+    interface: str
+    networks: list[str]
+    next_hops: list[NextHopStatus]
+
+
+class StatusDocument(TypedDict):
+    """The file's content, also what `status --json` prints. Times are RFC 3339; `repaired` counts, by kind, what was
+    put back after others had changed it."""
+
+    version: str
+    pid: int
+    node: str
+    started: str
+    config_file: str
+    healthy: bool
+    source: SourceStatus
+    last_reconcile: LastReconcile | None
+    services: list[ServiceStatus]
+    gateways: list[GatewayStatus]
+    paths: list[PathStatus]
+    problems: list[str]
+    repaired: dict[str, int]
+
+
+class StatusError(Exception):
+    """The status file cannot be written, read or understood; the message names it."""
+
+
+def write(runtime_dir: Path, document: StatusDocument) -> None:
+    """Replaces the status file in one step, mode 0644; makes the directory when it is missing. Raises StatusError."""
+    # The name of the temporary file is always the same, so that a killed process leaves at most one.
+    temporary = runtime_dir / f".{_FILE}.tmp"
+    try:
+        runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", opener=_open_here) as file:
+            os.fchmod(file.fileno(), 0o644)
+            json.dump(document, file, indent=1)
+            file.write("\n")
+        os.replace(temporary, runtime_dir / _FILE)
+    except OSError as error:
+        raise StatusError(
+            f"cannot write {runtime_dir / _FILE}: {error.strerror}; is the runtime directory writable and not full?"
+        ) from error
+
+
+def read(runtime_dir: Path) -> StatusDocument | None:
+    """What was written last, None when there is no file: the service does not run. Raises StatusError."""
+    path = runtime_dir / _FILE
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StatusError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise StatusError(f"{path} is not valid JSON ({error}); the service rewrites it when it restarts") from error
+    if not isinstance(document, dict) or not StatusDocument.__required_keys__ <= document.keys():
+        raise StatusError(f"{path} was written by another version of metaleg-node: restart the service")
+    return cast(StatusDocument, document)
+
+
+def paths_table(paths: Iterable[PathStatus]) -> str:
+    """Return paths for a terminal, without a final newline."""
+    return table(map(_path_row, paths), _PATH_HEADER)
+
+
+def render(document: StatusDocument, now: datetime) -> str:
+    """The document as whole lines for a terminal; `now`, with its time zone, is what ages are counted from."""
+    parts = [_summary(document, now)]
+    if document["services"]:
+        parts.append(table(map(_service_row, document["services"]), _SERVICE_HEADER))
+    if document["gateways"]:
+        parts.append(table(map(_gateway_row, document["gateways"]), _GATEWAY_HEADER))
+    if document["paths"]:
+        parts.append(paths_table(document["paths"]))
+    if document["problems"]:
+        parts.append("\n".join(["Problems:", *(f"  {printable(problem)}" for problem in document["problems"])]))
+    return "\n\n".join(parts) + "\n"
+
+
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+_SERVICE_HEADER = ("service", "family", "source", "gateway", "pods", "state", "reason")
+_GATEWAY_HEADER = ("gateway", "slot", "mark", "table", "next hops")
+_PATH_HEADER = ("return path", "state", "table", "networks", "next hops", "reason")
+_SHOWN_NETWORKS = 3
+
+
+def _summary(document: StatusDocument, now: datetime) -> str:
+    repaired = ", ".join(f"{kind} {count}" for kind, count in sorted(document["repaired"].items()) if count)
+    lines = [
+        ("metaleg-node", f"{document['version']}, process {document['pid']}"),
+        ("node", document["node"]),
+        ("configuration", document["config_file"]),
+        ("started", _when(document["started"], now)),
+        ("healthy", "yes" if document["healthy"] else "no"),
+        ("cluster state", _source(document["source"], now)),
+        ("last reconcile", _reconcile(document["last_reconcile"], now)),
+        ("repaired", repaired or "nothing"),
+    ]
+    return "\n".join(f"{name + ':':<16}{printable(value)}" for name, value in lines)
+
+
+def _source(source: SourceStatus, now: datetime) -> str:
+    text = f"{source['kind']} ({source['place']}), {source['state']}"
+    if source["since"]:
+        text += f", of {_when(source['since'], now)}"
+    return f"{text}, missing: {', '.join(source['missing'])}" if source["missing"] else text
+
+
+def _reconcile(last: LastReconcile | None, now: datetime) -> str:
+    if last is None:
+        return "none yet"
+    changes = f"{last['changes']} change{'' if last['changes'] == 1 else 's'}"
+    return f"{_when(last['time'], now)}: {last['result']}, {changes} in {last['seconds']:.3f} s ({last['reason']})"
+
+
+def _when(time: str, now: datetime) -> str:
+    seconds = max(0, int((now - datetime.fromisoformat(time)).total_seconds()))
+    for unit, size in _UNITS:
+        if seconds >= size:
+            return f"{time} ({seconds // size} {unit} ago)"
+    return f"{time} (now)"
+
+
+def _service_row(service: ServiceStatus) -> tuple[object, ...]:
+    return (
+        service["service"],
+        f"IPv{service['family']}",
+        service["source"] or "-",
+        service["gateway"] or "-",
+        service["pods"],
+        service["state"],
+        service["reason"] or "-",
+    )
+
+
+def _gateway_row(gateway: GatewayStatus) -> tuple[object, ...]:
+    hops = ", ".join(hop for _, hop in sorted(gateway["next_hops"].items()))
+    return gateway["node"], gateway["slot"], gateway["mark"], gateway["table"], hops or "-"
+
+
+def _path_row(path: PathStatus) -> tuple[object, ...]:
+    networks = ", ".join(path["networks"][:_SHOWN_NETWORKS])
+    rest = len(path["networks"]) - _SHOWN_NETWORKS
+    hops = (f"{hop['address']} dev {hop['interface']} {hop['neighbour']}" for hop in path["next_hops"])
+    return (
+        path["name"],
+        path["state"],
+        path["table"] or "-",
+        (f"{networks} and {rest} more" if rest > 0 else networks) or "-",
+        ", ".join(hops) or (f"dev {path['interface']}" if path["interface"] else "-"),
+        path["reason"] or "-",
+    )
+
+
+def _open_here(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
