@@ -1,0 +1,227 @@
+"""Everything that API servers, and what stands before them, do wrong: nothing is lost, and all is well again after."""
+
+from __future__ import annotations
+
+import gzip
+import time
+
+import pytest
+
+from tests.api import faults
+from tests.api.faults import a_list, a_watch
+from tests.api.harness import Harness, eventually, gateways, l2_status, node, service
+from tests.api.server import ApiServer, Fault
+
+OF_LISTS = {
+    "500": faults.answers(500, "InternalError"),
+    "503": faults.answers(503, "ServiceUnavailable"),
+    "504": faults.answers(504, "Timeout"),
+    "410": faults.answers(410, "Expired"),
+    "a redirect": faults.sends(302, b"", "text/plain"),
+    "a proxy's page with 200": faults.html(200),
+    "a proxy's page with 502": faults.html(502),
+    "a proxy's page with 404": faults.html(404),
+    "404 of a resource that must be there": faults.sends(404, b"404 page not found\n", "text/plain"),
+    "an empty body": faults.sends(200, b"", "application/json"),
+    "a JSON list": faults.sends(200, b"[]", "application/json"),
+    "another object": faults.sends(200, b'{"kind":"Status","metadata":{"resourceVersion":"1"}}', "application/json"),
+    "no version": faults.sends(200, b'{"kind":"ServiceList","metadata":{},"items":[]}', "application/json"),
+    "items of a wrong type": faults.sends(
+        200, b'{"kind":"ServiceList","metadata":{"resourceVersion":"1"},"items":{}}', "application/json"
+    ),
+    "bytes that are no text": faults.sends(200, b"\xff\xfe\x00{", "application/json"),
+    "nested without end": faults.sends(200, b"[" * 100_000, "application/json"),
+    "not the gzip it says": faults.sends(200, gzip.compress(b"{}")[:-4], "application/json"),
+    "cut off in the middle": faults.truncates,
+    "reset": faults.cuts_connection,
+    "silence": faults.says_nothing,
+}
+
+ERROR_410 = b'{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old resource version"}}\n'
+OF_WATCHES = {
+    "410 as status": faults.answers(410, "Expired"),
+    "410 as event": faults.streams(ERROR_410),
+    "500 as status": faults.answers(500, "InternalError"),
+    "504 as status": faults.answers(504, "Timeout", "Too large resource version"),
+    "500 as event": faults.streams(b'{"type":"ERROR","object":{"kind":"Status","code":500,"message":"etcd"}}\n'),
+    "an event without object": faults.streams(b'{"type":"ADDED"}\n'),
+    "an object without version": faults.streams(b'{"type":"DELETED","object":{"metadata":{"name":"a"}}}\n'),
+    "no JSON": faults.streams(b"hello\n"),
+    "half an event": faults.streams(b'{"type":"DELETED","object":{"metadata":{"name":"a","namespace":"mail"'),
+    "half an event, then a reset": faults.streams(b'{"type":"DELETED","object":{"met', close=True),
+    "a proxy's page": faults.html(200),
+    "a proxy's error page": faults.html(502),
+    "an end at once": faults.streams(),
+    "silence before the answer": faults.says_nothing,
+    "reset": faults.cuts_connection,
+}
+
+
+@pytest.mark.parametrize("fault", OF_LISTS.values(), ids=OF_LISTS.keys())
+def test_a_first_list_that_fails_is_told_and_tried_again(server: ApiServer, harness: Harness, fault: Fault) -> None:
+    server.put(service("a"), node("worker-1"))
+    server.inject(fault, when=a_list("services"), times=3)
+    harness.start().wait_problem("Kubernetes API")
+    assert not harness.store.loaded
+    harness.wait_names("a")
+    harness.wait_well()
+
+
+@pytest.mark.parametrize("fault", OF_WATCHES.values(), ids=OF_WATCHES.keys())
+def test_F35_F37_a_watch_that_fails_takes_nothing_away_and_misses_nothing(
+    server: ApiServer, harness: Harness, fault: Fault
+) -> None:
+    server.put(service("a"), service("b"), service("c"))
+    server.inject(fault, when=a_watch("services"), times=2)
+    seen: list[set[str]] = []
+    harness.loaded()
+    harness.observe = lambda: seen.append(set(harness.names()))
+    server.put(service("d"))
+    server.delete(service("c"))
+    harness.wait_names("a", "b", "d")
+    assert all({"a", "b"} <= names for names in seen)
+    harness.wait_well()
+
+
+@pytest.mark.parametrize("fault", OF_LISTS.values(), ids=OF_LISTS.keys())
+def test_F37_a_second_list_that_fails_takes_nothing_away(server: ApiServer, harness: Harness, fault: Fault) -> None:
+    server.put(service("a"), service("b"))
+    harness.loaded()
+    seen: list[list[str]] = []
+    harness.observe = lambda: seen.append(harness.names())
+    server.delete(service("b"))
+    harness.wait_names("a")
+    server.inject(fault, when=a_list("services"), times=2)
+    server.inject(faults.answers(410, "Expired"), when=a_watch("services"))
+    server.compact()
+    server.break_connections()
+    server.put(service("c"))
+    harness.wait_names("a", "c")
+    harness.wait_well()
+    assert all("a" in names for names in seen)
+
+
+def test_F35_what_disappeared_while_the_history_was_lost_is_found_by_comparison(
+    server: ApiServer, harness: Harness
+) -> None:
+    server.put(service("a"), service("b"), l2_status("a", "worker-1"))
+    harness.loaded()
+    server.inject(faults.cuts_connection, when=lambda _: True, times=8)
+    server.break_connections()
+    server.delete(service("b"), l2_status("a", "worker-1"))
+    server.compact()
+    harness.wait_names("a")
+    harness.wait(lambda: gateways(harness) == {})
+
+
+@pytest.mark.parametrize("as_status", [True, False])
+def test_F35_an_expired_version_is_answered_by_a_new_list_at_once(
+    server: ApiServer, harness: Harness, *, as_status: bool
+) -> None:
+    server.gone_as_status = as_status
+    server.put(service("a"))
+    harness.loaded()
+    server.put(service("b"))
+    harness.wait_names("a", "b")
+    server.compact()
+    server.break_connections()
+    server.put(service("c"))
+    harness.wait_names("a", "b", "c")
+    harness.wait_well()
+
+
+def test_an_expired_continue_token_begins_the_list_anew(server: ApiServer, harness: Harness) -> None:
+    server.page_limit = 2
+    server.put(*(service(name) for name in "abcde"))
+    server.inject(
+        faults.answers(410, "Expired", "The provided continue parameter is too old"),
+        when=lambda asked: asked.plural == "services" and "continue" in asked.query,
+    )
+    harness.loaded().wait_names(*"abcde")
+
+
+def test_an_api_server_that_came_back_from_an_older_backup_is_followed(server: ApiServer, harness: Harness) -> None:
+    server.put(service("a"), service("b"))
+    harness.loaded()
+    server.version += 1000
+    server.put(service("c"))
+    harness.wait_names("a", "b", "c")
+    server.down()
+    for table in server.tables.values():
+        table.history.clear()
+    server.version = 50
+    del server.tables["v1/services"].objects["mail", "c"]
+    server.up()
+    harness.wait_names("a", "b")
+    harness.wait_well()
+
+
+def test_F34_an_api_server_that_dies_takes_nothing_away_and_is_found_again(server: ApiServer, harness: Harness) -> None:
+    server.put(service("a"), node("worker-1"))
+    harness.loaded()
+    server.down()
+    harness.wait_problem("refused")
+    assert harness.names() == ["a"]
+    harness.wait(lambda: len(harness.store.problems) == 1)  # One cause is told once.
+    server.put(service("b"))
+    server.up()
+    harness.wait_names("a", "b")
+    harness.wait_well()
+
+
+def test_F36_a_watch_on_which_nothing_comes_for_too_long_is_replaced(server: ApiServer, harness: Harness) -> None:
+    server.put(service("a"))
+    server.inject(faults.streams(silent=60), when=a_watch("services"))
+    harness.timing(watch=1.0, silence=0.2).loaded()
+    server.put(service("b"))
+    harness.wait_names("a", "b")
+
+
+def test_a_missing_right_is_named_and_then_used_once_given(server: ApiServer, harness: Harness) -> None:
+    server.forbidden.add("endpointslices")
+    problem = harness.start().wait_problem("lacks a right")
+    assert 'cannot list resource "endpointslices"' in problem
+    assert "rbac.yaml" in problem
+    server.forbidden.clear()
+    harness.wait_well()
+
+
+def test_429_is_obeyed_for_as_long_as_it_says(server: ApiServer, harness: Harness) -> None:
+    server.inject(faults.answers(429, "TooManyRequests", headers={"Retry-After": "1"}), when=a_list("nodes"))
+    began = time.monotonic()
+    harness.loaded()
+    assert time.monotonic() - began >= 1
+    asked = [one for one in server.asked if one.plural == "nodes" and not one.is_watch]
+    assert len(asked) == 2
+
+
+def test_a_server_that_ends_every_watch_at_once_is_not_asked_without_end(server: ApiServer, harness: Harness) -> None:
+    server.inject(faults.streams(), when=a_watch("services"), times=1000)
+    harness.loaded()
+    time.sleep(0.5)
+    assert 3 < sum(one.is_watch for one in server.asked if one.plural == "services") < 30
+
+
+def test_the_wait_between_attempts_grows(server: ApiServer, harness: Harness) -> None:
+    moments: list[float] = []
+
+    def noted() -> bool:
+        moments.append(time.monotonic())
+        return True
+
+    server.inject(faults.answers(500, "InternalError"), when=lambda a: a_list("nodes")(a) and noted(), times=1000)
+    harness.start()
+    assert eventually(lambda: len(moments) > 6)
+    first, last = moments[1] - moments[0], moments[6] - moments[5]
+    assert first < 0.1 <= last
+
+
+def test_a_stop_while_the_server_says_nothing_takes_no_longer_than_promised(
+    server: ApiServer, harness: Harness
+) -> None:
+    server.inject(faults.says_nothing, when=lambda _: True, times=1000)
+    harness.start()
+    assert eventually(lambda: len(server.asked) >= 6)
+    began = time.monotonic()
+    harness.stop()
+    assert time.monotonic() - began < 2.5

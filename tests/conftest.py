@@ -1,0 +1,38 @@
+"""Fixtures that every folder of tests shares."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from tests.netns import Netns, execute
+
+# A loaded machine is no reason to fail: pytest's own timeout finds what hangs.
+hypothesis.settings.register_profile("metaleg", deadline=None)
+hypothesis.settings.load_profile("metaleg")
+
+
+@pytest.fixture
+def netns() -> Iterator[Netns]:
+    """An empty network namespace with `lo` up; it is gone after the test."""
+    namespace = Netns(name=f"metaleg-test-{uuid.uuid4().hex[:8]}")
+    execute("ip", "netns", "add", namespace.name)
+    try:
+        namespace.run("ip", "link", "set", "lo", "up")
+        yield namespace
+    finally:
+        execute("ip", "netns", "delete", namespace.name)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command that a test runs in this process sets the log up for good, towards a stream that ends with the test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

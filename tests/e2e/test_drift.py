@@ -1,0 +1,133 @@
+"""What others remove or change in our table, rules, routes and sysctls is back within a second, and counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.plan import Flavour, LabNode, LabOptions
+from metaleg_node.lab.server import wait_until
+from tests.e2e.scenario import NODE1, NODE2, SECOND, SETTLED, egress_service, expect, foreign, ours, texts
+
+TABLE = "inet metaleg_node"
+
+
+def _nft(*commands: str) -> Callable[[Lab, LabNode], None]:
+    return lambda lab, node: void(lab.namespace(node).run("nft", "-f", "-", stdin="\n".join(commands)))
+
+
+def _ip(*commands: str) -> Callable[[Lab, LabNode], None]:
+    return lambda lab, node: void([lab.namespace(node).run("ip", *command.split()) for command in commands])
+
+
+def void(_: object) -> None:
+    """Drops a result."""
+
+
+def _delete_a_rule(lab: Lab, node: LabNode) -> None:
+    listing = lab.namespace(node).run("nft", "-a", "list", "chain", *TABLE.split(), "postrouting")
+    (line,) = [line for line in listing.splitlines() if "vmap" in line]
+    handle = line.split()[-1]
+    lab.namespace(node).run("nft", "delete", "rule", *TABLE.split(), "postrouting", "handle", handle)
+
+
+POD, POD6 = "10.244.1.2", "fd00:244:0:1::2"
+DAMAGES: dict[str, tuple[LabNode, Callable[[Lab, LabNode], None]]] = {
+    "F41 flush of the whole ruleset on the pod's node": (NODE1, _nft("flush ruleset")),
+    "F41 flush of the whole ruleset on the gateway": (NODE2, _nft("flush ruleset")),
+    "our table deleted": (NODE1, _nft(f"delete table {TABLE}")),
+    "our table flushed of its rules": (NODE2, _nft(f"flush table {TABLE}")),
+    "a rule deleted": (NODE2, _delete_a_rule),
+    "a rule put in front": (NODE1, _nft(f"insert rule {TABLE} prerouting accept")),
+    "a pod deleted from the map": (NODE1, _nft(f"delete element {TABLE} pods4 {{ {POD} }}")),
+    "a pod given another verdict": (
+        NODE1,
+        _nft(f"delete element {TABLE} pods4 {{ {POD} }}", f"add element {TABLE} pods4 {{ {POD} : drop }}"),
+    ),
+    "a pod translated to another address": (
+        NODE2,
+        _nft(f"delete element {TABLE} snat4 {{ {POD} }}", f"add element {TABLE} snat4 {{ {POD} : 192.0.2.9 }}"),
+    ),
+    "F14 an element added to the networks inside": (NODE1, _nft(f"add element {TABLE} inside4 {{ 198.51.100.0/24 }}")),
+    "F40 the IPv4 rule deleted": (NODE1, _ip("-4 rule delete priority 4700")),
+    "F40 the IPv6 rule deleted": (NODE1, _ip("-6 rule delete priority 4700")),
+    "F40 every rule of ours flushed": (NODE1, _ip("-4 rule flush proto 201", "-6 rule flush proto 201")),
+    "the IPv4 route deleted": (NODE1, _ip("-4 route delete default via 192.168.10.12 table 1000001")),
+    "the IPv6 route deleted": (NODE1, _ip("-6 route delete default via fd00:10::12 table 1000001")),
+    "the unreachable route deleted": (
+        NODE1,
+        _ip("-4 route delete unreachable default metric 4278198272 table 1000001"),
+    ),
+    "the whole table flushed": (NODE1, _ip("-4 route flush table 1000001", "-6 route flush table 1000001")),
+    "the route led elsewhere": (NODE1, _ip("-4 route replace default via 192.168.10.13 table 1000001 proto 201")),
+    "a foreign route in our table": (NODE1, _ip("route add 198.51.100.0/24 via 192.168.10.1 table 1000001")),
+}
+
+
+@pytest.fixture(scope="module")
+def mended() -> Iterator[Lab]:
+    """One lab for all damages, since each is repaired. The settings are those of `running`."""
+    with Lab(LabOptions(flavour=Flavour.IPTABLES_LEGACY, forward_drop=True)) as lab:
+        lab.set_services(egress_service(lab))
+        lab.start_daemons()
+        yield lab
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_repaired_within_a_second_and_counted(mended: Lab, name: str) -> None:
+    node, damage = DAMAGES[name]
+    counted = _repairs(mended, node)
+    before = ours(mended, node), foreign(mended, node)
+    damage(mended, node)
+    began = time.monotonic()
+    repaired = wait_until(lambda: (ours(mended, node), foreign(mended, node)) == before, SETTLED)
+    taken = time.monotonic() - began
+    assert repaired, _difference(before, (ours(mended, node), foreign(mended, node)))
+    assert taken < SECOND, f"took {taken:.2f} s"
+    web = mended.services["web"]
+    for pod in web.pods:
+        expect(mended, pod, texts(web.addresses))
+    assert wait_until(lambda: _repairs(mended, node) > counted, SETTLED)
+
+
+def _repairs(lab: Lab, node: LabNode) -> int:
+    return sum(lab.daemons[node].status()["repaired"].values())
+
+
+def test_S2_repeated_damage_is_repaired_again_and_again(running: Lab) -> None:
+    before = ours(running, NODE1)
+    for _ in range(5):
+        running.namespace(NODE1).run("nft", "flush", "ruleset")
+        running.namespace(NODE1).run("ip", "rule", "flush", "proto", "201")
+        assert wait_until(lambda: ours(running, NODE1) == before, SETTLED)
+
+
+def test_what_others_do_elsewhere_is_left_alone(running: Lab) -> None:
+    before = ours(running, NODE1)
+    namespace = running.namespace(NODE1)
+    for command in (
+        "-4 rule add fwmark 0x1/0xff lookup 100 priority 4690",
+        "-4 rule add to 203.0.113.0/24 lookup 100 priority 4700",
+        "-6 rule add lookup 100 priority 4799",
+        "-4 route add blackhole 203.0.113.0/24 table 100",
+    ):
+        namespace.run("ip", *command.split())
+    namespace.run(
+        "nft", "-f", "-", stdin="table inet other { chain c { type filter hook prerouting priority 0;\n }\n }"
+    )
+    added = foreign(running, NODE1)
+    running.namespace(NODE1).run("nft", "delete", "table", *TABLE.split())
+    assert wait_until(lambda: ours(running, NODE1) == before, SETTLED)
+    assert foreign(running, NODE1) == added
+    running.daemons[NODE1].stop()
+    running.daemons[NODE1].command("cleanup")
+    assert not any(ours(running, NODE1).values())
+    assert foreign(running, NODE1) == added
+
+
+def _difference(before: tuple[dict[str, str], ...], after: tuple[dict[str, str], ...]) -> str:
+    pairs = [(b[key], a[key]) for b, a in zip(before, after, strict=True) for key in b if b[key] != a[key]]
+    return "\n".join(f"--- before\n{b}\n--- now\n{a}" for b, a in pairs)

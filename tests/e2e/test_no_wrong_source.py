@@ -1,0 +1,250 @@
+"""Not one packet outside with another source than the LoadBalancer's, whatever happens to daemons, links and gateways.
+
+New flows of egress pods never stop during these tests; the record of every packet that reached the server judges.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from metaleg_node.core.model import FAMILIES, Family
+from metaleg_node.lab import topology
+from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, Flavour, LabNode, LabOptions, LabPod, LabService
+from metaleg_node.lab.probes import open_tcp
+from metaleg_node.lab.server import ADDRESS_FAMILY, wait_until
+from tests.e2e.scenario import (
+    NODE1,
+    NODE2,
+    NODE3,
+    SETTLED,
+    Flows,
+    egress_service,
+    expect,
+    expect_no_way_out,
+    sources,
+    texts,
+)
+
+
+@contextmanager
+def judged(lab: Lab) -> Iterator[Flows]:
+    """Flows of the egress pods while the block runs; then nothing but the LoadBalancer's addresses may have come out,
+    and they must have, in both families, from the beginning to the end."""
+    web = lab.services["web"]
+    lab.reset_seen()
+    with Flows(lab, web.pods) as flows:
+        yield flows
+        for pod in web.pods:
+            expect(lab, pod, texts(web.addresses))
+    assert lab.seen() == set(web.addresses.values())
+    assert set(flows.answers) - {"none"} == texts(web.addresses)
+
+
+def test_F33_S1_repeated_gateway_failovers(running: Lab, web: LabService) -> None:
+    with judged(running):
+        for gateway in (NODE3, NODE1, NODE2, NODE1, NODE3, NODE2):
+            running.failover("web", gateway)
+            for pod in web.pods:
+                expect(running, pod, texts(web.addresses))
+
+
+def test_F5_nodes_that_hear_of_a_failover_late_or_one_by_one(running: Lab, web: LabService) -> None:
+    with judged(running):
+        for gateway, order in ((NODE3, NODES), (NODE1, NODES[::-1]), (NODE2, (NODE2, NODE3, NODE1))):
+            running.failover("web", gateway, seen_by=())
+            for node in order:
+                # No event marks a moment between two nodes' updates; a window long enough for many flows does.
+                time.sleep(0.15)
+                running.write_state(nodes=[node])
+            for pod in web.pods:
+                expect(running, pod, texts(web.addresses))
+
+
+@pytest.mark.parametrize("victim", NODES, ids=lambda node: node.name)
+def test_a_daemon_killed_in_the_middle_of_applies(running: Lab, victim: LabNode) -> None:
+    moments = random.Random(victim.number)
+    daemon = running.daemons[victim]
+    gateways = [NODE3, NODE1, NODE2, NODE3, NODE1, NODE2, NODE3]
+    with judged(running):
+        for gateway in gateways:
+            running.failover("web", gateway)
+            # From before the file is noticed to after everything is written.
+            time.sleep(moments.uniform(0.0, 0.12))
+            daemon.kill()
+            daemon.start()
+            daemon.wait_ready()
+
+
+def test_daemons_killed_while_they_start(running: Lab) -> None:
+    moments = random.Random(4)
+    with judged(running):
+        for gateway in (NODE3, NODE1, NODE2, NODE3):
+            running.failover("web", gateway)
+            for daemon in running.daemons.values():
+                daemon.kill()
+                daemon.start()
+            time.sleep(moments.uniform(0.3, 0.9))
+        for daemon in running.daemons.values():
+            daemon.kill()
+            daemon.start()
+            daemon.wait_ready()
+
+
+def test_F34_a_restart_interrupts_nothing(running: Lab, web: LabService) -> None:
+    for daemon in running.daemons.values():
+        with judged(running):
+            assert daemon.stop() == 0
+            for pod in web.pods:
+                assert sources(running, pod) == texts(web.addresses)
+            daemon.start()
+            daemon.wait_ready()
+
+
+def test_pods_that_come_and_go(running: Lab, web: LabService) -> None:
+    extra = running.pod(NODE3)
+    with judged(running):
+        for pods in ((*web.pods, extra), web.pods, (*web.pods, extra), web.pods):
+            running.set_services(egress_service(running) if pods == web.pods else _with(web, pods))
+
+
+def _with(service: LabService, pods: tuple[LabPod, ...]) -> LabService:
+    return LabService(name=service.name, number=service.number, pods=pods, gateway=service.gateway)
+
+
+def test_no_gateway_at_all_and_back(running: Lab, web: LabService) -> None:
+    with judged(running):
+        running.failover("web", None)
+        for pod in web.pods:
+            expect_no_way_out(running, pod)
+        running.failover("web", NODE3)
+
+
+# --- a second way out, which a lost link must not fall through to ----------------------------------------------------
+
+
+@pytest.fixture
+def backup() -> Iterator[Lab]:
+    """Node1 has a second link to the router, with a worse default route and its own masquerade."""
+    with Lab(LabOptions(flavour=Flavour.IPTABLES_LEGACY)) as lab:
+        node, router = lab.namespace(NODE1), lab.namespace("router")
+        router.ip([f"link add spare up type veth peer name eth1 netns {node.name}"])
+        router.ip(["address add 192.168.20.1/24 dev spare", "address add fd00:20::1/64 dev spare nodad"])
+        node.ip(
+            ["link set eth1 up", "address add 192.168.20.11/24 dev eth1", "address add fd00:20::11/64 dev eth1 nodad"]
+        )
+        node.ip(["route add 0.0.0.0/0 via 192.168.20.1 metric 2000", "route add ::/0 via fd00:20::1 metric 2000"])
+        lab.set_services(egress_service(lab))
+        lab.start_daemons()
+        yield lab
+
+
+def _link_up(lab: Lab, node: LabNode) -> None:
+    """What the node's network configuration does when the link comes back; the kernel has forgotten it."""
+    lines = [line for line in topology.node(node, (), lab.options, lambda name: name) if "cni0" not in line]
+    lab.namespace(node).ip(line.replace(" add ", " replace ") for line in lines)
+
+
+def test_a_lost_link_does_not_fall_through_to_another_way_out(backup: Lab) -> None:
+    pod, other, spare = backup.pod(NODE1), backup.pod(NODE1, 2), {"192.168.20.11", "fd00:20::11"}
+    service = backup.services["web"]
+    expect(backup, pod, texts(service.addresses))
+    with judged(backup):
+        backup.namespace(NODE1).ip(["link set eth0 down"])
+        expect_no_way_out(backup, pod)
+        _link_up(backup, NODE1)
+    backup.namespace(NODE1).ip(["link set eth0 down"])
+    expect(backup, other, spare)
+
+
+def test_a_pulled_cable_heals_when_it_is_plugged_in_again(running: Lab) -> None:
+    for node in (NODE1, NODE2):
+        with judged(running):
+            running.plug(node, connected=False)
+            expect_no_way_out(running, running.pod(NODE1))
+            running.plug(node, connected=True)
+
+
+# --- established connections -----------------------------------------------------------------------------------------
+
+
+def test_established_connections_survive_a_failover_when_the_pod_sends(running: Lab, web: LabService) -> None:
+    with ExitStack() as stack:
+        connections = []
+        for _ in range(25):
+            for pod in web.pods:
+                for family in FAMILIES:
+                    sock = open_tcp(running.namespace(pod), SERVER[family], SERVER_PORT, 5)
+                    stack.enter_context(sock)
+                    connections.append((sock, _say(sock, b"before\n")))
+        running.failover("web", NODE3)
+        for pod in web.pods:
+            expect(running, pod, texts(web.addresses))
+        survivors = sum(_say(sock, b"after\n") == before for sock, before in connections)
+    assert len(connections) == 100
+    assert survivors >= 98
+
+
+def test_an_answer_before_the_pod_sends_again_opens_no_way_out(running: Lab, web: LabService) -> None:
+    """When the pod's node has forgotten a TCP connection (a sweep, or an operator's conntrack -F), the server's next
+    packet must not make the pod's own packets look like replies, which are left alone."""
+    pod = running.pod(NODE1)
+    for family in FAMILIES:
+        running.reset_seen()
+        _answer_first(running, pod, family)
+        assert running.seen() == {web.addresses[family]}
+
+
+def _answer_first(lab: Lab, pod: LabPod, family: Family) -> None:
+    """A connection of the pod to a port of its own; the pod's node forgets it, the server sends, then the pod."""
+    with ExitStack() as stack:
+        port = 7000
+        listener = stack.enter_context(lab.namespace("outside").socket(ADDRESS_FAMILY[family], socket.SOCK_STREAM))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.settimeout(2)
+        listener.bind(("", port))
+        client = stack.enter_context(lab.namespace(pod).socket(ADDRESS_FAMILY[family], socket.SOCK_STREAM))
+        client.settimeout(2)
+        listener.listen()
+        client.connect((str(SERVER[family]), port))
+        client.send(b"first")
+        server = stack.enter_context(listener.accept()[0])
+        server.settimeout(2)
+        assert server.recv(100) == b"first"
+        lab.namespace(NODE1).run("conntrack", "-D", "-f", f"ipv{family}", "-s", str(pod.addresses[family]))
+        server.send(b"answer")
+        client.send(b"second")
+        assert server.recv(100) == b"second"
+        assert client.recv(100) == b"answer"
+
+
+def _say(sock: socket.socket, line: bytes) -> list[bytes]:
+    """The source address and port that the server sees for a line on this connection; empty when it is broken."""
+    try:
+        sock.sendall(line)
+        return sock.recv(2048).split()[:2]
+    except OSError:
+        return []
+
+
+def test_S1_steered_traffic_changes_its_next_hop_with_the_gateway(running: Lab) -> None:
+    running.failover("web", NODE3)
+    expect(running, running.pod(NODE1), texts(running.services["web"].addresses))
+    assert wait_until(lambda: _next_hops(running) == texts(NODE3.addresses), SETTLED)
+
+
+def _next_hops(lab: Lab) -> set[str]:
+    """Where node1's tables for gateways lead."""
+    hops = set()
+    for family in FAMILIES:
+        for line in lab.namespace(NODE1).run("ip", f"-{family}", "route", "show", "table", "all").splitlines():
+            words = line.split()
+            if "proto 201" in line and "via" in words:
+                hops.add(words[words.index("via") + 1])
+    return hops

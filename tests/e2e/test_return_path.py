@@ -1,0 +1,515 @@
+"""Replies leave by the way the request came: to a client that the nodes' default gateway cannot reach."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from metaleg_node.core.model import FAMILIES, Family
+from metaleg_node.lab import probes
+from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.plan import NODES, SERVER_PORT, SERVICE_PORT, Flavour, LabNode, LabOptions, LabService
+from metaleg_node.lab.server import ADDRESS_FAMILY, Server, wait_until
+from tests.e2e import second_way
+from tests.e2e.scenario import NODE1, NODE2, NODE3, SETTLED, foreign, ours
+from tests.e2e.second_way import (
+    BOTH_POOLS,
+    CLIENT,
+    L2_PATH,
+    OTHER_ROUTER2,
+    POOL_NETWORK,
+    ROUTER2,
+    HostPod,
+    SecondWay,
+    l2,
+)
+
+ALL = {(p, f): True for p in second_way.PROTOCOLS for f in FAMILIES}
+NONE = dict.fromkeys(ALL, False)
+
+
+def services(lab: Lab) -> tuple[LabService, LabService, LabService]:
+    """externalTrafficPolicy Cluster and Local, and a backend on node1's host network; not one asks for egress."""
+    pods = (lab.pod(NODE1), lab.pod(NODE2))
+    return (
+        LabService(name="cluster", number=0, pods=pods, gateway=None, labelled=False),
+        LabService(name="local", number=1, pods=pods, gateway=None, labelled=False, local=True),
+        LabService(name="host", number=2, pods=(HostPod(node=NODE1, number=9),), gateway=None, labelled=False),
+    )
+
+
+class Scene:
+    """A lab with a second way in; node1 announces the Services there."""
+
+    def __init__(self, lab: Lab, second: SecondWay) -> None:
+        self.lab = lab
+        self.second = second
+        self.services = services(lab)
+        lab.set_services(*self.services)
+        for service in self.services:
+            second.announce(service, NODE1)
+        self.write(BOTH_POOLS)
+
+    def write(self, more: list[dict[str, Any]]) -> None:
+        self.lab.write_state([*self.lab.cluster_objects(), *more])
+
+    def answers(self, timeout: float = 1.0) -> dict[str, dict[tuple[str, Family], bool]]:
+        return {s.name: self.second.answers(s, timeout) for s in self.services}
+
+    def settle(self, wanted: dict[tuple[str, Family], bool], timeout: float = SETTLED) -> None:
+        """Waits until the client gets all answers, or none, from every Service."""
+        last: list[object] = []
+
+        def right() -> bool:
+            last[:] = [self.answers(0.25)]
+            return last[0] == {s.name: wanted for s in self.services}
+
+        assert wait_until(right, timeout), last
+
+    def inside(self) -> dict[str, str]:
+        """Who answers to clients inside the cluster and on the nodes' LAN, by Service, client, protocol and family."""
+        lab, found = self.lab, {}
+        clients: list[Any] = [*NODES, lab.pod(NODE1, 2), lab.pod(NODE2, 2), lab.pod(NODE3), "router"]
+        for service in self.services:
+            for client in clients:
+                for p in second_way.PROTOCOLS:
+                    for f in FAMILIES:
+                        answer = lab.ask(client, p, f, 0.5, to=(service.addresses[f], SERVICE_PORT))
+                        name = client if isinstance(client, str) else client.name
+                        found[f"{service.name} {name} {p} {f}"] = answer.error
+        return found
+
+
+def scene(stack: ExitStack, options: LabOptions, *, addresses: bool = False) -> Scene:
+    lab = stack.enter_context(Lab(options))
+    second = stack.enter_context(SecondWay(lab, addresses=addresses))
+    backends = Server()
+    stack.callback(backends.stop)
+    backends.listen(lab.namespace(NODE1), "host-node1", SERVER_PORT)
+    backends.start()
+    return Scene(lab, second)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def plain(stack: ExitStack) -> Scene:
+    return scene(stack, LabOptions(flavour=Flavour.IPTABLES_LEGACY, forward_drop=True))
+
+
+def status_of(scene_: Scene, node: LabNode, name: str = "public") -> dict[str, Any]:
+    """A path in the daemon's status; empty while it is not there."""
+    paths = scene_.lab.daemons[node].status().get("paths", [])
+    return next((dict(p) for p in paths if p["name"] == name), {})
+
+
+# --- behind kube-proxy -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flavour", Flavour)
+def test_R9_replies_leave_by_the_way_the_request_came(stack: ExitStack, flavour: Flavour) -> None:
+    here = scene(stack, LabOptions(flavour=flavour, forward_drop=True))
+    here.settle(NONE, 0)
+    before = here.inside()
+    assert not any(error for key, error in before.items() if key.startswith("local pod"))
+    others = foreign(here.lab, NODE1)
+    here.lab.start_daemons(l2(match=["conntrack"]))
+    here.settle(ALL)
+    # Clients inside the cluster, on other nodes and on the nodes' LAN are answered as before.
+    assert here.inside() == before
+    assert foreign(here.lab, NODE1) == others
+    assert here.lab.daemons[NODE1].command("plan").stdout.endswith("\nnothing to do\n")
+    here.lab.daemons[NODE1].stop()
+    assert here.lab.daemons[NODE1].command("cleanup").returncode == 0
+    here.settle(NONE, 1)
+    assert not any(ours(here.lab, NODE1).values())
+
+
+def test_source_alone_does_not_work_behind_DNAT(plain: Scene) -> None:
+    plain.lab.start_daemons(l2(match=["source"]))
+    plain.settle(NONE, 1)
+
+
+# --- addresses of the node itself ------------------------------------------------------------------------------------
+
+
+def _reaches_client(here: Scene, source: LabService, family: Family) -> bool:
+    """Whether a program on node1 that binds itself to the Service's address gets an answer of the client."""
+    with here.lab.namespace(NODE1).socket(ADDRESS_FAMILY[family], socket.SOCK_STREAM) as sock:
+        sock.settimeout(0.5)
+        try:
+            sock.bind((str(source.addresses[family]), 0))
+            sock.connect((str(CLIENT[family]), SERVER_PORT))
+            sock.sendall(b"hello\n")
+            return sock.recv(100).split()[0].decode() == str(source.addresses[family])
+        except OSError:
+            return False
+
+
+@pytest.mark.parametrize("match", ["source", "conntrack"])
+def test_a_program_bound_to_an_address_of_the_pool_on_loopback(plain: Scene, match: str) -> None:
+    plain.lab.set_services()
+    service = LabService(name="lo", number=7, pods=(), gateway=None, labelled=False)
+    node = plain.lab.namespace(NODE1)
+    node.ip([f"address add {a} dev lo{' nodad' if f == 6 else ''}" for f, a in service.addresses.items()])
+    plain.second.announce(service, NODE1)
+    local, remote = Server(), Server()
+    local.listen(node, "lo", SERVICE_PORT)
+    remote.listen(plain.second.machine("client"), "client", SERVER_PORT)
+    try:
+        local.start()
+        remote.start()
+        assert not any(_reaches_client(plain, service, f) for f in FAMILIES)
+        plain.write(BOTH_POOLS)
+        plain.lab.start_daemons(l2(match=[match]))
+        assert all(plain.second.ask(service, "tcp", f).source == str(CLIENT[f]) for f in FAMILIES)
+        # What the node begins itself is no reply: only its source tells.
+        assert [_reaches_client(plain, service, f) for f in FAMILIES] == [match == "source"] * 2
+    finally:
+        local.stop()
+        remote.stop()
+
+
+@pytest.mark.parametrize("match", ["source", "conntrack"])
+def test_forwarded_packets_that_have_the_source_before_they_are_routed(stack: ExitStack, match: str) -> None:
+    """As with Cilium, or with direct server return: the pod itself has the LoadBalancer address."""
+    plain = scene(stack, LabOptions(flavour=Flavour.IPTABLES_LEGACY))
+    plain.lab.set_services()
+    service = LabService(name="dsr", number=7, pods=(), gateway=None, labelled=False)
+    pod = plain.lab.pod(NODE1)
+    plain.lab.namespace(pod).ip(
+        [f"address add {a} dev lo{' nodad' if f == 6 else ''}" for f, a in service.addresses.items()]
+    )
+    plain.lab.namespace(NODE1).ip([f"route add {a} via {pod.addresses[f]}" for f, a in service.addresses.items()])
+    plain.second.announce(service, NODE1)
+    plain.write(BOTH_POOLS)
+
+    def answered() -> list[str]:
+        client = plain.second.machine("client")
+        return [probes.tcp(client, service.addresses[f], SERVER_PORT, 0.5).by for f in FAMILIES]
+
+    assert answered() == ["", ""]
+    plain.lab.start_daemons(l2(match=[match]))
+    assert answered() == [pod.name] * 2
+
+
+# --- layer 2 ---------------------------------------------------------------------------------------------------------
+
+
+def test_case_2_a_pool_without_a_router_gets_its_connected_route(plain: Scene) -> None:
+    service = plain.services[1]
+
+    def neighbour_is_answered() -> list[bool]:
+        asked = (probes.tcp(plain.second.machine("router2"), service.addresses[f], SERVICE_PORT, 0.5) for f in FAMILIES)
+        return [not answer.error for answer in asked]
+
+    assert neighbour_is_answered() == [False, False]
+    plain.lab.start_daemons(
+        l2({**L2_PATH, "gateways": [], "pools": [], "cidrs": [str(n) for n in POOL_NETWORK.values()]})
+    )
+    assert neighbour_is_answered() == [True, True]
+    table = plain.lab.namespace(NODE1).run("ip", "route", "show", "table", "main", "proto", "201")
+    assert table.split() == ["192.0.2.0/24", "dev", "eth1", "scope", "link", "metric", "4700"]
+
+
+def test_several_gateways_share_the_traffic(plain: Scene) -> None:
+    gateways = [str(a) for f in FAMILIES for a in (ROUTER2[f], OTHER_ROUTER2[f])]
+    plain.lab.start_daemons(l2({**L2_PATH, "gateways": gateways}))
+    plain.settle(ALL)
+    for f in FAMILIES:
+        shown = plain.lab.namespace(NODE1).run("ip", f"-{f}", "route", "show", "table", "1000001", "default")
+        assert shown.count("nexthop via") == 2
+
+
+def test_an_interface_that_appears_goes_down_comes_up_and_goes_away(plain: Scene) -> None:
+    plain.second.pull_out(NODE1)
+    plain.lab.start_daemons(l2())
+    assert "there is no interface eth1" in status_of(plain, NODE1)["reason"]
+    plain.second.plug_in(NODE1)
+    for service in plain.services:
+        plain.second.announce(service, NODE1)
+    plain.settle(ALL)
+    node = plain.lab.namespace(NODE1)
+    node.ip(["link set eth1 down"])
+    assert wait_until(lambda: status_of(plain, NODE1)["reason"] == "interface eth1 is down", SETTLED)
+    assert not node.run("ip", "route", "show", "table", "all", "proto", "201")
+    node.ip(["link set eth1 up"])
+    plain.settle(ALL)
+    plain.second.pull_out(NODE1)
+    assert wait_until(lambda: "there is no interface" in status_of(plain, NODE1)["reason"], SETTLED)
+
+
+def test_N5_two_pools_on_two_interfaces_have_each_their_own_router(stack: ExitStack, plain: Scene) -> None:
+    """Both routers, and both clients, even have the same addresses."""
+    second = plain.second
+    third = stack.enter_context(SecondWay(plain.lab, "eth2"))
+    cluster, local, host = plain.services
+    for service in (local, host):
+        third.announce(service, NODE1)
+    pools = [
+        second_way.pool("one", [f"{cluster.addresses[f]}-{cluster.addresses[f]}" for f in FAMILIES]),
+        second_way.pool("two", [f"{local.addresses[f]}-{host.addresses[f]}" for f in FAMILIES]),
+    ]
+    plain.write(pools)
+    paths = (
+        {**L2_PATH, "name": "one", "pools": ["one"]},
+        {**L2_PATH, "name": "two", "pools": ["two"], "interface": "eth2"},
+    )
+    plain.lab.start_daemons(l2(*paths))
+    assert [second.answers(cluster), second.answers(local, 0.3)] == [ALL, NONE]
+    assert [third.answers(local), third.answers(host)] == [ALL, ALL]
+
+
+STRICT = LabOptions(flavour=Flavour.IPTABLES_LEGACY, rp_filter=1)
+"""The nodes check the reverse path strictly, on all interfaces and by `all`."""
+
+
+def rp_filters(scene_: Scene) -> dict[str, str]:
+    listing = scene_.lab.namespace(NODE1).run("sysctl", "-a", "-r", r"^net\.ipv4\.conf\..*\.rp_filter$")
+    return {line.split(".")[3]: line.split()[-1] for line in listing.splitlines()}
+
+
+RP_FILTERS = {
+    "keep": {},
+    "loose": {"eth1": "2"},
+    # The loopback interface had no value of its own.
+    "off": {"all": "0", "eth1": "0", "lo": "1"},
+    "filter": {"all": "0", "eth1": "0", "lo": "1"},
+}
+
+
+@pytest.mark.parametrize("mode", RP_FILTERS)
+def test_F17_strict_reverse_path_filtering(stack: ExitStack, mode: str) -> None:
+    strict = scene(stack, STRICT, addresses=mode == "loose")
+    before = rp_filters(strict)
+    assert [name for name, value in before.items() if value != "1"] == ["lo"]
+    strict.lab.start_daemons(l2({**L2_PATH, "rp_filter": mode}))
+    works = mode != "keep"
+    strict.settle({(p, f): f == 6 or works for p, f in ALL})
+    assert rp_filters(strict) == before | RP_FILTERS[mode]
+    if works:
+        assert _reaches_node(strict) == (mode != "filter")
+    strict.lab.daemons[NODE1].stop()
+    strict.lab.daemons[NODE1].command("cleanup")
+    assert rp_filters(strict) == before
+
+
+def test_F17_loose_is_not_enough_on_an_interface_without_an_address_and_status_says_so(stack: ExitStack) -> None:
+    strict = scene(stack, STRICT)
+    strict.lab.start_daemons(l2())
+    strict.settle({(p, f): f == 6 for p, f in ALL})
+    assert "has no IPv4 address" in status_of(strict, NODE1)["reason"]
+
+
+def _reaches_node(here: Scene) -> bool:
+    """Whether a packet of the client to the node's own address, which should come in by eth0, is let in by eth1."""
+    router, client = here.second.machine("router2"), here.second.machine("client")
+    address = NODE1.addresses[4]
+    (link,) = json.loads(here.lab.namespace(NODE1).run("ip", "-j", "link", "show", "eth1"))
+    router.ip(
+        [
+            f"route replace {address} dev lan",
+            f"neighbour replace {address} lladdr {link['address']} dev lan nud permanent",
+        ]
+    )
+    client.ip([f"route replace {address} via {second_way.CLIENT_NETWORK[4][1]}"])
+    with (
+        here.lab.namespace(NODE1).socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind(("", 0))
+        receiver.settimeout(0.5)
+        sender.sendto(b"hello", (str(address), receiver.getsockname()[1]))
+        try:
+            return receiver.recv(100) == b"hello"
+        except TimeoutError:
+            return False
+
+
+def test_interfaces_without_a_value_of_their_own_keep_what_all_gave_them(stack: ExitStack) -> None:
+    here = scene(stack, LabOptions(flavour=Flavour.IPTABLES_LEGACY))
+    here.lab.namespace(NODE1).sysctl({"ipv4/conf/all/rp_filter": 1})
+    before = rp_filters(here)
+    here.lab.start_daemons(l2({**L2_PATH, "rp_filter": "off"}))
+    now = rp_filters(here)
+    assert {name for name, value in now.items() if value == "0"} == {"all", "eth1"}
+    assert now["default"] == "1"
+    here.lab.daemons[NODE1].stop()
+    here.lab.daemons[NODE1].command("cleanup")
+    assert rp_filters(here) == before
+
+
+def test_strict_arp_is_set_and_put_back(plain: Scene) -> None:
+    def shown() -> list[str]:
+        return (
+            plain.lab.namespace(NODE1)
+            .run("sysctl", "-n", "net.ipv4.conf.all.arp_ignore", "net.ipv4.conf.all.arp_announce")
+            .split()
+        )
+
+    plain.lab.start_daemons({"host": {"strict_arp": True}})
+    assert shown() == ["1", "2"]
+    plain.lab.daemons[NODE1].stop()
+    plain.lab.daemons[NODE1].command("cleanup")
+    assert shown() == ["0", "0"]
+
+
+# --- egress ----------------------------------------------------------------------------------------------------------
+
+
+def test_egress_of_an_address_with_its_own_router_leaves_by_that_router(plain: Scene) -> None:
+    lab = plain.lab
+    web = LabService(name="web", number=0, pods=(lab.pod(NODE1), lab.pod(NODE2)), gateway=NODE1)
+    lab.set_services(web)
+    plain.write(BOTH_POOLS)
+    remote = Server()
+    remote.listen(plain.second.machine("client"), "client", SERVER_PORT)
+    try:
+        remote.start()
+        lab.start_daemons(l2())
+        for pod in web.pods:
+            for f in FAMILIES:
+                assert str(lab.ask(pod, "tcp", f, to=(CLIENT[f], SERVER_PORT))) == str(web.addresses[f])
+                # The way outside is no longer by the first router.
+                assert lab.source_seen(pod, "tcp", f, 0.3) in ("timeout", "unreachable")
+        lab.namespace(NODE1).ip(["link set eth1 down"])
+        reason = "no-exit: return path public, by which it must leave: interface eth1 is down"
+        assert wait_until(
+            lambda: [s["reason"] for s in lab.daemons[NODE1].status()["services"]] == [reason] * 2, SETTLED
+        )
+        lab.reset_seen()
+        for pod in web.pods:
+            for f in FAMILIES:
+                assert lab.source_seen(pod, "tcp", f, 0.3) in ("timeout", "unreachable", "prohibited")
+        assert lab.seen() & {*web.addresses.values(), *NODE1.addresses.values()} == set()
+    finally:
+        remote.stop()
+
+
+# --- BGP -------------------------------------------------------------------------------------------------------------
+
+BGP: dict[str, Any] = {"return_path": {"bgp": {"enabled": True}, "match": ["conntrack"]}}
+
+
+def peers(*numbers: int) -> list[dict[str, Any]]:
+    """BGPPeers: the second network's router by its first (1) or second (2) address, in both families."""
+    found = {1: ROUTER2, 2: OTHER_ROUTER2}
+    return [second_way.peer(f"p{n}-{f}", found[n][f]) for n in numbers for f in FAMILIES]
+
+
+BGP_POOLS = [*BOTH_POOLS, second_way.advertisement("all")]
+
+
+@pytest.fixture
+def bgp(stack: ExitStack) -> Scene:
+    """The nodes have addresses on the second network, as they need for BGP sessions."""
+    here = scene(stack, LabOptions(flavour=Flavour.IPTABLES_LEGACY), addresses=True)
+    here.write([*BGP_POOLS, *peers(1, 2)])
+    here.lab.start_daemons(BGP)
+    return here
+
+
+def table_20(here: Scene) -> list[str]:
+    node = here.lab.namespace(NODE1)
+    return [
+        line for f in FAMILIES for line in _shown(node.run("ip", f"-{f}", "route", "show", "table", "all"), "table 20")
+    ]
+
+
+def rules_to_20(here: Scene) -> list[str]:
+    node = here.lab.namespace(NODE1)
+    return [line for f in FAMILIES for line in _shown(node.run("ip", f"-{f}", "rule"), "lookup 20")]
+
+
+def _shown(listing: str, word: str) -> list[str]:
+    return [line for line in listing.splitlines() if f"{word} " in f"{line} "]
+
+
+def test_BGP_replies_leave_by_the_peers(bgp: Scene) -> None:
+    bgp.settle(ALL)
+    assert [line.count("default") for line in table_20(bgp)] == [1, 1]
+    hops = status_of(bgp, NODE1, "bgp")["next_hops"]
+    assert [hop["weight"] for hop in hops] == [100] * 4
+    answer = bgp.lab.daemons[NODE1].command("plan", "--json").stdout
+    (path,) = json.loads(answer)["paths"]
+    assert (path["name"], path["table"], path["state"]) == ("bgp", 20, "active")
+    assert {hop["neighbour"] for hop in path["next_hops"]} & {"reachable", "stale", "delay", "probe"}
+
+
+def test_R28_no_answer_is_lost_while_peers_come_and_go(bgp: Scene) -> None:
+    """One peer stays; the other one flaps, as it would while a watch restarts."""
+    bgp.settle(ALL)
+    cluster = bgp.services[0]
+    for numbers in ((1,), (1, 2), (1,), (1, 2), (1,)):
+        bgp.write([*BGP_POOLS, *peers(*numbers)])
+        for _ in range(4):
+            assert bgp.second.answers(cluster) == ALL
+
+
+def test_F37_a_state_that_is_broken_or_cannot_be_read_changes_nothing(bgp: Scene) -> None:
+    bgp.settle(ALL)
+    before = ours(bgp.lab, NODE1)
+    state = bgp.lab.daemons[NODE1].state_file
+    state.write_text("kind: [")
+    assert wait_until(lambda: bool(bgp.lab.daemons[NODE1].status()["problems"]), SETTLED)
+    assert ours(bgp.lab, NODE1) == before
+    state.unlink()
+    bgp.lab.daemons[NODE1].stop()
+    bgp.lab.daemons[NODE1].start()
+    assert wait_until(lambda: bool(bgp.lab.daemons[NODE1].status().get("problems")), SETTLED)
+    assert len(rules_to_20(bgp)) == 2
+
+
+def test_no_peers_no_rules_no_routes(bgp: Scene) -> None:
+    bgp.settle(ALL)
+    bgp.write(BGP_POOLS)
+    assert wait_until(lambda: not table_20(bgp) and not rules_to_20(bgp), SETTLED)
+    assert not any("unreachable" in text for text in ours(bgp.lab, NODE1).values())
+    bgp.settle(NONE, 1)
+
+
+def test_what_others_put_into_the_table_or_point_at_it_goes_and_is_logged(bgp: Scene) -> None:
+    bgp.settle(ALL)
+    node = bgp.lab.namespace(NODE1)
+    before = table_20(bgp), rules_to_20(bgp)
+    node.ip(["route add 198.18.0.0/15 via 192.0.2.1 table 20", "rule add from 198.18.0.0/15 lookup 20 priority 99"])
+    node.ip(["route add 198.18.0.0/15 via 192.0.2.1", "rule add from 198.18.0.0/15 lookup 21 priority 99"])
+    assert wait_until(lambda: (table_20(bgp), rules_to_20(bgp)) == before, SETTLED)
+    assert "198.18.0.0/15" in node.run("ip", "route", "show", "table", "main")
+    assert "lookup 21" in node.run("ip", "rule")
+    log = bgp.lab.daemons[NODE1].log()
+    assert "- route 198.18.0.0/15 via 192.0.2.1" in log
+    assert "leads into a table that is ours alone" in log
+
+
+def test_what_others_take_away_comes_back(bgp: Scene) -> None:
+    bgp.settle(ALL)
+    node = bgp.lab.namespace(NODE1)
+    before = ours(bgp.lab, NODE1)
+    for words in ("route flush table 20", "rule del priority 20"):
+        for f in FAMILIES:
+            node.run("ip", f"-{f}", *words.split())
+    node.run("nft", "flush", "ruleset")
+    assert wait_until(lambda: ours(bgp.lab, NODE1) == before, SETTLED)
+    bgp.settle(ALL)
+
+
+def test_metrics_tell_paths_and_the_state_of_their_next_hops(bgp: Scene) -> None:
+    bgp.settle(ALL)
+    with bgp.lab.namespace(NODE1).socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.connect(("127.0.0.1", 21793))
+        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        with sock.makefile() as answer:
+            page = answer.read()
+    assert 'metaleg_node_return_path{path="bgp"} 1.0' in page
+    assert 'metaleg_node_return_path_networks{path="bgp"} 2.0' in page
+    assert page.count("metaleg_node_return_path_next_hop{") == 4

@@ -1,0 +1,106 @@
+"""A kernel that carries out steps as strictly as the real one: what is there cannot be added, what is not there cannot
+be deleted, and a mark must always find its way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from ipaddress import ip_network
+
+from metaleg_node.core import diff
+from metaleg_node.core.model import Firewall, ForeignItem, NodeState, Route, RouteType, Routing, Rule, Treatment
+
+
+class FakeKernel:
+    """Begins in any state. `safe` tells whether steering can leak; foreign items may live in it, ours or not."""
+
+    def __init__(self, state: NodeState, *, sysctls: dict[str, str] | None = None) -> None:
+        self.rules: set[Rule] = set(state.routing.rules)
+        self.routes: dict[object, Route] = {route.key: route for route in state.routing.routes}
+        self.foreign_rules: set[ForeignItem] = set(state.routing.foreign_rules)
+        self.foreign_routes: set[ForeignItem] = set(state.routing.foreign_routes)
+        self.firewall: Firewall | None = state.firewall
+        self.originals: dict[str, str] = {}
+        self.variables: dict[str, str] = dict(sysctls or {})
+
+    def observe(self, desired: NodeState) -> NodeState:
+        """As the daemon sees it before it plans towards `desired`."""
+        return NodeState(
+            routing=Routing(
+                rules=frozenset(self.rules),
+                routes=frozenset(self.routes.values()),
+                foreign_rules=frozenset(self.foreign_rules),
+                foreign_routes=frozenset(self.foreign_routes),
+            ),
+            firewall=self.firewall,
+            sysctls={n: v for n, v in self.variables.items() if n in desired.sysctls or n in self.originals},
+        )
+
+    def run(self, steps: Iterable[diff.Step]) -> None:
+        for step in steps:
+            self._do(step.operation)
+
+    def _do(self, operation: diff.Operation) -> None:
+        match operation:
+            case diff.PutRoute(route=route):
+                assert self.routes.get(route.key) != route, f"written although it is there: {route}"
+                self.routes[route.key] = route
+            case diff.DeleteRoute(route=route):
+                assert self.routes.pop(route.key) == route
+            case diff.AddRule(rule=rule):
+                assert rule not in self.rules, f"File exists: {rule}"
+                assert any(r.table == rule.table for r in self.routes.values()), f"rule into an empty table: {rule}"
+                self.rules.add(rule)
+            case diff.DeleteRule(rule=rule):
+                self.rules.remove(rule)
+            case diff.DeleteForeignRoute(item=item):
+                self.foreign_routes.remove(item)
+            case diff.DeleteForeignRule(item=item):
+                self.foreign_rules.remove(item)
+            case diff.PutFirewall(firewall=firewall):
+                self.firewall = firewall
+            case diff.SetSysctl(name=name, value=value):
+                self.originals.setdefault(name, self.variables[name])
+                self.variables[name] = value
+            case diff.RestoreSysctl(name=name):
+                self.variables[name] = self.originals.pop(name)
+            case diff.SweepFlows(firewall=swept):
+                assert swept is not None
+
+    def leaks(self) -> list[str]:
+        """Pods that are steered by a mark that does not lead into a closed table, and tables read by a rule that are
+        open at the end."""
+        found = [
+            f"{rule} reads a table that is open" for rule in self.rules if not self._closed(rule.table, rule.family)
+        ]
+        if self.firewall is None:
+            return found
+        for address, pod in self.firewall.pods.items():
+            if pod.treatment is Treatment.STEER:
+                assert pod.slot
+                mark, mask = self.firewall.mark(pod.slot), self.firewall.mark_mask
+                rules = [r for r in self.rules if (r.family, r.mark, r.mask) == (address.version, mark, mask)]
+                if not rules:
+                    found.append(f"{address} is steered without a rule for {mark:#x}/{mask:#x}")
+        return found
+
+    def _closed(self, table: int, family: int) -> bool:
+        everywhere = ip_network("0.0.0.0/0" if family == 4 else "::/0")
+        return any(
+            r.table == table and r.type is RouteType.UNREACHABLE and r.destination == everywhere
+            for r in self.routes.values()
+        )
+
+    def copy(self) -> FakeKernel:
+        other = FakeKernel(NodeState())
+        other.__dict__.update({k: v.copy() if isinstance(v, dict | set) else v for k, v in self.__dict__.items()})
+        return other
+
+
+def holds(kernel: FakeKernel, desired: NodeState) -> bool:
+    """Whether the kernel holds just this of ours."""
+    seen = kernel.observe(desired)
+    return dataclasses.replace(seen, sysctls={}) == dataclasses.replace(desired, sysctls={}) and all(
+        kernel.variables[name] == value for name, value in desired.sysctls.items()
+    )

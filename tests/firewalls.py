@@ -1,0 +1,190 @@
+"""Packet filters for tests: one of every kind, by name. The first is what the others vary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
+
+from metaleg_node.core.model import (
+    Address,
+    DestinationFilter,
+    EgressPod,
+    Firewall,
+    Match,
+    Network,
+    NodeName,
+    ReturnPath,
+    Slot,
+    Treatment,
+)
+from metaleg_node.core.survey import NEVER_EGRESS, filter_key, merged
+
+MASK = 0x3F000000
+
+
+def addresses(*texts: str) -> frozenset[Address]:
+    return frozenset(map(ip_address, texts))
+
+
+def networks(*texts: str) -> frozenset[Network]:
+    return frozenset(map(ip_network, texts))
+
+
+def pods(numbers: Iterable[int], pod: EgressPod, version: int = 4) -> dict[Address, EgressPod]:
+    """Pods 10.244.1.N or fd00:10:244:1::N with one treatment."""
+    prefix = "10.244.1." if version == 4 else "fd00:10:244:1::"
+    return {ip_address(f"{prefix}{n}"): pod for n in numbers}
+
+
+RESTRICTED = DestinationFilter(
+    exclude=networks("10.0.0.0/8", "2001:db8:f::/48"), only=networks("8.0.0.0/7", "2000::/3")
+)
+EXCEPT = DestinationFilter(exclude=networks("192.168.0.0/24", "192.168.2.7/32"))
+"""Two networks, of which one is a single address."""
+R, E = filter_key(RESTRICTED), filter_key(EXCEPT)
+LB4, LB6 = ip_address("192.0.2.200"), ip_address("2001:db8:1::200")
+
+STEER = EgressPod(treatment=Treatment.STEER, slot=Slot(1))
+SNAT4 = EgressPod(treatment=Treatment.SNAT, slot=Slot(2), source=LB4)
+SNAT6 = EgressPod(treatment=Treatment.SNAT, slot=Slot(2), source=LB6)
+HOLD = EgressPod(treatment=Treatment.HOLD)
+ELSEWHERE = EgressPod(treatment=Treatment.ELSEWHERE)
+
+
+def filtered(pod: EgressPod, key: str) -> EgressPod:
+    return dataclasses.replace(pod, filter=key)
+
+
+FULL = Firewall(
+    mark_mask=MASK,
+    pods={
+        **pods([2, 3], STEER),
+        **pods([4], filtered(STEER, R)),
+        **pods([5], SNAT4),
+        **pods([6], filtered(SNAT4, E)),
+        **pods([7], HOLD),
+        **pods([8], filtered(HOLD, R)),
+        **pods([9], ELSEWHERE),
+        **pods([10], filtered(ELSEWHERE, E)),
+        **pods([2], STEER, 6),
+        **pods([5], filtered(SNAT6, R), 6),
+        **pods([7], HOLD, 6),
+        **pods([9], ELSEWHERE, 6),
+    },
+    gateways={Slot(1): NodeName("node-b"), Slot(2): NodeName("node-a")},
+    sources=frozenset({LB4, LB6}),
+    next_hops=addresses("10.0.0.2", "fd00::2"),
+    inside=merged([*NEVER_EGRESS, *networks("10.244.0.0/16", "10.96.0.0/12", "10.0.0.0/24", "fd00:10::/32")]),
+    filters={R: RESTRICTED, E: EXCEPT},
+    pod_networks=networks("10.244.0.0/16", "fd00:10:244::/48"),
+    node_interfaces=frozenset({"eth0", "flannel.1", "bond0.100", "br-lan_2", "a+b@c"}),
+    node_addresses=addresses("10.0.0.1", "fd00::1"),
+)
+
+PATHS = dataclasses.replace(
+    FULL,
+    return_paths={
+        Slot(3): ReturnPath(
+            holder=NodeName("path:public_A.b"), networks=networks("198.51.100.0/24", "2001:db8:51::/64")
+        ),
+        Slot(4): ReturnPath(
+            holder=NodeName("path::bgp"),
+            networks=networks("192.0.2.0/25", "192.0.2.128/26", "192.0.2.200", "2001:db8:2::200"),
+            mark=0x14,
+        ),
+    },
+    match=frozenset(Match),
+    direct=FULL.inside | networks("172.16.0.0/12"),
+    checked=frozenset({"eth1", "bond0.100"}),
+    spared=networks("198.51.100.0/24", "192.0.2.7/32"),
+)
+
+_LONG = NodeName(".".join(["n" * 62] * 4) + "x")
+assert len(_LONG) == 252
+
+FIREWALLS: dict[str, Firewall] = {
+    "full": FULL,
+    "empty": Firewall(mark_mask=MASK),
+    "drop": dataclasses.replace(FULL, hold="drop"),
+    "random": dataclasses.replace(FULL, source_ports="random"),
+    "no-invalid-input": dataclasses.replace(FULL, drop_invalid_input=True),
+    "another-mask": dataclasses.replace(FULL, mark_mask=0xF0),
+    "highest-mask": dataclasses.replace(FULL, mark_mask=0xFC000000),
+    "moved": dataclasses.replace(
+        FULL,
+        pods={
+            **pods([2], SNAT4),
+            **pods([3], ELSEWHERE),
+            **pods([4], HOLD),
+            **pods([5], STEER),
+            **pods([6], filtered(STEER, R)),
+            **pods([2], SNAT6, 6),
+        },
+        gateways={Slot(1): NodeName("node-c"), Slot(2): NodeName("node-a")},
+        next_hops=addresses("10.0.0.3"),
+        filters={R: RESTRICTED},
+    ),
+    "other-sources": dataclasses.replace(
+        FULL,
+        pods=pods([5, 6], EgressPod(treatment=Treatment.SNAT, slot=Slot(2), source=ip_address("192.0.2.201"))),
+        gateways={Slot(2): NodeName("node-a")},
+        sources=addresses("192.0.2.201"),
+        filters={},
+    ),
+    "narrower-networks": dataclasses.replace(
+        FULL,
+        inside=networks("10.244.0.0/17", "10.244.128.0/18", "10.96.0.0/13", "10.0.0.128/25", "224.0.0.0/5", "::1/128"),
+        pod_networks=networks("10.244.1.0/24", "10.244.2.0/24"),
+    ),
+    "wider-networks": dataclasses.replace(
+        FULL, inside=networks("8.0.0.0/5", "128.0.0.0/1", "8000::/1"), pod_networks=networks("10.240.0.0/12")
+    ),
+    "all-networks": dataclasses.replace(FULL, inside=networks("0.0.0.0/0", "::/0")),
+    "ends-of-the-range": dataclasses.replace(
+        FULL,
+        inside=networks(
+            "0.0.0.0/32", "255.255.255.255/32", "::/128", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128", "240.0.0.0/8"
+        ),
+    ),
+    "neighbours": dataclasses.replace(
+        FULL, inside=networks("10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/32", "fd00:1::/64", "fd00:1:0:1::/64")
+    ),
+    "ipv4-in-ipv6": dataclasses.replace(
+        FULL,
+        inside=networks("::ffff:0:0/96", "64:ff9b::/96", "::192.0.2.0/120"),
+        node_addresses=addresses("::192.0.2.1"),
+    ),
+    "long-names": dataclasses.replace(FULL, gateways={Slot(1): _LONG, Slot(2): NodeName(_LONG[:101])}),
+    "paths": PATHS,
+    "paths-by-conntrack": dataclasses.replace(
+        PATHS, match=frozenset({Match.CONNTRACK}), return_paths={Slot(3): PATHS.return_paths[Slot(3)]}
+    ),
+    "paths-by-source": dataclasses.replace(PATHS, match=frozenset({Match.SOURCE}), direct=frozenset()),
+    "paths-alone": dataclasses.replace(
+        PATHS,
+        pods={},
+        gateways={},
+        sources=frozenset(),
+        inside=frozenset(),
+        filters={},
+        return_paths={Slot(4): PATHS.return_paths[Slot(3)], Slot(3): PATHS.return_paths[Slot(4)]},
+    ),
+    "path-to-everywhere": dataclasses.replace(
+        PATHS, return_paths={Slot(3): ReturnPath(holder=NodeName("path:x"), networks=networks("0.0.0.0/0", "::/0"))}
+    ),
+    "path-of-one-address": dataclasses.replace(
+        PATHS, return_paths={Slot(3): ReturnPath(holder=NodeName("path:x"), networks=networks("192.0.2.7/32"))}
+    ),
+    "reverse-path-check-alone": Firewall(mark_mask=MASK, checked=frozenset({"eth1"}), spared=networks("10.0.0.0/8")),
+    "63-slots": Firewall(
+        mark_mask=MASK,
+        pods={
+            ip_address(f"10.244.1.{n}"): EgressPod(treatment=Treatment.STEER, slot=Slot(n), filter=R if n % 2 else "")
+            for n in range(1, 64)
+        },
+        gateways={Slot(n): NodeName(f"node-{n}") for n in range(1, 64)},
+        next_hops=frozenset(ip_address(f"10.0.0.{n}") for n in range(1, 64)),
+        filters={R: RESTRICTED},
+    ),
+}

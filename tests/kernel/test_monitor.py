@@ -1,0 +1,293 @@
+"""What the monitor hears, on the real kernel; ip(8) and nft(8) play everybody else."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from metaleg_node.core.model import NextHop, Route, RouteType, Rule
+from metaleg_node.kernel import monitor
+from metaleg_node.kernel.monitor import Hint, Monitor
+from metaleg_node.kernel.routing import RoutingControl
+from tests.netns import Netns
+
+TABLE = 1000001
+LIMIT = 5.0
+OURS = """\
+table inet metaleg_node {
+    set pods { type ipv4_addr; }
+    chain hold { drop; }
+    chain forward {
+        type filter hook forward priority 0
+        counter
+    }
+}
+"""
+
+
+@pytest.fixture
+def quiet(inside: Netns) -> Netns:
+    """The namespace once the kernel has finished telling of the new links: both are up, no address is tentative."""
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        links = inside.run("ip", "-o", "link", "show").stdout
+        if links.count("state UP") == 2 and "tentative" not in inside.run("ip", "address").stdout:
+            return inside
+    raise AssertionError(f"the links did not come up:\n{links}")
+
+
+@contextmanager
+def listening(own: Callable[[], frozenset[int]] = frozenset) -> Iterator[queue.SimpleQueue[Hint]]:
+    heard: queue.SimpleQueue[Hint] = queue.SimpleQueue()
+    with Monitor(heard.put, tables={20, TABLE, TABLE + 1}, own_ports=own):
+        yield heard
+
+
+def hints(netns: Netns, act: Callable[[], object], own: Callable[[], frozenset[int]] = frozenset) -> set[Hint]:
+    """What is heard of an action, itself without addresses.
+
+    A new address afterwards shows that everything before it was read; a second one, that the whole burst was told.
+    """
+    found: set[Hint] = set()
+    with listening(own) as heard:
+        act()
+        for marker in ("10.77.0.1/32", "10.77.0.2/32"):
+            netns.run("ip", "address", "add", marker, "dev", "lo")
+            while (hint := heard.get(timeout=LIMIT)) is not Hint.ADDRESSES:
+                found.add(hint)
+    return found
+
+
+def ip(netns: Netns, *commands: str) -> Callable[[], object]:
+    def run() -> None:
+        for command in commands:
+            netns.run("ip", *command.split())
+
+    return run
+
+
+ROUTING = {
+    "route added to our table": ((), f"route add 10.7.0.0/16 via 10.9.0.2 table {TABLE}", {Hint.ROUTES}),
+    "v6 route added to our table": ((), f"-6 route add fd07::/64 via fd09::2 table {TABLE}", {Hint.ROUTES}),
+    "route added to our low table": ((), "route add 10.7.0.0/16 via 10.9.0.2 table 20", {Hint.ROUTES}),
+    "our route deleted": (
+        (f"route add default via 10.9.0.2 proto 201 table {TABLE}",),
+        f"route del default table {TABLE}",
+        {Hint.ROUTES},
+    ),
+    "our v6 route replaced": (
+        (f"-6 route add default via fd09::2 proto 201 table {TABLE}",),
+        f"-6 route replace default via fd09::3 table {TABLE}",
+        {Hint.ROUTES},
+    ),
+    "our table flushed": (
+        (f"route add default via 10.9.0.2 proto 201 table {TABLE}",),
+        f"route flush table {TABLE}",
+        {Hint.ROUTES},
+    ),
+    "route with our protocol elsewhere": ((), "route add 10.7.0.0/16 via 10.9.0.2 proto 201 table 99", {Hint.ROUTES}),
+    "main table changed": ((), "route add 10.7.0.0/16 via 10.9.0.2", {Hint.LINKS}),
+    "v6 main table changed": ((), "-6 route add fd07::/64 via fd09::2", {Hint.LINKS}),
+    "foreign table changed": ((), "route add 10.7.0.0/16 via 10.9.0.2 table 99", set()),
+    "foreign high table changed": ((), "route add 10.7.0.0/16 via 10.9.0.2 table 1000999", set()),
+    "v6 foreign table changed": ((), "-6 route add fd07::/64 via fd09::2 table 1000999", set()),
+    "our rule deleted": (
+        (f"rule add priority 4700 fwmark 1 lookup {TABLE} proto 201",),
+        "rule del priority 4700",
+        {Hint.RULES},
+    ),
+    "our v6 rule deleted": (
+        (f"-6 rule add priority 4700 fwmark 1 lookup {TABLE} proto 201",),
+        "-6 rule del priority 4700",
+        {Hint.RULES},
+    ),
+    "foreign rule at our table": ((), f"rule add priority 9 lookup {TABLE}", {Hint.RULES}),
+    "rule with our protocol elsewhere": ((), "rule add priority 9 lookup 99 proto 201", {Hint.RULES}),
+    "foreign rule": ((), "rule add priority 9 fwmark 7 lookup 99", set()),
+    "v6 foreign rule": ((), "-6 rule add priority 9 fwmark 7 lookup 1000999", set()),
+}
+
+
+@pytest.mark.parametrize("name", ROUTING)
+def test_a_foreign_change_of_routing_is_told_by_its_kind(quiet: Netns, name: str) -> None:
+    before, change, expected = ROUTING[name]
+    ip(quiet, *before)()
+    assert hints(quiet, ip(quiet, change)) == expected
+
+
+def test_a_new_address_is_told(quiet: Netns) -> None:
+    with listening() as heard:
+        quiet.run("ip", "address", "add", "10.88.0.1/32", "dev", "v1")
+        assert heard.get(timeout=LIMIT) is Hint.ADDRESSES
+
+
+def test_a_lost_link_is_told_although_its_routes_go_without_a_word(quiet: Netns) -> None:
+    with listening() as heard:
+        quiet.run("ip", "link", "set", "v0", "down")
+        while heard.get(timeout=LIMIT) is not Hint.LINKS:
+            pass
+
+
+FIREWALL = {
+    "ruleset flushed": ("flush ruleset", {Hint.FIREWALL}),
+    "table deleted": ("delete table inet metaleg_node", {Hint.FIREWALL}),
+    "element added": ("add element inet metaleg_node pods { 10.0.0.9 }", {Hint.FIREWALL}),
+    "element deleted": ("delete element inet metaleg_node pods { 10.0.0.1 }", {Hint.FIREWALL}),
+    "chain flushed": ("flush chain inet metaleg_node forward", {Hint.FIREWALL}),
+    "rule added": ("add rule inet metaleg_node hold accept", {Hint.FIREWALL}),
+    "chain added": ("add chain inet metaleg_node foreign", {Hint.FIREWALL}),
+    "table made dormant": ("add table inet metaleg_node { flags dormant; }", {Hint.FIREWALL}),
+    "ours after another in one transaction": (
+        "add table inet aaa\nadd element inet metaleg_node pods { 10.0.0.9 }",
+        {Hint.FIREWALL},
+    ),
+    "other table": ("add table inet other", set()),
+    "same name in another family": ("add table ip metaleg_node", set()),
+    "similar name": ("add table inet metaleg_node2\nadd table inet metaleg_nod", set()),
+    "our name in a foreign comment": (
+        'add table inet other\nadd chain inet other c\nadd rule inet other c counter comment "metaleg_node"',
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIREWALL)
+def test_a_change_of_our_table_is_told_and_no_other(quiet: Netns, name: str) -> None:
+    change, expected = FIREWALL[name]
+    quiet.run("nft", "-f", "-", stdin="table inet another {\n}\n" + OURS)
+    quiet.run("nft", "add", "element", "inet", "metaleg_node", "pods", "{ 10.0.0.1 }")
+    assert hints(quiet, lambda: quiet.run("nft", "-f", "-", stdin=change + "\n")) == expected
+
+
+def test_a_rule_deleted_by_its_handle_is_told(quiet: Netns) -> None:
+    quiet.run("nft", "-f", "-", stdin=OURS)
+    listing = quiet.run("nft", "-a", "list", "chain", "inet", "metaleg_node", "hold").stdout
+    handle = listing.split("drop # handle ")[1].split()[0]
+    change = ("nft", "delete", "rule", "inet", "metaleg_node", "hold", "handle", handle)
+    assert hints(quiet, lambda: quiet.run(*change)) == {Hint.FIREWALL}
+
+
+def test_our_own_writes_are_not_told(quiet: Netns) -> None:
+    quiet.run("ip", "route", "add", "10.7.0.0/16", "via", "10.9.0.2", "table", str(TABLE))
+    quiet.run("ip", "rule", "add", "priority", "4700", "lookup", str(TABLE))
+    with RoutingControl() as control:
+        assert hints(quiet, lambda: write_everything(control), lambda: control.port_ids) == set()
+
+
+def test_our_own_writes_are_told_when_nobody_says_they_are_ours(quiet: Netns) -> None:
+    with RoutingControl() as control:
+        assert hints(quiet, lambda: write_everything(control)) == {Hint.ROUTES, Hint.RULES}
+
+
+def write_everything(control: RoutingControl) -> None:
+    observed = control.observe({TABLE})
+    for item in observed.foreign_routes:
+        control.delete_foreign_route(item)
+    for item in observed.foreign_rules:
+        control.delete_foreign_rule(item)
+    for network, gateways in (("0.0.0.0/0", ("10.9.0.2", "10.9.0.3")), ("::/0", ("fd09::2", "fd09::3"))):
+        hops = tuple(NextHop(gateway=ip_address(gateway), interface="v0") for gateway in gateways)
+        one = Route(table=TABLE, destination=ip_network(network), metric=10, next_hops=hops[:1])
+        both = Route(table=TABLE, destination=ip_network(network), metric=10, next_hops=hops)
+        last = Route(table=TABLE, destination=ip_network(network), metric=999, type=RouteType.UNREACHABLE)
+        rule = Rule(family=4 if hops[0].gateway == ip_address("10.9.0.2") else 6, priority=4700, table=TABLE)
+        for route in (last, one, both, one):
+            control.put_route(route)
+        control.add_rule(rule)
+        control.delete_rule(rule)
+        control.delete_route(one)
+        control.delete_route(last)
+    assert control.observe({TABLE}).routes == frozenset()
+
+
+def test_a_large_foreign_batch_neither_kills_nor_wakes(quiet: Netns) -> None:
+    elements = ",\n".join(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(20000))
+    batch = f"table inet other {{\n set s {{\n type ipv4_addr\n elements = {{ {elements} }}\n }}\n}}\n"
+    quiet.run("nft", "-f", "-", stdin=OURS)
+    assert hints(quiet, lambda: quiet.run("nft", "-f", "-", stdin=batch)) == set()
+
+
+def test_churning_foreign_routes_do_not_wake(quiet: Netns) -> None:
+    batch = "\n".join(f"route add 172.16.{n >> 8}.{n & 255}/32 via 10.9.0.2 table 99" for n in range(10000))
+    assert hints(quiet, lambda: quiet.run("ip", "-batch", "-", stdin=batch + "\n")) == set()
+
+
+def test_lost_notifications_are_told_as_overflow_and_listening_goes_on(
+    quiet: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "_BUFFER", 4096)
+    blocked = threading.Event()
+    heard: queue.SimpleQueue[Hint] = queue.SimpleQueue()
+
+    def wake(hint: Hint) -> None:
+        blocked.wait(LIMIT)
+        heard.put(hint)
+
+    with Monitor(wake, tables={TABLE}, own_ports=frozenset):
+        batch = "\n".join(f"route add 172.16.{n >> 8}.{n & 255}/32 via 10.9.0.2" for n in range(500))
+        quiet.run("ip", "-batch", "-", stdin=batch + "\n")
+        many = ", ".join(f"10.0.{n >> 8}.{n & 255}" for n in range(5000))
+        script = f"table inet other {{\n set s {{ type ipv4_addr; }}\n}}\nadd element inet other s {{ {many} }}\n"
+        quiet.run("nft", "-f", "-", stdin=script)
+        blocked.set()
+        missing = {Hint.OVERFLOW, Hint.FIREWALL}
+        while missing:
+            missing.discard(heard.get(timeout=LIMIT))
+        quiet.run("ip", "rule", "add", "priority", "4700", "lookup", str(TABLE))
+        while heard.get(timeout=LIMIT) is not Hint.RULES:
+            pass
+
+
+def test_stopping_is_prompt_and_can_be_repeated(quiet: Netns) -> None:
+    assert quiet
+    running = Monitor(lambda _: None, tables=(), own_ports=frozenset)
+    running.stop()
+    running.start()
+    begin = time.monotonic()
+    running.stop()
+    running.stop()
+    assert time.monotonic() - begin < 5
+
+
+def test_fifty_starts_and_stops_leak_neither_descriptors_nor_threads(quiet: Netns) -> None:
+    assert quiet
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(50):
+        with listening():
+            pass
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+def test_the_generation_grows_with_commits_of_anybody_only(quiet: Netns) -> None:
+    first = monitor.generation()
+    assert monitor.generation() == first
+    quiet.run("nft", "list", "ruleset")
+    quiet.run("nft", "-c", "add", "table", "inet", "other")
+    assert monitor.generation() == first
+    quiet.run("nft", "add", "table", "inet", "other")
+    assert monitor.generation() == first + 1
+    quiet.run("nft", "-f", "-", stdin=OURS)
+    assert monitor.generation() == first + 2
+
+
+def test_a_surprise_does_not_make_it_deaf_and_everything_is_looked_at_again(inside: Netns) -> None:
+    heard: queue.SimpleQueue[Hint] = queue.SimpleQueue()
+    surprises = iter([True])
+
+    def wake(hint: Hint) -> None:
+        if next(surprises, False):
+            raise ValueError("a surprise")
+        heard.put(hint)
+
+    with Monitor(wake, tables=(), own_ports=frozenset):
+        inside.run("ip", "address", "add", "10.77.0.1/32", "dev", "lo")
+        assert {heard.get(timeout=LIMIT), heard.get(timeout=LIMIT)} == {Hint.OVERFLOW, Hint.FIREWALL}
+        inside.run("ip", "address", "add", "10.77.0.2/32", "dev", "lo")
+        assert heard.get(timeout=LIMIT) is Hint.ADDRESSES

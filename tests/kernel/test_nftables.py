@@ -1,0 +1,249 @@
+"""The nftables backend on the real kernel: what is written is what is read, and only our table is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from ipaddress import IPv6Address, IPv6Network, ip_address
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from metaleg_node.core.model import Firewall, NodeName, Slot
+from metaleg_node.kernel import nftables
+from metaleg_node.kernel.errors import KernelError
+from metaleg_node.kernel.nft_table import render
+from tests.firewalls import FIREWALLS, FULL, STEER
+from tests.netns import Netns
+from tests.property.test_convergence import sound_states
+
+TABLE = "inet metaleg_node"
+FOREIGN = """\
+table inet foreign {
+    set friends { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 } }
+    counter seen { packets 0 bytes 0 }
+    chain metaleg_node {
+        type filter hook prerouting priority dstnat + 10; policy accept;
+        ip saddr @friends counter name "seen" comment "not ours"
+    }
+}
+table ip metaleg_node {
+    map pods4 { type ipv4_addr : verdict; elements = { 10.244.1.2 : drop } }
+    chain prerouting { ip saddr vmap @pods4; }
+}
+"""
+
+
+@pytest.fixture
+def here(netns: Netns) -> Iterator[Netns]:
+    """The test itself is in the namespace."""
+    with netns.inside():
+        yield netns
+
+
+def put(firewall: Firewall | None) -> bool:
+    """One apply from what is there; tells whether there was a transaction."""
+    return nftables.apply(nftables.observe(), firewall)[1]
+
+
+def assert_holds(firewall: Firewall) -> None:
+    seen = nftables.observe()
+    assert seen.firewall == firewall
+    assert nftables.damage(seen) == ()
+    assert nftables.transaction(seen.table, render(firewall)) == ""
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", FIREWALLS)
+def test_what_is_written_is_what_is_read(name: str) -> None:
+    assert put(FIREWALLS[name])
+    assert_holds(FIREWALLS[name])
+
+
+@pytest.mark.parametrize("name", FIREWALLS)
+def test_a_second_apply_makes_no_transaction(here: Netns, name: str) -> None:
+    put(FIREWALLS[name])
+    before = here.run("nft", "-a", "list", "ruleset").stdout
+    assert not put(FIREWALLS[name])
+    assert here.run("nft", "-a", "list", "ruleset").stdout == before
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("first", FIREWALLS)
+def test_any_firewall_turns_into_any_other_and_back(first: str) -> None:
+    names = list(FIREWALLS)
+    put(FIREWALLS[first])
+    for second in names[names.index(first) + 1 :]:
+        for name in (second, first):
+            put(FIREWALLS[name])
+            assert_holds(FIREWALLS[name])
+
+
+@pytest.mark.usefixtures("here")
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(sound_states().map(lambda state: state.firewall), min_size=1, max_size=3))
+def test_any_walk_through_firewalls_ends_where_it_should(walk: list[Firewall | None]) -> None:
+    for firewall in walk:
+        put(firewall)
+        seen = nftables.observe()
+        assert seen.firewall == firewall
+        assert nftables.damage(seen) == ()
+
+
+@pytest.mark.usefixtures("here")
+def test_what_apply_returns_is_as_good_as_a_look() -> None:
+    known = nftables.ABSENT
+    for firewall in FIREWALLS.values():
+        known, committed = nftables.apply(known, firewall)
+        assert committed
+        assert_holds(firewall)
+
+
+@pytest.mark.usefixtures("here")
+def test_nothing_is_observed_where_there_is_no_table() -> None:
+    assert nftables.observe() == nftables.ABSENT
+    assert nftables.damage(nftables.ABSENT) == ()
+    assert nftables.counters() == {}
+
+
+def test_removing_takes_the_table_away_and_twice_is_fine(here: Netns) -> None:
+    put(FULL)
+    assert put(None)
+    assert "metaleg_node" not in here.run("nft", "list", "tables").stdout
+    assert not put(None)
+
+
+def test_other_tables_stay_byte_identical(here: Netns) -> None:
+    here.run("nft", "-f", "-", stdin=FOREIGN)
+    before = here.run("nft", "-a", "list", "ruleset").stdout
+    for firewall in (*FIREWALLS.values(), None):
+        put(firewall)
+        tables = here.run("nft", "-a", "list", "ruleset").stdout.partition(f"table {TABLE}")[0]
+        assert tables == before
+
+
+@pytest.mark.usefixtures("here")
+def test_counters_are_read() -> None:
+    put(FULL)
+    assert nftables.counters() == dict.fromkeys(("steered", "translated", "held", "dropped"), (0, 0))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_refused_change_leaves_everything_and_names_the_reason() -> None:
+    put(FULL)
+    wrong = dataclasses.replace(
+        FULL, pods={**FULL.pods, ip_address("10.244.1.77"): dataclasses.replace(STEER, filter="gone")}
+    )
+    with pytest.raises(KernelError, match=r"nft refused the change of table inet metaleg_node: /dev/stdin:\d+"):
+        put(wrong)
+    assert_holds(FULL)
+
+
+HOSTILE = {
+    **{
+        f"interface {name}": dataclasses.replace(FULL, node_interfaces=frozenset({name}))
+        for name in ('a"b', "eth*", "a;b", "a\nb", "$x", "a\\b")
+    },
+    "zone of an address": dataclasses.replace(FULL, sources=frozenset({IPv6Address("2001:db8::1%x }; flush ruleset")})),
+    "zone of a network": dataclasses.replace(
+        FULL, inside=frozenset({IPv6Network("2001:db8::%x }\nflush ruleset\n/64")})
+    ),
+    "node name": dataclasses.replace(FULL, gateways={Slot(1): NodeName('x"; flush ruleset; #')}),
+    "line in a node name": dataclasses.replace(FULL, gateways={Slot(1): NodeName("x\nflush ruleset")}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_text_that_means_something_to_nft_does_not_get_there(here: Netns, name: str) -> None:
+    here.run("nft", "-f", "-", stdin=FOREIGN)
+    before = here.run("nft", "list", "ruleset").stdout
+    with pytest.raises(KernelError, match="is not passed to nft"):
+        put(HOSTILE[name])
+    assert here.run("nft", "list", "ruleset").stdout == before
+
+
+# --- what others do to our table -------------------------------------------------------------------------------------
+
+FOREIGN_CHANGES = {
+    "rule added": "add rule {t} prerouting counter accept",
+    "rule inserted in front": "insert rule {t} judge accept",
+    "rule with a long comment added": 'add rule {t} steer_1 counter comment "' + "a b" * 40 + '"',
+    "rules with long comments added": "\n".join(
+        f'add rule {{t}} {chain} counter comment "x {"y" * 120}"'
+        for chain in ("snat_2", "snat_2_f{E}")
+        for _ in range(5)
+    ),
+    "rules with nothing left of a note": 'flush chain {t} steer_1\nadd rule {t} steer_1 drop comment "x \'$;{{"',
+    "chain flushed": "flush chain {t} guard",
+    "note flushed": "flush chain {t} prerouting",
+    "pod chain flushed": "flush chain {t} steer_1",
+    "element added": "add element {t} pods4 {{ 10.244.1.99 : goto hold }}",
+    "element with another verdict": "add element {t} pods4 {{ 10.244.1.99 : drop }}",
+    "element with a jump": "add element {t} pods4 {{ 10.244.1.99 : jump judge }}",
+    "element changed": "delete element {t} pods4 {{ 10.244.1.2 }}\nadd element {t} pods4 {{ 10.244.1.2 : goto hold }}",
+    "element deleted": "delete element {t} pods4 {{ 10.244.1.2 }}",
+    "element with a comment": 'add element {t} sources4 {{ 192.0.2.99 comment "mine" }}',
+    "map element with a comment": 'add element {t} pods4 {{ 10.244.1.99 comment "mine" : goto hold }}',
+    "element for a mark": "add element {t} guard_marks {{ 0x07000000 : goto guard_steer }}",
+    "element for an interface": 'add element {t} node_interfaces {{ "dummy7" }}',
+    "source address changed": (
+        "delete element {t} snat4 {{ 10.244.1.5 }}\nadd element {t} snat4 {{ 10.244.1.5 : 203.0.113.9 }}"
+    ),
+    "source address deleted": "delete element {t} snat4 {{ 10.244.1.5 }}",
+    "source address of a steered pod": "add element {t} snat4 {{ 10.244.1.2 : 203.0.113.9 }}",
+    "network added": "add element {t} inside4 {{ 203.0.113.0/24 }}",
+    "range added": "add element {t} inside4 {{ 203.0.113.5-203.0.113.77 }}",
+    "network deleted": "delete element {t} inside4 {{ 10.96.0.0/12 }}",
+    "network of a filter deleted": "delete element {t} exclude4_f{E} {{ 192.168.0.0/24 }}",
+    "set flushed": "flush set {t} inside4",
+    "map flushed": "flush map {t} pods4",
+    "gateway unknown": "delete element {t} guard_marks {{ 0x01000000 }}",
+    "set added": "add set {t} more {{ type ipv4_addr; }}\nadd element {t} more {{ 10.0.0.1 }}",
+    "map added": "add map {t} more {{ type ipv4_addr : ipv4_addr; }}\nadd element {t} more {{ 10.0.0.1 : 10.0.0.2 }}",
+    "concatenated set added": "add set {t} more {{ type ipv4_addr . inet_service; flags interval; }}",
+    "timeout set added": "add set {t} more {{ type ipv4_addr; flags timeout; }}",
+    "quota added": "add quota {t} much {{ over 25 mbytes }}",
+    "limit added": "add limit {t} much {{ rate 400/minute }}",
+    "ct timeout added": "add ct timeout {t} much {{ protocol tcp; policy = {{ established : 100 }}; }}",
+    "counter added": "add counter {t} more",
+    "chain added": "add chain {t} more\nadd rule {t} more counter",
+    "chain added and used": "add chain {t} more\nadd element {t} pods4 {{ 10.244.1.99 : goto more }}",
+    "chain that looks like ours": "add chain {t} steer_99\nadd element {t} pods4 {{ 10.244.1.99 : goto steer_99 }}",
+    "chain with too large a slot": "add chain {t} steer_999\nadd element {t} pods4 {{ 10.244.1.99 : goto steer_999 }}",
+    "chain without a slot": "add chain {t} steer\nadd element {t} pods4 {{ 10.244.1.99 : goto steer }}",
+    "chain of an unknown filter": "add chain {t} hold_fabc\nadd element {t} pods4 {{ 10.244.1.99 : goto hold_fabc }}",
+    "filter chain added": "add chain {t} filter_fabc",
+    "base chain added": "add chain {t} more {{ type filter hook forward priority 0; policy drop; }}",
+    "policy changed": "add chain {t} prerouting {{ policy drop; }}",
+    "table flushed": "flush table {t}",
+    "everything flushed": "flush ruleset",
+    "table emptied": "delete table {t}\nadd table {t}",
+    "hook priority changed": (
+        "delete table {t}\nadd table {t}\nadd chain {t} guard {{ type filter hook postrouting priority 5; }}"
+    ),
+    "counter deleted": "delete table {t}\nadd table {t}\nadd counter {t} steered",
+    "set of another type": "delete table {t}\nadd table {t}\nadd set {t} sources4 {{ type inet_service; }}",
+    "table asleep": "add table {t} {{ flags dormant; }}",
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN_CHANGES)
+def test_what_others_change_is_seen_and_one_apply_repairs_it(here: Netns, change: str) -> None:
+    put(FULL)
+    key = next(key for key, value in FULL.filters.items() if not value.only)
+    here.run("nft", "-f", "-", stdin=FOREIGN_CHANGES[change].format(t=TABLE, E=key) + "\n")
+    seen = nftables.observe()
+    harm = nftables.damage(seen)
+    assert harm or seen.firewall != FULL, "the change goes unnoticed"
+    assert put(FULL)
+    assert_holds(FULL)
+
+
+@pytest.mark.parametrize("change", FOREIGN_CHANGES)
+def test_a_damaged_table_can_be_removed(here: Netns, change: str) -> None:
+    put(FULL)
+    key = next(key for key, value in FULL.filters.items() if not value.only)
+    here.run("nft", "-f", "-", stdin=FOREIGN_CHANGES[change].format(t=TABLE, E=key) + "\n")
+    put(None)
+    assert nftables.observe() == nftables.ABSENT

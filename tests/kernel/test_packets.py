@@ -1,0 +1,411 @@
+"""What the packet filter does to packets: a pod, a node that masquerades like a CNI, and the world outside.
+
+The world is the gateway's neighbour, the default router and a server in one. That something does not arrive is known
+by what is sent after it and does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import socket
+import struct
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import pytest
+
+from metaleg_node.core import flows
+from metaleg_node.core.model import DestinationFilter, EgressPod, Firewall, NodeName, Slot, Treatment
+from metaleg_node.core.survey import filter_key
+from metaleg_node.kernel import conntrack, nftables
+from tests.firewalls import MASK, addresses, networks
+from tests.netns import Netns, execute
+
+POD, PLAIN, NODE, LB, WEB, NEAR = "10.244.1.2", "10.244.1.77", "10.0.0.1", "192.0.2.200", "203.0.113.7", "10.0.0.2"
+POD6, WEB6 = "fd00:10:244:1::2", "2001:db8::7"
+PORT = 5000
+
+MASQUERADE = """\
+table inet cni {
+    chain post {
+        type nat hook postrouting priority srcnat;
+        ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade
+    }
+}
+"""
+
+NODE_PORT = """\
+table ip proxy {
+    chain pre {
+        type nat hook prerouting priority dstnat;
+        ip daddr 10.0.0.1 udp dport 30080 dnat to 10.244.1.2:80
+    }
+}
+"""
+
+STEER = EgressPod(treatment=Treatment.STEER, slot=Slot(1))
+SNAT = EgressPod(treatment=Treatment.SNAT, slot=Slot(1), source=ip_address(LB))
+HOLD = EgressPod(treatment=Treatment.HOLD)
+BASE = Firewall(
+    mark_mask=MASK,
+    gateways={Slot(1): NodeName("gateway")},
+    sources=addresses(LB),
+    next_hops=addresses(NEAR, "fd00::2"),
+    inside=networks("10.244.0.0/16", "10.0.0.0/24", "fd00::/64", "fd00:10:244::/48"),
+    pod_networks=networks("10.244.0.0/16"),
+    node_interfaces=frozenset({"eth0"}),
+    node_addresses=addresses(NODE),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Net:
+    """The pod's, the node's and the world's namespace. The test itself is in the node's."""
+
+    pod: Netns
+    node: Netns
+    world: Netns
+    stack: ExitStack
+
+    def put(self, pod: EgressPod | None, **parts: object) -> None:
+        """Makes this the treatment of the pod, in both families; the IPv6 one is never translated."""
+        treated = {ip_address(a): pod for a in (POD, POD6) if pod and (a == POD or not pod.source)}
+        nftables.apply(nftables.observe(), dataclasses.replace(BASE, pods=treated, **parts))  # type: ignore[arg-type]
+
+    def open(self, where: Netns, source: str, *, port: int = 0, kind: int = socket.SOCK_DGRAM) -> socket.socket:
+        family = socket.AF_INET6 if ":" in source else socket.AF_INET
+        with where.inside():
+            made = self.stack.enter_context(socket.socket(family, kind))
+        made.settimeout(5)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((source, port))
+        return made
+
+    def server(self, kind: int = socket.SOCK_DGRAM, address: str = WEB) -> socket.socket:
+        made = self.open(self.world, address, port=PORT, kind=kind)
+        if kind == socket.SOCK_STREAM:
+            made.listen()
+        return made
+
+    def seen(self, server: socket.socket, *senders: socket.socket) -> list[str]:
+        """The sources from which the server gets one datagram of each sender, until that of a plain pod comes."""
+        last = self.open(self.pod, PLAIN)
+        for sender in (*senders, last):
+            sender.sendto(b"last" if sender is last else b"x", server.getsockname()[:2])
+        found = []
+        while (got := server.recvfrom(9))[0] != b"last":
+            found.append(got[1][0])
+        assert got[1][0] == NODE, "other pods are masqueraded as ever"
+        return found
+
+
+@pytest.fixture
+def net(netns: Netns) -> Iterator[Net]:
+    names = [Netns(name=f"metaleg-test-{uuid.uuid4().hex[:8]}") for _ in range(2)]
+    with ExitStack() as stack:
+        for other in names:
+            execute("ip", "netns", "add", other.name)
+            stack.callback(execute, "ip", "netns", "delete", other.name)
+        pod, world = names
+        for one in (netns, pod, world):
+            one.run("sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
+        batch(netns, f"link add pod0 type veth peer name eth0 netns {pod.name}", *UP.format(dev="pod0").splitlines())
+        batch(netns, f"link add eth0 type veth peer name eth0 netns {world.name}", *UP.format(dev="eth0").splitlines())
+        batch(
+            netns,
+            "address add 10.244.1.1/24 dev pod0",
+            "address add fd00:10:244:1::1/64 dev pod0 nodad",
+            "address add 10.0.0.1/24 dev eth0",
+            "address add fd00::1/64 dev eth0 nodad",
+            "route add default via 10.0.0.254",
+            "route add default via fd00::254",
+            "route add default via 10.0.0.2 table 1000001",
+            "route add default via fd00::2 table 1000001",
+            "rule add fwmark 0x01000000/0x3f000000 lookup 1000001 priority 4700",
+        )
+        netns.run("ip", "-6", *RULE6)
+        batch(
+            pod,
+            "link set lo up",
+            *UP.format(dev="eth0").splitlines(),
+            *(f"address add {a} dev eth0" for a in (f"{POD}/24", f"{PLAIN}/24", f"{POD6}/64 nodad")),
+            "route add default via 10.244.1.1",
+            "route add default via fd00:10:244:1::1",
+        )
+        batch(
+            world,
+            "link set lo up",
+            *UP.format(dev="eth0").splitlines(),
+            *(f"address add {a}/24 dev eth0" for a in (NEAR, "10.0.0.254")),
+            *(f"address add {a}/64 dev eth0 nodad" for a in ("fd00::2", "fd00::254")),
+            f"address add {WEB}/32 dev lo",
+            f"address add {WEB6}/128 dev lo nodad",
+            *(f"route add {to} via 10.0.0.1" for to in ("10.244.1.0/24", "192.0.2.0/24")),
+            "route add fd00:10:244:1::/64 via fd00::1",
+        )
+        netns.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        netns.run("nft", "-f", "-", stdin=MASQUERADE)
+        with netns.inside():
+            yield Net(pod=pod, node=netns, world=world, stack=stack)
+
+
+UP = "link set {dev} up"
+RULE6 = ("rule", "add", "fwmark", "0x01000000/0x3f000000", "lookup", "1000001", "priority", "4700")
+
+
+def batch(where: Netns, *lines: str) -> None:
+    where.run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
+
+
+# --- steering --------------------------------------------------------------------------------------------------------
+
+
+def test_without_us_the_pod_is_masqueraded(net: Net) -> None:
+    assert net.seen(net.server(), net.open(net.pod, POD)) == [NODE]
+
+
+def test_a_steered_pod_leaves_with_its_own_address_whatever_the_CNI_masquerades(net: Net) -> None:
+    net.put(STEER)
+    assert net.seen(net.server(), net.open(net.pod, POD)) == [POD]
+    assert nftables.counters()["steered"][0] == 1
+
+
+def test_a_steered_pod_whose_rule_is_lost_sends_nothing(net: Net) -> None:
+    net.put(STEER)
+    server, sender = net.server(), net.open(net.pod, POD)
+    assert net.seen(server, sender) == [POD]
+    net.node.run("ip", "rule", "delete", "priority", "4700")
+    assert net.seen(server, sender, net.open(net.pod, POD)) == []
+    assert nftables.counters()["dropped"][0] == 2
+
+
+def test_a_steered_pod_whose_route_leads_elsewhere_sends_nothing(net: Net) -> None:
+    net.put(STEER)
+    net.node.run("ip", "route", "replace", "default", "via", "10.0.0.254", "table", "1000001")
+    assert net.seen(net.server(), net.open(net.pod, POD)) == []
+
+
+def test_ipv6_is_steered_too_and_stops_with_its_rule(net: Net) -> None:
+    net.put(STEER)
+    server, sender = net.server(address=WEB6), net.open(net.pod, POD6)
+    sender.sendto(b"x", (WEB6, PORT))
+    assert server.recvfrom(9)[1][0] == POD6
+    net.node.run("ip", "-6", "rule", "delete", "priority", "4700")
+    sender.sendto(b"lost", (WEB6, PORT))
+    net.node.run("ip", "-6", *RULE6)
+    sender.sendto(b"found", (WEB6, PORT))
+    assert server.recvfrom(9)[0] == b"found"
+
+
+def test_destinations_inside_the_cluster_are_left_alone(net: Net) -> None:
+    net.put(STEER)
+    server = net.open(net.world, NEAR, port=PORT)
+    assert net.seen(server, net.open(net.pod, POD)) == [NODE]
+
+
+@pytest.mark.parametrize("held", [EgressPod(treatment=Treatment.HOLD), EgressPod(treatment=Treatment.ELSEWHERE), STEER])
+def test_S5_F12_answers_of_a_node_port_are_left_alone(net: Net, held: EgressPod) -> None:
+    net.node.run("nft", "-f", "-", stdin=NODE_PORT)
+    net.put(held)
+    pod, client = net.open(net.pod, POD, port=80), net.open(net.world, WEB)
+    client.sendto(b"question", (NODE, 30080))
+    question, who = pod.recvfrom(9)
+    pod.sendto(b"answer", who)
+    assert question == b"question"
+    assert client.recvfrom(9) == (b"answer", (NODE, 30080))
+
+
+def test_connections_that_began_before_keep_their_way(net: Net) -> None:
+    server = net.server(socket.SOCK_STREAM)
+    early = net.open(net.pod, POD, kind=socket.SOCK_STREAM)
+    early.connect((WEB, PORT))
+    connection, who = server.accept()
+    net.stack.enter_context(connection)
+    assert who[0] == NODE
+    for treatment in (STEER, SNAT, EgressPod(treatment=Treatment.HOLD), EgressPod(treatment=Treatment.ELSEWHERE)):
+        net.put(treatment)
+        early.send(b"x")
+        assert connection.recv(9) == b"x"
+        connection.send(b"y")
+        assert early.recv(9) == b"y"
+
+
+# --- translating -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ports", ["preserve", "random"])
+def test_the_gateway_translates_to_the_load_balancer_address(net: Net, ports: str) -> None:
+    net.put(SNAT, source_ports=ports)
+    server, sender = net.server(), net.open(net.pod, POD, port=4321)
+    sender.sendto(b"x", (WEB, PORT))
+    source, port = server.recvfrom(9)[1]
+    assert source == LB
+    assert (port == 4321) == (ports == "preserve")
+    server.sendto(b"answer", (source, port))
+    assert sender.recv(9) == b"answer"
+
+
+def test_S9_packets_that_conntrack_does_not_know_do_not_leave_untranslated(net: Net) -> None:
+    net.node.run("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_loose=0")
+    net.put(SNAT)
+    with net.world.inside():
+        wire = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+    wire.settimeout(5)
+    for source in (POD, PLAIN):
+        with net.pod.inside():
+            raw = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+        raw.bind((source, 0))
+        raw.sendto(segment(source), (WEB, 0))
+    assert wire.recvfrom(99)[1][0] == PLAIN, "only what is not ours leaves as it is"
+    assert nftables.counters()["dropped"][0] == 1
+
+
+def segment(source: str) -> bytes:
+    """A TCP segment of no connection: only ACK is set."""
+    fields = (4000, PORT, 7, 7, 5 << 4, 0x10, 512, 0, 0)
+    head = struct.pack("!HHIIBBHHH", *fields)
+    pseudo = socket.inet_aton(source) + socket.inet_aton(WEB) + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(head))
+    total = sum(struct.unpack(f"!{(len(pseudo) + len(head)) // 2}H", pseudo + head))
+    total = (total & 0xFFFF) + (total >> 16)
+    return head[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[18:]
+
+
+def test_a_new_packet_to_an_address_that_is_translated_to_makes_no_entry(net: Net) -> None:
+    net.put(SNAT)
+    net.server().sendto(b"early", (LB, 4321))
+    wait_for_drop()
+    assert LB not in net.node.run("conntrack", "-L").stdout
+
+
+def wait_for_drop() -> None:
+    for _ in range(1000):
+        if nftables.counters()["dropped"][0]:
+            return
+    raise AssertionError("nothing was dropped")
+
+
+# --- holding ---------------------------------------------------------------------------------------------------------
+
+
+def test_held_pods_are_told_at_once_and_reach_the_inside(net: Net) -> None:
+    net.put(EgressPod(treatment=Treatment.HOLD))
+    for source, target in ((POD, WEB), (POD6, WEB6)):
+        client = net.open(net.pod, source, kind=socket.SOCK_STREAM)
+        with pytest.raises(OSError, match=r"No route to host|Permission denied") as refused:
+            client.connect((target, PORT))
+        assert refused.value.errno in (errno.EHOSTUNREACH, errno.EACCES)
+    inside = net.open(net.world, NEAR, port=PORT)
+    assert net.seen(inside, net.open(net.pod, POD)) == [NODE]
+
+
+@pytest.mark.parametrize("how", ["drop", "elsewhere"])
+def test_dropped_pods_send_nothing(net: Net, how: str) -> None:
+    treatment = Treatment.ELSEWHERE if how == "elsewhere" else Treatment.HOLD
+    net.put(EgressPod(treatment=treatment), hold="drop")
+    assert net.seen(net.server(), net.open(net.pod, POD)) == []
+
+
+# --- changes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("before", "after"), [(STEER, SNAT), (SNAT, STEER), (STEER, None), (SNAT, None)])
+def test_F33_a_connection_bound_to_the_former_way_sends_nothing_until_it_is_forgotten(
+    net: Net, before: EgressPod, after: EgressPod | None
+) -> None:
+    net.put(before)
+    server, sender = net.server(), net.open(net.pod, POD)
+    assert net.seen(server, sender) == [str(before.source or POD)]
+    net.put(after)
+    assert net.seen(server, sender) == []
+    sweep()
+    assert net.seen(server, sender) == [str(after.source or POD) if after else NODE]
+
+
+@pytest.mark.parametrize(("before", "after"), [(STEER, SNAT), (SNAT, STEER), (STEER, None)])
+def test_an_answer_after_a_change_does_not_turn_the_connection_around(
+    net: Net, before: EgressPod, after: EgressPod | None
+) -> None:
+    """The former gateway still hands answers on; the pod's next packet must not count as a reply to one."""
+    net.put(dataclasses.replace(before, local=True))
+    server, sender = net.server(), net.open(net.pod, POD)
+    net.seen(server, sender)
+    net.put(dataclasses.replace(after, local=True) if after else None)
+    sweep()
+    server.sendto(b"answer", (POD, sender.getsockname()[1]))
+    assert net.seen(server, sender) == [str(after.source or POD) if after else NODE]
+
+
+def test_the_time_of_suspicion_begins_anew_with_each_change(net: Net) -> None:
+    net.put(dataclasses.replace(STEER, local=True))
+    net.node.run("nft", "add", "element", "inet", "metaleg_node", "moved4", f"{{ {POD} timeout 30s expires 5s }}")
+    net.put(dataclasses.replace(SNAT, local=True))
+    listed = json.loads(net.node.run("nft", "-j", "list", "set", "inet", "metaleg_node", "moved4").stdout)
+    (element,) = listed["nftables"][1]["set"]["elem"]
+    assert element["elem"]["expires"] > 20
+
+
+def test_a_server_in_the_middle_of_a_forgotten_connection_does_not_turn_it_around(net: Net) -> None:
+    net.put(dataclasses.replace(STEER, local=True))
+    listener, client = net.server(socket.SOCK_STREAM), net.open(net.pod, POD, kind=socket.SOCK_STREAM)
+    client.connect((WEB, PORT))
+    with listener.accept()[0] as server:
+        assert conntrack.delete(conntrack.flows([ip_address(POD)]))
+        server.send(b"answer")
+        client.send(b"question")
+        server.settimeout(5)
+        assert server.recv(100) == b"question"
+        (flow,) = [flow for flow in conntrack.flows([ip_address(POD)]) if flow.protocol == "tcp"]
+        assert (str(flow.source), flow.ours) == (POD, True)
+
+
+@pytest.mark.parametrize("pod", [STEER, SNAT, HOLD], ids=["steered", "translated", "held"])
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+def test_answers_to_clients_outside_that_reach_the_pod_itself_are_left_alone(
+    net: Net, pod: EgressPod, kind: socket.SocketKind
+) -> None:
+    """Routed pod networks: the client's connection began outside, towards the pod's own address."""
+    net.put(dataclasses.replace(pod, local=True))
+    server, client = net.open(net.pod, POD, port=PORT, kind=kind), net.open(net.world, WEB, kind=kind)
+    if kind == socket.SOCK_STREAM:
+        server.listen()
+        client.connect((POD, PORT))
+        with server.accept()[0] as accepted:
+            accepted.send(b"answer")
+            assert client.recv(100) == b"answer"
+    else:
+        client.sendto(b"question", (POD, PORT))
+        server.sendto(b"answer", server.recvfrom(100)[1])
+        assert client.recvfrom(100) == (b"answer", (POD, PORT))
+
+
+EXCEPT_WEB = DestinationFilter(exclude=networks("203.0.113.0/24"))
+NARROWED: dict[str, dict[str, object]] = {
+    "excluded for all": {"inside": BASE.inside | networks("203.0.113.0/24")},
+    "excluded by its Service": {"filters": {filter_key(EXCEPT_WEB): EXCEPT_WEB}},
+}
+
+
+@pytest.mark.parametrize("before", [STEER, SNAT], ids=["steered", "translated"])
+@pytest.mark.parametrize("name", NARROWED)
+def test_a_destination_that_is_no_longer_egress_gets_its_own_source_once_the_connection_is_forgotten(
+    net: Net, before: EgressPod, name: str
+) -> None:
+    net.put(before)
+    server, sender = net.server(), net.open(net.pod, POD)
+    assert net.seen(server, sender) == [str(before.source or POD)]
+    key = next(iter(NARROWED[name].get("filters", {"": 0})))  # type: ignore[call-overload]
+    net.put(dataclasses.replace(before, filter=key), **NARROWED[name])
+    assert net.seen(server, sender) == [str(before.source or POD)], "until then it keeps its way"
+    sweep()
+    assert net.seen(server, sender) == [NODE]
+
+
+def sweep() -> None:
+    firewall = nftables.observe().firewall
+    assert firewall
+    assert conntrack.delete([flow for flow, _ in flows.stale(conntrack.flows(None), firewall, frozenset())])

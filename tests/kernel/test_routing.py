@@ -1,0 +1,452 @@
+"""Rules and routes on the real kernel; ip(8) is the judge and plays everybody else."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
+
+from metaleg_node.core.model import Link, NextHop, Route, RouteType, Rule
+from metaleg_node.kernel.errors import KernelError
+from metaleg_node.kernel.routing import RoutingControl, complete_dump
+from tests.netns import Netns
+
+TABLE = 1000001
+OTHER = 1000002
+MASK = 0x3F000000
+WORST = 4278198272
+
+
+@pytest.fixture
+def control(inside: Netns) -> Iterator[RoutingControl]:
+    assert inside
+    with RoutingControl() as opened:
+        yield opened
+
+
+def hop(gateway: str | None, interface: str = "v0", weight: int = 1) -> NextHop:
+    return NextHop(gateway=ip_address(gateway) if gateway else None, interface=interface, weight=weight)
+
+
+def route(destination: str, *hops: NextHop, metric: int = 10, table: int = TABLE) -> Route:
+    kind = RouteType.UNICAST if hops else RouteType.UNREACHABLE
+    return Route(table=table, destination=ip_network(destination), type=kind, metric=metric, next_hops=hops)
+
+
+def shown(netns: Netns, what: str, family: int = 4, table: int = TABLE) -> list[str]:
+    words = ["table", str(table)] if what == "route" else []
+    output = netns.run("ip", f"-{family}", what, "show", *words, check=False).stdout
+    return [" ".join(line.split()) for line in output.splitlines()]
+
+
+def onlink(gateway: str, weight: int = 1) -> NextHop:
+    return dataclasses.replace(hop(gateway, weight=weight), onlink=True)
+
+
+ROUTES = {
+    "v4 gateway outside the interface's networks": (
+        route("0.0.0.0/0", onlink("192.0.2.1")),
+        ["default via 192.0.2.1 dev v0 proto 201 metric 10 onlink"],
+    ),
+    "v6 gateway outside the interface's networks": (
+        route("::/0", onlink("2001:db8::1")),
+        ["default via 2001:db8::1 dev v0 proto 201 metric 10 onlink pref medium"],
+    ),
+    "v4 gateways outside the interface's networks": (
+        route("0.0.0.0/0", onlink("192.0.2.1"), onlink("192.0.2.3", weight=200)),
+        [
+            "default proto 201 metric 10",
+            "nexthop via 192.0.2.1 dev v0 weight 1 onlink",
+            "nexthop via 192.0.2.3 dev v0 weight 200 onlink",
+        ],
+    ),
+    "v6 gateways outside the interface's networks": (
+        route("::/0", onlink("2001:db8::1"), onlink("2001:db8::3", weight=256)),
+        [
+            "default proto 201 metric 10 pref medium",
+            "nexthop via 2001:db8::1 dev v0 weight 1 onlink",
+            "nexthop via 2001:db8::3 dev v0 weight 256 onlink",
+        ],
+    ),
+    "v4 default": (
+        route("0.0.0.0/0", hop("10.9.0.2")),
+        ["default via 10.9.0.2 dev v0 proto 201 metric 10"],
+    ),
+    "v6 default": (
+        route("::/0", hop("fd09::2")),
+        ["default via fd09::2 dev v0 proto 201 metric 10 pref medium"],
+    ),
+    "v4 unreachable": (
+        route("0.0.0.0/0", metric=WORST),
+        [f"unreachable default proto 201 metric {WORST}"],
+    ),
+    "v6 unreachable": (
+        route("::/0", metric=WORST),
+        [f"unreachable default dev lo proto 201 metric {WORST} pref medium"],
+    ),
+    "v4 without gateway": (
+        route("10.50.0.0/16", hop(None)),
+        ["10.50.0.0/16 dev v0 proto 201 scope link metric 10"],
+    ),
+    "v6 without gateway": (
+        route("fd50::/64", hop(None)),
+        ["fd50::/64 dev v0 proto 201 metric 10 pref medium"],
+    ),
+    "v4 multipath": (
+        route("10.50.0.0/16", hop("10.9.0.2", weight=3), hop("10.9.0.3")),
+        [
+            "10.50.0.0/16 proto 201 metric 10",
+            "nexthop via 10.9.0.2 dev v0 weight 3",
+            "nexthop via 10.9.0.3 dev v0 weight 1",
+        ],
+    ),
+    "v6 multipath": (
+        route("::/0", hop("fd09::2", weight=256), hop("fd09::3")),
+        [
+            "default proto 201 metric 10 pref medium",
+            "nexthop via fd09::2 dev v0 weight 256",
+            "nexthop via fd09::3 dev v0 weight 1",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_a_route_is_put_read_back_and_deleted(control: RoutingControl, inside: Netns, name: str) -> None:
+    wanted, lines = ROUTES[name]
+    control.put_route(wanted)
+    assert shown(inside, "route", wanted.destination.version) == lines
+    observed = control.observe({TABLE})
+    assert observed.routes == {wanted}
+    assert not observed.foreign_routes
+    control.put_route(wanted)
+    assert control.observe({TABLE}).routes == {wanted}
+    control.delete_route(wanted)
+    control.delete_route(wanted)
+    assert shown(inside, "route", wanted.destination.version) == []
+
+
+@pytest.mark.parametrize(
+    ("gateways", "destination"), [(("10.9.0.2", "10.9.0.3"), "0.0.0.0/0"), (("fd09::2", "fd09::3"), "::/0")]
+)
+def test_a_route_is_replaced_by_every_other_shape_of_the_same_metric(
+    control: RoutingControl, gateways: tuple[str, str], destination: str
+) -> None:
+    shapes = [
+        route(destination, hop(gateways[0])),
+        route(destination, hop(gateways[1])),
+        route(destination, hop(gateways[0]), hop(gateways[1], weight=2)),
+        route(destination),
+    ]
+    for before in shapes:
+        for after in shapes:
+            control.put_route(before)
+            control.put_route(after)
+            assert control.observe({TABLE}).routes == {after}
+
+
+def test_a_metric_of_zero_is_told_as_the_kernel_keeps_it(control: RoutingControl) -> None:
+    control.put_route(route("0.0.0.0/0", hop("10.9.0.2"), metric=0))
+    control.put_route(route("::/0", hop("fd09::2"), metric=0))
+    metrics = {found.destination.version: found.metric for found in control.observe({TABLE}).routes}
+    assert metrics == {4: 0, 6: 1024}
+
+
+def test_a_route_left_in_a_table_of_an_older_configuration_is_found(control: RoutingControl) -> None:
+    old = route("0.0.0.0/0", hop("10.9.0.2"), table=100)
+    control.put_route(old)
+    assert control.observe({TABLE}).routes == {old}
+    control.delete_route(old)
+    assert control.observe({TABLE}).routes == frozenset()
+
+
+FOREIGN_ROUTES = {
+    "v4 static": (
+        "10.7.0.0/16 via 10.9.0.2 proto static metric 5",
+        "10.7.0.0/16 via 10.9.0.2 dev v0 proto static metric 5",
+    ),
+    "v4 same key as ours, other tos": (
+        "default via 10.9.0.2 tos 0x10 proto 202 metric 10",
+        "default (IPv4) via 10.9.0.2",
+    ),
+    "v4 multipath": (
+        "10.8.0.0/16 nexthop via 10.9.0.2 nexthop via 10.9.0.3",
+        "via 10.9.0.2 dev v0 via 10.9.0.3 dev v0",
+    ),
+    "v4 blackhole": ("blackhole 10.6.0.0/16", "blackhole 10.6.0.0/16"),
+    "v4 ours with an mtu": ("10.5.0.0/16 via 10.9.0.2 mtu 1400 proto 201", "10.5.0.0/16"),
+    "v4 nexthop object": ("10.4.0.0/16 nhid 7", "10.4.0.0/16"),
+    "v6 static": ("fd07::/64 via fd09::2 proto static", "fd07::/64 via fd09::2 dev v0 proto static"),
+    "v6 multipath": ("fd08::/64 nexthop via fd09::2 nexthop via fd09::3", "fd08::/64"),
+    "v6 prohibit": ("prohibit fd06::/64", "prohibit fd06::/64"),
+    "v6 nexthop object": ("fd04::/64 nhid 8", "fd04::/64"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_ROUTES)
+def test_a_foreign_route_in_our_table_is_told_and_exactly_it_is_deleted(
+    control: RoutingControl, inside: Netns, name: str
+) -> None:
+    words, text = FOREIGN_ROUTES[name]
+    family = 4 if name.startswith("v4") else 6
+    inside.run("ip", "nexthop", "add", "id", "7", "via", "10.9.0.2", "dev", "v0")
+    inside.run("ip", "nexthop", "add", "id", "8", "via", "fd09::2", "dev", "v0")
+    ours = {route("0.0.0.0/0", hop("10.9.0.2")), route("::/0", hop("fd09::2"))}
+    for mine in ours:
+        control.put_route(mine)
+    inside.run("ip", f"-{family}", "route", "append", "table", str(TABLE), *words.split())
+    elsewhere = shown(inside, "route", family, 254)
+    observed = control.observe({TABLE})
+    assert observed.routes == ours
+    (item,) = observed.foreign_routes
+    assert text in item.text
+    assert item.text.endswith(f"table {TABLE}")
+    control.delete_foreign_route(item)
+    control.delete_foreign_route(item)
+    after = control.observe({TABLE})
+    assert after.routes == ours
+    assert not after.foreign_routes
+    assert shown(inside, "route", family, 254) == elsewhere
+
+
+def test_routes_of_others_outside_our_tables_are_not_told(control: RoutingControl, inside: Netns) -> None:
+    inside.run("ip", "route", "add", "10.7.0.0/16", "via", "10.9.0.2", "table", str(OTHER))
+    inside.run("ip", "route", "add", "10.7.0.0/16", "via", "10.9.0.2")
+    assert control.observe({TABLE}).foreign_routes == frozenset()
+
+
+RULES = {
+    "mark": (
+        Rule(family=4, priority=4700, table=TABLE, mark=0x1000000, mask=MASK),
+        "from all fwmark 0x1000000/0x3f000000",
+    ),
+    "mark v6": (
+        Rule(family=6, priority=4700, table=TABLE, mark=0x1000000, mask=MASK),
+        "from all fwmark 0x1000000/0x3f000000",
+    ),
+    "no mark under a mask": (
+        Rule(family=4, priority=4700, table=TABLE, mark=0, mask=MASK),
+        "from all fwmark 0/0x3f000000",
+    ),
+    "high mark": (
+        Rule(family=4, priority=4700, table=TABLE, mark=0x80000000, mask=0xFFFFFFFF),
+        "from all fwmark 0x80000000",
+    ),
+    "source": (Rule(family=4, priority=20, table=20, source=ip_network("192.0.2.0/24")), "from 192.0.2.0/24"),
+    "source v6": (Rule(family=6, priority=20, table=20, source=ip_network("2001:db8::/32")), "from 2001:db8::/32"),
+    "host source": (Rule(family=4, priority=20, table=20, source=ip_network("192.0.2.1/32")), "from 192.0.2.1"),
+    "destination": (
+        Rule(family=4, priority=4790, table=254, destination=ip_network("10.0.0.0/8")),
+        "from all to 10.0.0.0/8",
+    ),
+    "all": (
+        Rule(
+            family=6,
+            priority=4711,
+            table=TABLE,
+            mark=0x2000000,
+            mask=MASK,
+            source=ip_network("fd01::/64"),
+            destination=ip_network("fd02::1/128"),
+        ),
+        "from fd01::/64 to fd02::1 fwmark 0x2000000/0x3f000000",
+    ),
+    "everything": (Rule(family=4, priority=4799, table=TABLE), "from all"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_added_read_back_and_deleted(control: RoutingControl, inside: Netns, name: str) -> None:
+    rule, text = RULES[name]
+    before = shown(inside, "rule", rule.family)
+    table = "main" if rule.table == 254 else rule.table
+    control.add_rule(rule)
+    control.add_rule(rule)
+    line = f"{rule.priority}: {text} lookup {table} proto 201"
+    assert [found for found in shown(inside, "rule", rule.family) if found not in before] == [line]
+    observed = control.observe({TABLE, 20})
+    assert observed.rules == {rule}
+    assert not observed.foreign_rules
+    control.delete_rule(rule)
+    control.delete_rule(rule)
+    assert shown(inside, "rule", rule.family) == before
+
+
+FOREIGN_RULES = {
+    "static into our table": (
+        f"priority 4700 from 10.1.0.0/16 lookup {TABLE} proto static",
+        "from 10.1.0.0/16 lookup 1000001 proto static",
+    ),
+    "same as ours but protocol": (
+        f"priority 4700 fwmark 0x1000000/0x3f000000 lookup {TABLE} proto 99",
+        "fwmark 0x1000000/0x3f000000",
+    ),
+    "ours with iif": (f"priority 4700 iif v0 lookup {TABLE} proto 201", "iif v0"),
+    "ours with tos": (f"priority 4700 tos 0x10 lookup {TABLE} proto 201", "tos 0x10"),
+    "ours inverted": (f"priority 4700 not from 10.1.0.0/16 lookup {TABLE} proto 201", "not from 10.1.0.0/16"),
+    "ours suppressed": (f"priority 4700 lookup {TABLE} suppress_prefixlength 0 proto 201", "from all lookup"),
+    "ours with ports": (f"priority 4700 ipproto tcp dport 80-90 lookup {TABLE} proto 201", "ipproto 6"),
+    "ours for a user": (f"priority 4700 uidrange 5-6 lookup {TABLE} proto 201", "from all lookup"),
+    "ours that drops": ("priority 4700 from 10.1.0.0/16 blackhole proto 201", "from 10.1.0.0/16"),
+    "a detached interface": (f"priority 4700 iif gone0 lookup {TABLE}", "iif gone0"),
+}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("name", FOREIGN_RULES)
+def test_a_foreign_rule_for_our_table_is_told_and_exactly_it_is_deleted(
+    control: RoutingControl, inside: Netns, name: str, family: int
+) -> None:
+    words, text = FOREIGN_RULES[name]
+    if family == 6:
+        words, text = words.replace("10.1.0.0/16", "fd01::/64"), text.replace("10.1.0.0/16", "fd01::/64")
+    mine = Rule(family=4 if family == 4 else 6, priority=4700, table=TABLE, mark=0x1000000, mask=MASK)
+    control.add_rule(mine)
+    inside.run("ip", f"-{family}", "rule", "add", "priority", "4700", "from", "all", "lookup", "100", "proto", "static")
+    before = shown(inside, "rule", family)
+    inside.run("ip", f"-{family}", "rule", "add", *words.split())
+    observed = control.observe({TABLE})
+    assert observed.rules == {mine}
+    (item,) = observed.foreign_rules
+    assert text in item.text
+    control.delete_foreign_rule(item)
+    control.delete_foreign_rule(item)
+    assert shown(inside, "rule", family) == before
+
+
+def test_rules_of_others_for_other_tables_are_not_told(control: RoutingControl, inside: Netns) -> None:
+    inside.run("ip", "rule", "add", "priority", "4750", "fwmark", "7", "lookup", "100")
+    assert control.observe({TABLE}).foreign_rules == frozenset()
+
+
+REFUSALS = {
+    "gateway off-link": (route("0.0.0.0/0", hop("192.0.2.9")), "Nexthop has invalid gateway"),
+    "gateway off-link v6": (route("::/0", hop("fd99::1")), "errno 113"),
+    "second gateway off-link": (route("0.0.0.0/0", hop("10.9.0.2"), hop("192.0.2.9")), "errno 101"),
+    "no such interface": (route("0.0.0.0/0", hop("10.9.0.2", "gone0")), "there is no interface gone0"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refused_route_names_route_and_reason_and_leaves_the_old_one(control: RoutingControl, name: str) -> None:
+    bad, reason = REFUSALS[name]
+    good = route(str(bad.destination), hop("10.9.0.2" if bad.destination.version == 4 else "fd09::2"))
+    control.put_route(good)
+    with pytest.raises(KernelError, match=reason) as caught:
+        control.put_route(bad)
+    assert str(bad) in str(caught.value)
+    assert control.observe({TABLE}).routes == {good}
+
+
+def test_without_the_capability_the_error_names_it(inside: Netns) -> None:
+    program = (
+        "from metaleg_node.kernel.routing import RoutingControl, complete_dump\n"
+        "from metaleg_node.core.model import Rule\n"
+        "with RoutingControl() as control: control.add_rule(Rule(family=4, priority=4700, table=1000001))"
+    )
+    done = inside.run("setpriv", "--bounding-set=-net_admin", sys.executable, "-c", program, check=False)
+    assert (
+        "cannot add the rule IPv4 priority 4700 lookup 1000001: the capability CAP_NET_ADMIN is missing" in done.stderr
+    )
+
+
+def test_addresses_of_all_interfaces_are_told(control: RoutingControl, inside: Netns) -> None:
+    inside.run("ip", "address", "add", "10.8.0.1", "peer", "10.8.0.2", "dev", "v1")
+    found = control.addresses()
+    expected = {"127.0.0.1", "::1", "10.9.0.1", "fd09::1", "10.8.0.1"}
+    assert {address for address in found if not address.is_link_local} == {ip_address(text) for text in expected}
+
+
+def test_lookup_tells_interface_and_whether_a_router_is_needed(control: RoutingControl, inside: Netns) -> None:
+    inside.run("ip", "route", "add", "default", "via", "10.9.0.254")
+    inside.run("ip", "route", "add", "unreachable", "203.0.113.0/24")
+    inside.run("ip", "route", "add", "blackhole", "203.0.114.0/24")
+    inside.run("ip", "route", "add", "prohibit", "203.0.115.0/24")
+    inside.run("ip", "route", "add", "throw", "203.0.116.0/24", "table", "main")
+    inside.run("ip", "-6", "route", "add", "fd70::/64", "via", "fd09::254")
+    inside.run("ip", "-6", "route", "add", "unreachable", "fd71::/64")
+    inside.run("ip", "-6", "route", "add", "blackhole", "fd72::/64")
+    asked = "10.9.0.2 198.51.100.1 10.9.0.1 127.0.0.1 203.0.113.1 203.0.114.1 203.0.115.1 203.0.116.1"
+    asked += " fd09::2 fd70::1 fd71::1 fd72::1 fd99::1 ::1"
+    interfaces, on_link = control.lookup([ip_address(text) for text in asked.split()])
+    assert interfaces == {ip_address(text): "v0" for text in ("10.9.0.2", "198.51.100.1", "fd09::2", "fd70::1")}
+    assert on_link == {ip_address("10.9.0.2"), ip_address("fd09::2")}
+
+
+def test_many_foreign_routes_do_not_slow_an_observation(control: RoutingControl, inside: Netns) -> None:
+    lines = [f"route add 172.{16 + (n >> 16)}.{n >> 8 & 255}.{n & 255}/32 via 10.9.0.2 proto 186" for n in range(10000)]
+    inside.run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
+    mine = {route("0.0.0.0/0", hop("10.9.0.2"), table=table) for table in range(TABLE, TABLE + 63)}
+    for one in mine:
+        control.put_route(one)
+    begin = time.process_time()
+    assert control.observe(range(TABLE, TABLE + 63)).routes == mine
+    assert time.process_time() - begin < 0.5
+
+
+INTERRUPTED = [{"header": {"flags": 0x12}}, {"header": {"flags": 0x2}}]
+WHOLE = [{"header": {"flags": 0x2}}]
+
+
+def test_a_dump_that_was_interrupted_by_changes_is_asked_for_again() -> None:
+    answers = iter([INTERRUPTED, NetlinkDumpInterrupted(), WHOLE])
+
+    def request() -> list[Any]:
+        answer: Any = next(answers)
+        if isinstance(answer, NetlinkDumpInterrupted):
+            raise answer
+        return list(answer)
+
+    assert complete_dump("list the rules", request) == WHOLE
+    with pytest.raises(KernelError, match="cannot list the rules: they kept changing"):
+        complete_dump("list the rules", lambda: INTERRUPTED)
+
+
+@pytest.mark.usefixtures("inside")
+def test_opening_and_closing_leaks_no_descriptor() -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    with RoutingControl() as control:
+        control.observe({TABLE})
+    before = descriptors()
+    for _ in range(20):
+        with RoutingControl() as control:
+            control.observe({TABLE})
+        control.close()
+    assert descriptors() == before
+
+
+def test_a_rule_identical_but_for_its_table_is_another_rule(control: RoutingControl) -> None:
+    one = Rule(family=4, priority=4700, table=TABLE, mark=1 << 24, mask=MASK)
+    two = dataclasses.replace(one, table=OTHER)
+    control.add_rule(one)
+    control.add_rule(two)
+    control.delete_rule(one)
+    assert control.observe({TABLE}).rules == {two}
+
+
+# --- what return paths ask -------------------------------------------------------------------------------------------
+
+
+def test_networks_of_own_addresses_are_connected(control: RoutingControl, inside: Netns) -> None:
+    inside.run("ip", "route", "add", "10.77.0.0/16", "dev", "v0")
+    inside.run("ip", "route", "add", "10.78.0.0/16", "via", "10.9.0.2")
+    inside.run("ip", "address", "add", "10.80.0.1", "peer", "10.80.0.2", "dev", "v0")
+    found = {str(network) for network in control.connected()}
+    assert found == {"10.9.0.0/24", "10.80.0.2/32", "fd09::/64", "fe80::/64"}
+
+
+def test_links_that_exist_are_told_with_whether_they_are_up(control: RoutingControl, inside: Netns) -> None:
+    inside.run("ip", "link", "set", "v1", "down")
+    assert control.links(["v0", "v1", "gone"]) == {
+        "v0": Link(up=True, has_ipv4=True),
+        "v1": Link(up=False, has_ipv4=False),
+    }

@@ -1,0 +1,155 @@
+"""Sysctls with a way back, on the real /proc/sys of a network namespace."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from metaleg_node.kernel.errors import KernelError
+from metaleg_node.kernel.sysctl import Sysctls
+from tests.netns import Netns
+
+NAME = "net/ipv4/conf/v0/rp_filter"
+
+
+@pytest.fixture
+def sysctls(inside: Netns, tmp_path: Path) -> Sysctls:
+    inside.run("sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.v0.rp_filter=1")
+    return Sysctls(tmp_path)
+
+
+def present(netns: Netns, name: str = NAME) -> str:
+    return netns.run("sysctl", "-n", name).stdout.strip()
+
+
+def test_values_are_read_and_what_does_not_exist_is_left_out(sysctls: Sysctls) -> None:
+    assert sysctls.read([NAME, "net/ipv4/conf/gone0/rp_filter"]) == {NAME: "1"}
+
+
+@pytest.mark.parametrize("name", ["net/ipv4/conf/v0.100/rp_filter", "net.ipv4.conf.v0/100.rp_filter"])
+def test_an_interface_with_a_dot_in_its_name_works_in_both_notations(
+    sysctls: Sysctls, inside: Netns, name: str
+) -> None:
+    inside.run("ip", "link", "set", "v1", "name", "v0.100")
+    assert name in sysctls.read([name])
+    sysctls.set(name, "2")
+    assert present(inside, "net/ipv4/conf/v0.100/rp_filter") == "2"
+
+
+@pytest.mark.parametrize("name", ["net/../kernel/hostname", "net..ipv4", "", "/etc/passwd", "net/ipv4//x"])
+def test_a_name_that_leaves_proc_sys_is_refused(sysctls: Sysctls, name: str) -> None:
+    with pytest.raises(KernelError, match="is not the name of a sysctl"):
+        sysctls.read([name])
+
+
+def test_the_value_before_the_first_change_comes_back(sysctls: Sysctls, inside: Netns, tmp_path: Path) -> None:
+    sysctls.set(NAME, "0")
+    sysctls.set(NAME, "2")
+    assert present(inside) == "2"
+    again = Sysctls(tmp_path)
+    assert again.remembered() == {NAME: ("1", "2")}
+    again.restore(NAME)
+    assert present(inside) == "1"
+    assert again.remembered() == {}
+
+
+def test_a_value_that_is_right_already_is_neither_written_nor_remembered(sysctls: Sysctls, tmp_path: Path) -> None:
+    sysctls.set(NAME, "1")
+    assert sysctls.remembered() == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operators_later_change_survives_the_restore(sysctls: Sysctls, inside: Netns) -> None:
+    sysctls.set(NAME, "2")
+    inside.run("sysctl", "-q", "-w", f"{NAME}=0")
+    sysctls.restore(NAME)
+    assert present(inside) == "0"
+    assert sysctls.remembered() == {}
+
+
+def test_a_kill_between_remembering_and_writing_is_harmless(sysctls: Sysctls, inside: Netns) -> None:
+    sysctls.set(NAME, "2")
+    inside.run("sysctl", "-q", "-w", f"{NAME}=1")
+    sysctls.set(NAME, "2")
+    assert sysctls.remembered() == {NAME: ("1", "2")}
+    inside.run("sysctl", "-q", "-w", f"{NAME}=1")
+    sysctls.restore(NAME)
+    assert present(inside) == "1"
+
+
+def test_the_record_is_for_root_alone_and_leaves_no_half_written_file(sysctls: Sysctls, tmp_path: Path) -> None:
+    sysctls.set(NAME, "2")
+    (file,) = tmp_path.iterdir()
+    assert file.name == "sysctls.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_record_of_an_earlier_boot_is_ignored(sysctls: Sysctls, inside: Netns, tmp_path: Path) -> None:
+    sysctls.set(NAME, "2")
+    file = tmp_path / "sysctls.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "boot_id": "another"}))
+    assert sysctls.remembered() == {}
+    sysctls.restore(NAME)
+    assert present(inside) == "2"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"sysctls": {}}', "\x00"])
+def test_a_damaged_record_is_reported_with_its_path(sysctls: Sysctls, tmp_path: Path, content: str) -> None:
+    (tmp_path / "sysctls.json").write_text(content)
+    with pytest.raises(KernelError, match=r"sysctls\.json is damaged"):
+        sysctls.remembered()
+
+
+def test_an_unwritable_state_directory_keeps_the_kernel_unchanged(inside: Netns) -> None:
+    sysctls = Sysctls(Path("/proc/missing"))
+    before = present(inside)
+    with pytest.raises(KernelError, match=r"cannot write .*missing/sysctls\.json"):
+        sysctls.set(NAME, "2")
+    assert present(inside) == before
+
+
+def test_a_missing_state_directory_is_made(inside: Netns, tmp_path: Path) -> None:
+    sysctls = Sysctls(tmp_path / "lib" / "metaleg-node")
+    sysctls.set(NAME, "2")
+    assert present(inside) == "2"
+    assert NAME in sysctls.remembered()
+
+
+def test_restoring_for_an_interface_that_is_gone_only_forgets(sysctls: Sysctls, inside: Netns) -> None:
+    sysctls.set(NAME, "2")
+    inside.run("ip", "link", "delete", "v0")
+    sysctls.restore(NAME)
+    assert sysctls.remembered() == {}
+    sysctls.restore("net/ipv4/conf/never/rp_filter")
+
+
+def test_setting_for_an_interface_that_is_gone_says_so(sysctls: Sysctls) -> None:
+    with pytest.raises(KernelError, match="is the interface gone"):
+        sysctls.set("net/ipv4/conf/gone0/rp_filter", "2")
+
+
+def test_a_value_that_the_kernel_refuses_is_an_error_with_name_and_value(sysctls: Sysctls) -> None:
+    with pytest.raises(KernelError, match=r"cannot set net/ipv4/conf/v0/rp_filter to nonsense: .*errno 22"):
+        sysctls.set(NAME, "nonsense")
+
+
+def test_a_read_only_proc_names_the_units_setting(inside: Netns, tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib; from metaleg_node.kernel.sysctl import Sysctls\n"
+        "Sysctls(pathlib.Path(sys.argv[1])).set(sys.argv[2], '2')"
+    )
+    script = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
+    python = (sys.executable, "-c", program, str(tmp_path), NAME)
+    done = inside.run("unshare", "-m", "bash", "-c", script, "bash", *python, check=False)
+    assert "its systemd unit needs ReadWritePaths=/proc/sys/net" in done.stderr
+
+
+def test_rp_filter_of_all_interfaces_and_of_all(sysctls: Sysctls) -> None:
+    values = sysctls.rp_filter()
+    assert values["all"] == 0
+    assert values["v0"] == 1
+    assert set(values) == {"all", "default", "lo", "v0", "v1"}

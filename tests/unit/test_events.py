@@ -1,0 +1,48 @@
+"""What makes the loop turn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from metaleg_node.daemon.events import Event, Events
+
+
+def test_events_that_come_together_turn_the_loop_once() -> None:
+    events = Events()
+    events.put(Event.CLUSTER)
+    events.put(Event.KERNEL)
+    assert events.next(settle=0.05, at_most=10) == {Event.CLUSTER, Event.KERNEL}
+    assert events.next(settle=0, at_most=0) == set()
+
+
+def test_a_stop_is_not_kept_waiting() -> None:
+    events = Events()
+    events.put(Event.STOP)
+    assert events.next(settle=3600, at_most=3600) == {Event.STOP}
+
+
+def test_a_due_event_comes_once_and_can_be_put_off() -> None:
+    events = Events()
+    events.schedule(Event.RETRY, 3600)
+    events.schedule(Event.INTERVAL, 0.01)
+    assert events.next(settle=0, at_most=10) == {Event.INTERVAL}
+    events.schedule(Event.RETRY, 0)
+    assert events.next(settle=0, at_most=0) == set()
+
+
+def test_an_event_from_another_thread_ends_the_wait() -> None:
+    events = Events()
+    threading.Timer(0.01, events.put, (Event.KERNEL,)).start()
+    assert events.next(settle=0, at_most=60) == {Event.KERNEL}
+
+
+def test_signals_become_events_and_get_their_handlers_back() -> None:
+    events = Events()
+    before = signal.getsignal(signal.SIGHUP)
+    with events.from_signals():
+        for number, event in ((signal.SIGHUP, Event.RELOAD), (signal.SIGTERM, Event.STOP), (signal.SIGINT, Event.STOP)):
+            os.kill(os.getpid(), number)
+            assert events.next(settle=0, at_most=10) == {event}
+    assert signal.getsignal(signal.SIGHUP) == before

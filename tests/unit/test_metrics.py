@@ -1,0 +1,188 @@
+"""The metrics as a scraper sees them."""
+
+import http.client
+from email.message import Message
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from metaleg_node.daemon.metrics import GatewayInfo, Metrics, Overview, Traffic
+from metaleg_node.kernel.errors import KernelError
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def no_traffic() -> Traffic | None:
+    return None
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(version="1.2.3", traffic=no_traffic)
+
+
+def scrape(metrics: Metrics) -> Samples:
+    text = metrics.page(Message()).body.decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return scrape(metrics).get((f"metaleg_node_{name}", tuple(sorted(labels.items()))))
+
+
+def test_a_fresh_service_has_its_counters_at_zero(metrics: Metrics) -> None:
+    for name in ("reconcile_errors_total", "conntrack_flushed_total", "gateway_changes_total", "services", "pods"):
+        assert value(metrics, name) == 0, name
+    assert value(metrics, "hook_failures_total", hook="pre") == 0
+    assert value(metrics, "hook_failures_total", hook="post") == 0
+    assert value(metrics, "config_reload_failures_total") == 0
+    assert value(metrics, "build_info", version="1.2.3") == 1
+
+
+def test_a_complete_reconcile(metrics: Metrics) -> None:
+    metrics.reconciled(seconds=0.02, complete=True, changes={"rule": 2, "firewall": 3})
+    metrics.reconciled(seconds=0.02, complete=True, changes={"rule": 1})
+    assert value(metrics, "reconcile_seconds_count") == 2
+    assert value(metrics, "reconcile_seconds_bucket", le="0.01") == 0
+    assert value(metrics, "reconcile_seconds_bucket", le="0.025") == 2
+    assert value(metrics, "changes_applied_total", kind="rule") == 3
+    assert value(metrics, "changes_applied_total", kind="firewall") == 3
+    assert value(metrics, "reconcile_errors_total") == 0
+    assert (value(metrics, "last_sync_timestamp_seconds") or 0) > 1.7e9
+
+
+def test_a_failed_reconcile_is_no_sync(metrics: Metrics) -> None:
+    metrics.reconciled(seconds=1, complete=False, changes={})
+    assert value(metrics, "reconcile_errors_total") == 1
+    assert value(metrics, "last_sync_timestamp_seconds") == 0
+
+
+def test_what_the_loop_counts(metrics: Metrics) -> None:
+    metrics.drift("rule")
+    metrics.drift("rule", 2)
+    metrics.conntrack_flushed(5)
+    metrics.hook_failed("post")
+    assert value(metrics, "drift_repaired_total", kind="rule") == 3
+    assert value(metrics, "conntrack_flushed_total") == 5
+    assert value(metrics, "hook_failures_total", hook="post") == 1
+
+
+def test_the_configuration_is_valid_until_a_reload_is_refused(metrics: Metrics) -> None:
+    metrics.config_loaded()
+    assert value(metrics, "config_valid") == 1
+    metrics.config_refused()
+    assert (value(metrics, "config_valid"), value(metrics, "config_reload_failures_total")) == (0, 1)
+    metrics.config_loaded()
+    assert (value(metrics, "config_valid"), value(metrics, "config_reload_failures_total")) == (1, 1)
+
+
+def test_the_age_of_the_state_counts_from_its_confirmation(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("metaleg_node.daemon.metrics.time.monotonic", lambda: clock[0])
+    metrics.source_confirmed()
+    clock[0] += 42
+    assert value(metrics, "source_age_seconds") == 42
+
+
+def test_the_cluster_as_understood(metrics: Metrics) -> None:
+    metrics.cluster(
+        Overview(
+            services=3,
+            pods=12,
+            gateways=frozenset(
+                {
+                    GatewayInfo(service="mail/relay", address="192.0.2.200", node="node-b"),
+                    GatewayInfo(service="mail/relay", address="2001:db8::200", node=""),
+                }
+            ),
+            unavailable={"no-gateway": 1},
+            ambiguous=1,
+            rejected=2,
+        )
+    )
+    assert [value(metrics, n) for n in ("services", "pods", "ambiguous_gateway", "rejected_objects")] == [3, 12, 1, 2]
+    assert value(metrics, "no_gateway", reason="no-gateway") == 1
+    gateways = [labels for name, labels in scrape(metrics) if name == "metaleg_node_gateway_info"]
+    assert [dict(labels) for labels in gateways] == [
+        {"service": "mail/relay", "address": "192.0.2.200", "node": "node-b"}
+    ]
+
+
+def test_series_of_services_that_are_gone_go_too(metrics: Metrics) -> None:
+    metrics.cluster(
+        Overview(
+            gateways=frozenset({GatewayInfo(service="a/b", address="192.0.2.1", node="n")}), unavailable={"no-route": 1}
+        )
+    )
+    metrics.cluster(Overview())
+    assert not [name for name, _ in scrape(metrics) if name.endswith(("gateway_info", "no_gateway"))]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changes"),
+    [
+        (["a"], 0),
+        (["", "a"], 0),
+        (["a", "a"], 0),
+        (["a", "b"], 1),
+        (["a", "", "a"], 0),
+        (["a", "", "", "b"], 1),
+        (["a", "b", "a"], 2),
+        (["a", None, "b"], 0),
+    ],
+)
+def test_a_gateway_change_is_counted_once_also_across_a_gap(
+    metrics: Metrics, nodes: list[str | None], changes: int
+) -> None:
+    for node in nodes:
+        info = [] if node is None else [GatewayInfo(service="a/b", address="192.0.2.1", node=node)]
+        metrics.cluster(Overview(gateways=frozenset(info)))
+    assert value(metrics, "gateway_changes_total") == changes
+
+
+def test_the_packet_filters_counters_are_read_at_each_scrape() -> None:
+    packets = [10]
+    metrics = Metrics(version="0", traffic=lambda: Traffic(snat_packets=packets[0], snat_bytes=600, rejected_packets=4))
+    assert value(metrics, "snat_packets_total") == 10
+    packets[0] = 11
+    assert value(metrics, "snat_packets_total") == 11
+    assert value(metrics, "snat_bytes_total") == 600
+    assert value(metrics, "rejected_packets_total") == 4
+
+
+def test_a_scrape_survives_a_packet_filter_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
+    def unreadable() -> Traffic:
+        raise KernelError("nft is not installed")
+
+    metrics = Metrics(version="0", traffic=unreadable)
+    assert value(metrics, "snat_packets_total") is None
+    assert value(metrics, "services") == 0
+    assert "nft is not installed" in caplog.text
+
+
+def test_two_services_in_one_process_do_not_share_numbers(metrics: Metrics) -> None:
+    metrics.drift("rule")
+    assert value(Metrics(version="0", traffic=no_traffic), "drift_repaired_total", kind="rule") is None
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [(None, "text/plain; version="), ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text")],
+)
+def test_the_server_speaks_both_formats(metrics: Metrics, accept: str | None, content_type: str) -> None:
+    server = metrics.server(("127.0.0.1", 0))
+    server.start()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=3)
+    try:
+        connection.request("GET", "/metrics", headers={"Accept": accept} if accept else {})
+        response = connection.getresponse()
+        assert response.status == 200
+        assert (response.headers["Content-Type"] or "").startswith(content_type)
+        assert b"metaleg_node_services 0.0" in response.read()
+    finally:
+        connection.close()
+        server.stop()

@@ -1,0 +1,251 @@
+"""Which networks and next hops return paths are asked to have, from MetalLB's objects and the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from metaleg_node.core import pools
+from metaleg_node.core.manifests import parse
+from metaleg_node.core.model import AddressPool, Advertisement, BGPPeer, ClusterState, Node, NodeName
+from tests.unit.builders import A, config
+
+BGP = "[return_path.bgp]\nenabled = true\n"
+
+
+def an_object(kind: str, name: str, spec: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> dict[str, Any]:
+    version = "v1beta2" if kind == "BGPPeer" else "v1beta1"
+    metadata = {"name": name, "namespace": "metallb-system", "labels": dict(labels or {})}
+    return {"apiVersion": f"metallb.io/{version}", "kind": kind, "metadata": metadata, "spec": dict(spec)}
+
+
+def pool(name: str, *addresses: str, **labels: str) -> dict[str, Any]:
+    return an_object("IPAddressPool", name, {"addresses": list(addresses)}, labels)
+
+
+def advertise(name: str = "all", **spec: Any) -> dict[str, Any]:
+    return an_object("BGPAdvertisement", name, spec)
+
+
+def peer(name: str, address: str | None, labels: Mapping[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+    return an_object("BGPPeer", name, ({"peerAddress": address} if address else {}) | spec, labels)
+
+
+def a_node(**labels: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a", "labels": labels}}
+
+
+def cluster(*raws: dict[str, Any]) -> ClusterState:
+    found = [one for raw in raws for one in parse(raw).objects]
+    return ClusterState(
+        nodes=tuple(one for one in found if isinstance(one, Node)),
+        pools=tuple(one for one in found if isinstance(one, AddressPool)),
+        advertisements=tuple(one for one in found if isinstance(one, Advertisement)),
+        peers=tuple(one for one in found if isinstance(one, BGPPeer)),
+    )
+
+
+def read(*raws: dict[str, Any], text: str = BGP, me: NodeName = A) -> pools.WantedPaths:
+    return pools.read(cluster(*raws), config(text), me)
+
+
+def networks(found: pools.WantedPaths, index: int = 0) -> list[str]:
+    return sorted(map(str, found.paths[index].networks))
+
+
+def hops(found: pools.WantedPaths, index: int = 0) -> dict[str, int]:
+    return {str(gateway.address): gateway.weight for gateway in found.paths[index].gateways}
+
+
+# --- which pools -----------------------------------------------------------------------------------------------------
+
+POOLS = (
+    pool("plain", "192.0.2.0/28"),
+    pool("gold", "192.0.2.16/28", tier="gold", zone="a"),
+    pool("silver", "192.0.2.32/28", tier="silver"),
+)
+
+
+def matching(key: str, operator: str, *values: str) -> dict[str, Any]:
+    return {"matchExpressions": [{"key": key, "operator": operator, "values": list(values)}]}
+
+
+SELECTIONS: dict[str, tuple[Sequence[dict[str, Any]], list[str]]] = {
+    "N1 neither names nor selectors: all": ([{}], ["plain", "gold", "silver"]),
+    "N1 empty lists: all": ([{"ipAddressPools": [], "ipAddressPoolSelectors": []}], ["plain", "gold", "silver"]),
+    "by name": ([{"ipAddressPools": ["plain", "gone"]}], ["plain"]),
+    "by label": ([{"ipAddressPoolSelectors": [{"matchLabels": {"tier": "gold"}}]}], ["gold"]),
+    "all labels of one selector": ([{"ipAddressPoolSelectors": [{"matchLabels": {"tier": "gold", "zone": "b"}}]}], []),
+    "In": ([{"ipAddressPoolSelectors": [matching("tier", "In", "gold", "silver")]}], ["gold", "silver"]),
+    "NotIn also selects where the label is absent": (
+        [{"ipAddressPoolSelectors": [matching("tier", "NotIn", "gold")]}],
+        ["plain", "silver"],
+    ),
+    "Exists": ([{"ipAddressPoolSelectors": [matching("zone", "Exists")]}], ["gold"]),
+    "DoesNotExist": ([{"ipAddressPoolSelectors": [matching("tier", "DoesNotExist")]}], ["plain"]),
+    "several selectors are alternatives": (
+        [{"ipAddressPoolSelectors": [matching("zone", "Exists"), {"matchLabels": {"tier": "silver"}}]}],
+        ["gold", "silver"],
+    ),
+    "an empty selector selects everything": ([{"ipAddressPoolSelectors": [{}]}], ["plain", "gold", "silver"]),
+    "names and selectors together": (
+        [{"ipAddressPools": ["plain"], "ipAddressPoolSelectors": [matching("zone", "Exists")]}],
+        ["plain", "gold"],
+    ),
+    "several advertisements": ([{"ipAddressPools": ["plain"]}, {"ipAddressPools": ["silver"]}], ["plain", "silver"]),
+    "no advertisement": ([], []),
+}
+OF_POOL = {"plain": "192.0.2.0/28", "gold": "192.0.2.16/28", "silver": "192.0.2.32/28"}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_which_pools_are_announced_by_BGP(name: str) -> None:
+    specs, wanted = SELECTIONS[name]
+    found = read(*POOLS, *(advertise(f"a{i}", **spec) for i, spec in enumerate(specs)))
+    addresses = {str(address) for network in found.paths[0].networks for address in network}
+    assert addresses == {str(a) for n in wanted for a in ip_network(OF_POOL[n])}
+
+
+def test_layer_2_advertisements_are_not_BGP() -> None:
+    assert networks(read(*POOLS, an_object("L2Advertisement", "l2", {}))) == []
+
+
+def test_overlapping_pools_are_merged_and_ranges_become_exactly_their_networks() -> None:
+    found = read(pool("a", "192.0.2.0-192.0.2.9"), pool("b", "192.0.2.8/30", "2001:db8::/127"), advertise())
+    assert networks(found) == ["192.0.2.0/29", "192.0.2.8/30", "2001:db8::/127"]
+
+
+OLD = {
+    "peers": [
+        {"peer-address": "10.0.0.1", "peer-asn": 1, "my-asn": 2},
+        {"peer-address": "10.0.0.2", "node-selectors": [{"match-labels": {"rack": "r2"}}]},
+        {"peer-address": "fd00::1", "node-selectors": [{"match-expressions": [{"key": "rack", "operator": "Exists"}]}]},
+    ],
+    "address-pools": [
+        {"name": "bgp", "protocol": "bgp", "addresses": ["192.0.2.0/24"]},
+        {"name": "l2", "protocol": "layer2", "addresses": ["198.51.100.0/24"]},
+    ],
+}
+
+
+def test_the_old_configuration_names_the_protocol_with_each_pool() -> None:
+    found = read(OLD, a_node(rack="r1"))
+    assert networks(found) == ["192.0.2.0/24"]
+    assert hops(found) == {"10.0.0.1": 100, "fd00::1": 100}
+
+
+# --- which peers -----------------------------------------------------------------------------------------------------
+
+PEERS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "no selectors: every node": (peer("p", "10.0.0.1"), {"10.0.0.1": 100}),
+    "an empty list of selectors: every node": (peer("p", "10.0.0.1", nodeSelectors=[]), {"10.0.0.1": 100}),
+    "this node": (peer("p", "10.0.0.1", nodeSelectors=[{"matchLabels": {"rack": "r1"}}]), {"10.0.0.1": 100}),
+    "another node": (peer("p", "10.0.0.1", nodeSelectors=[{"matchLabels": {"rack": "r2"}}]), {}),
+    "one of two selectors": (
+        peer("p", "10.0.0.1", nodeSelectors=[{"matchLabels": {"rack": "r2"}}, matching("rack", "In", "r1")]),
+        {"10.0.0.1": 100},
+    ),
+    "N2 IPv6": (peer("p", "fd00::1"), {"fd00::1": 100}),
+    "enabled by label": (peer("p", "10.0.0.1", {pools.ENABLED: "true"}), {"10.0.0.1": 100}),
+    "disabled by 0": (peer("p", "10.0.0.1", {pools.ENABLED: "0"}), {}),
+    "disabled by false": (peer("p", "10.0.0.1", {pools.ENABLED: "False"}), {}),
+    "disabled by no": (peer("p", "10.0.0.1", {pools.ENABLED: "no"}), {}),
+    "another address": (peer("p", "10.0.0.1", {pools.ADDRESS: "10.0.0.9"}), {"10.0.0.9": 100}),
+    "N3 an address for an unnumbered peer": (peer("p", None, {pools.ADDRESS: "10.0.0.9"}), {"10.0.0.9": 100}),
+    "least weight": (peer("p", "10.0.0.1", {pools.WEIGHT: "1"}), {"10.0.0.1": 1}),
+    "greatest weight": (peer("p", "10.0.0.1", {pools.WEIGHT: "256"}), {"10.0.0.1": 256}),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_which_peers_are_next_hops(name: str) -> None:
+    raw, wanted = PEERS[name]
+    found = read(raw, a_node(rack="r1"), *POOLS, advertise())
+    assert hops(found) == wanted
+    assert found.rejections == ()
+
+
+BAD_PEERS: dict[str, tuple[dict[str, Any], dict[str, int], str]] = {
+    "N3 unnumbered": (peer("p", None, interface="eth1"), {}, "has no address (unnumbered)"),
+    "weight 0": (peer("p", "10.0.0.1", {pools.WEIGHT: "0"}), {"10.0.0.1": 100}, "'0' is not a number from 1 to 256"),
+    "weight 257": (peer("p", "10.0.0.1", {pools.WEIGHT: "257"}), {"10.0.0.1": 100}, "'257' is not a number"),
+    "weight in words": (peer("p", "10.0.0.1", {pools.WEIGHT: "much"}), {"10.0.0.1": 100}, "has the weight 100"),
+    "address of nobody": (peer("p", "10.0.0.1", {pools.ADDRESS: "gateway"}), {}, "'gateway' is not an IP address"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PEERS)
+def test_a_peer_that_is_not_as_it_should_be_is_told(name: str) -> None:
+    raw, wanted, reason = BAD_PEERS[name]
+    found = read(raw, *POOLS, advertise())
+    assert hops(found) == wanted
+    assert [str(r.ref) for r in found.rejections] == ["BGPPeer metallb-system/p"]
+    assert reason in found.rejections[0].reason
+
+
+def test_N4_the_configured_weight_counts_where_no_label_says_otherwise() -> None:
+    found = read(peer("p", "10.0.0.1"), peer("q", "10.0.0.2", {pools.WEIGHT: "7"}), text=f"{BGP}peer_weight = 30\n")
+    assert hops(found) == {"10.0.0.1": 30, "10.0.0.2": 7}
+
+
+def test_two_peers_with_one_address_are_one_next_hop() -> None:
+    found = read(peer("q", "10.0.0.1", {pools.WEIGHT: "9"}), peer("p", "10.0.0.1", {pools.WEIGHT: "3"}))
+    assert hops(found) == {"10.0.0.1": 3}
+
+
+def test_without_BGP_there_is_no_path_of_it() -> None:
+    assert read(*POOLS, advertise(), peer("p", "10.0.0.1"), text="").paths == ()
+
+
+# --- layer 2 ---------------------------------------------------------------------------------------------------------
+
+L2 = """
+[[return_path.l2]]
+name = "one"
+interface = "eth1"
+gateways = ["10.1.0.1", "fd01::1"]
+pools = ["gold"]
+cidrs = ["198.51.100.0/24", "2001:db8::/64"]
+[[return_path.l2]]
+name = "two"
+interface = "eth2"
+gateways = ["10.2.0.1"]
+pools = ["silver", "gold", "none"]
+[[return_path.l2]]
+name = "three"
+interface = "eth3"
+cidrs = ["198.51.100.0/25"]
+"""
+
+
+def test_a_path_has_its_pools_and_networks() -> None:
+    found = read(*POOLS, text=L2)
+    assert networks(found) == ["192.0.2.16/28", "198.51.100.0/24", "2001:db8::/64"]
+    assert found.paths[0].owned == found.paths[0].networks
+    assert hops(found) == {"10.1.0.1": 1, "fd01::1": 1}
+    assert [path.holder for path in found.paths] == ["path:one", "path:two", "path:three"]
+
+
+def test_an_address_belongs_to_the_first_path_and_a_pool_that_is_not_there_is_told() -> None:
+    two = read(*POOLS, text=L2).paths[1]
+    assert sorted(map(str, two.networks)) == ["192.0.2.16/28", "192.0.2.32/28"]
+    assert list(map(str, two.owned)) == ["192.0.2.32/28"]
+    assert two.notes == (
+        "there is no IPAddressPool none",
+        "some of its addresses belong to a path before it, which takes their replies",
+    )
+
+
+def test_a_path_without_a_gateway_takes_no_replies() -> None:
+    three = read(*POOLS, text=L2).paths[2]
+    assert three.owned == frozenset()
+    assert three.notes == ()
+
+
+def test_a_family_without_a_gateway_stays_free_for_others() -> None:
+    text = L2.replace(', "fd01::1"', "") + '[[return_path.l2]]\nname = "six"\ninterface = "eth6"\n'
+    found = read(*POOLS, text=text + 'gateways = ["fd06::1"]\ncidrs = ["2001:db8::/64"]\n')
+    assert list(map(str, found.paths[3].owned)) == ["2001:db8::/64"]

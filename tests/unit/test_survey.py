@@ -1,0 +1,363 @@
+"""What the cluster asks for: gateways, sources, claims on pods."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from metaleg_node.core.model import AnnouncedBy, Announcement, ClusterState, Endpoint, NodeName
+from metaleg_node.core.survey import (
+    EXCLUDE_ANNOTATION,
+    ONLY_ANNOTATION,
+    EgressService,
+    Gateway,
+    Membership,
+    Obstacle,
+    Reason,
+    choose_gateway,
+    filter_key,
+    merged,
+    survey,
+)
+from tests.unit.builders import (
+    DUAL,
+    LB4,
+    LB6,
+    A,
+    B,
+    C,
+    addresses,
+    announced,
+    cluster,
+    config,
+    endpoint,
+    endpoint_slice,
+    host_pod,
+    networks,
+    node,
+    service,
+)
+
+L2, BGP, EVENT = AnnouncedBy
+NODES = {n.name: n for n in (node("a"), node("b"), node("c"), node("d", ready=False), node("e", ready=False))}
+EARLY, LATE = "2024-01-01T00:00:00Z", "2024-06-01T00:00:00Z"
+
+
+def only(state: ClusterState, text: str = "") -> EgressService:
+    (found,) = survey(state, config(text)).services
+    return found
+
+
+def claimed(state: ClusterState, text: str = "") -> dict[str, list[str]]:
+    """The pod addresses of each Service."""
+    found: dict[str, list[str]] = {}
+    for s in survey(state, config(text)).services:
+        found.setdefault(s.service.ref.name, []).extend(str(pod.address) for pod in s.pods)
+    return found
+
+
+# --- the gateway -----------------------------------------------------------------------------------------------------
+
+CHOICES: dict[str, tuple[list[Announcement], str]] = {
+    "the only one": ([announced("a")], A),
+    "F2 a Ready node beats a newer one that is not": ([announced("d", since=LATE), announced("a", since=EARLY)], A),
+    "F2 among Ready nodes the newest": ([announced("a", since=LATE), announced("b", since=EARLY)], A),
+    "F2 never simply the first or the last": (
+        [announced("a", since=EARLY), announced("b", since=LATE), announced("c", since=EARLY)],
+        B,
+    ),
+    "F2 at the same time the name": ([announced("a"), announced("b")], B),
+    "F2 none Ready: the newest": ([announced("d", since=LATE), announced("e", since=EARLY)], "d"),
+    "a node that is not Ready, alone": ([announced("d")], "d"),
+    "an unknown node does not beat a Ready one": ([announced("x", since=LATE), announced("a", since=EARLY)], A),
+    "layer 2 before BGP and events": (
+        [announced("b", source=BGP), announced("c", source=EVENT), announced("a")],
+        A,
+    ),
+    "BGP from one node": ([announced("b", source=BGP), announced("c", source=EVENT)], B),
+    "BGP twice from one node": ([announced("b", source=BGP), announced("b", source=BGP, since=LATE)], B),
+    "the newest event": ([announced("b", source=EVENT, since=LATE), announced("c", source=EVENT, since=EARLY)], B),
+    "the newest event even of a node that is not Ready": (
+        [announced("d", source=EVENT, since=LATE), announced("c", source=EVENT, since=EARLY)],
+        "d",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_gateway_is(name: str) -> None:
+    announcements, expected = CHOICES[name]
+    for order in (announcements, announcements[::-1]):
+        found = choose_gateway(order, NODES, AnnouncedBy)
+        assert isinstance(found, Gateway)
+        assert found.node.name == expected
+
+
+def test_sources_are_asked_in_the_configured_order_and_no_others() -> None:
+    said = [announced("a"), announced("b", source=BGP), announced("c", source=EVENT)]
+    for order, expected in (((BGP, L2), B), ((EVENT,), C)):
+        found = choose_gateway(said, NODES, order)
+        assert isinstance(found, Gateway)
+        assert found.node.name == expected
+    assert isinstance(choose_gateway([announced("a")], NODES, (EVENT,)), Obstacle)
+
+
+def test_F3_two_announcers_are_told_as_ambiguous_and_named() -> None:
+    found = choose_gateway([announced("a"), announced("b", since=LATE)], NODES, AnnouncedBy)
+    assert isinstance(found, Gateway)
+    assert found.ambiguous
+    assert found.why == "b announces it (ServiceL2Status metallb-system/l2-status-b), preferred to a"
+    alone = choose_gateway([announced("a"), announced("a", since=LATE)], NODES, AnnouncedBy)
+    assert isinstance(alone, Gateway)
+    assert not alone.ambiguous
+
+
+def test_F11_several_BGP_announcers_are_no_gateway_even_with_an_event() -> None:
+    said = [announced("a", source=BGP), announced("b", source=BGP), announced("c", source=EVENT)]
+    found = choose_gateway(said, NODES, AnnouncedBy)
+    assert isinstance(found, Obstacle)
+    assert found.reason is Reason.SEVERAL_GATEWAYS
+    assert "2 nodes (a, b)" in found.detail
+
+
+def test_an_announcement_counts_only_for_its_own_service() -> None:
+    said = [announced("a", namespace="other"), announced("a", service="other")]
+    found = only(cluster(announcements=said))
+    assert found.obstacle
+    assert found.obstacle.reason is Reason.NO_GATEWAY
+
+
+# --- Services --------------------------------------------------------------------------------------------------------
+
+
+def test_only_labelled_services_count() -> None:
+    labels: list[dict[str, str]] = [{}, {"metaleg.de/rewriteSrcIP": "false"}, {"metaleg.de/rewriteSrcIP": "True"}]
+    assert not survey(cluster(services=[service(labels=one) for one in labels]), config()).services
+    other = cluster(services=[service(labels={"example.org/egress": "true"})])
+    assert survey(other, config('[egress]\nlabel = "example.org/egress"')).services
+
+
+def test_both_families_stand_by_themselves() -> None:
+    four, six = survey(DUAL, config()).services
+    assert (four.family, four.source, six.family, six.source) == (4, ip_address(LB4), 6, ip_address(LB6))
+    assert [len(four.pods), len(six.pods)] == [2, 2]
+    assert four.obstacle is six.obstacle is None
+
+
+def test_S6_a_service_with_one_address_works_in_its_family_and_is_held_in_the_other() -> None:
+    both = [endpoint("10.244.1.5"), endpoint("fd00:10:244:1::5")]
+    four, six = survey(cluster(slices=[endpoint_slice(*both)]), config()).services
+    assert four.source == ip_address(LB4)
+    assert six.obstacle
+    assert six.obstacle.reason is Reason.NO_ADDRESS
+
+
+def test_S6_a_service_of_one_family_says_nothing_about_the_other() -> None:
+    assert only(cluster()).family == 4
+
+
+def test_a_service_without_pods_and_addresses_is_still_reported() -> None:
+    assert only(cluster(services=[service(ingress=())], slices=[])).obstacle
+
+
+def test_the_first_address_of_a_family_is_the_source() -> None:
+    assert only(cluster(services=[service(ingress=("192.0.2.9", "192.0.2.8"))])).source == ip_address("192.0.2.9")
+
+
+BAD_ADDRESSES = ["10.0.0.2", "10.244.3.9", "127.0.0.1", "224.0.0.5", "169.254.1.1", "0.0.0.0"]
+
+
+@pytest.mark.parametrize("text", BAD_ADDRESSES)
+def test_F9_a_load_balancer_address_that_is_somebody_elses_is_refused(text: str) -> None:
+    obstacle = only(cluster(services=[service(ingress=(text,))])).obstacle
+    assert obstacle
+    assert obstacle.reason is Reason.BAD_ADDRESS
+    assert text in obstacle.detail
+
+
+# --- annotations -----------------------------------------------------------------------------------------------------
+
+
+def test_annotations_become_a_filter_in_the_fewest_networks() -> None:
+    found = only(
+        cluster(
+            services=[
+                service(
+                    annotations={
+                        EXCLUDE_ANNOTATION: "10.0.0.0/9, 10.128.0.0/9,2001:db8::/32",
+                        ONLY_ANNOTATION: "0.0.0.0/0,192.0.2.1",
+                    }
+                )
+            ]
+        )
+    )
+    assert not found.obstacle
+    assert found.filter.exclude == frozenset(networks(["10.0.0.0/8", "2001:db8::/32"]))
+    assert found.filter.only == frozenset(networks(["0.0.0.0/0"]))
+
+
+BAD_ANNOTATIONS = [
+    "",
+    " , ",
+    "10.0.0.1/8",
+    "10.0.0.0/33",
+    "everything",
+    "10.0.0.0/8;",
+    "10.0.0.0/8, x",
+    "2001:db8::%x }\nflush ruleset\n#/64",
+    "2001:db8::%eth0",
+    "::ffff:10.0.0.0/104",
+    "10.0.0.0/255.0.0.0",
+    "\u0661.2.3.4",
+    "x" * 10_000,
+]
+
+
+@pytest.mark.parametrize("name", [EXCLUDE_ANNOTATION, ONLY_ANNOTATION])
+@pytest.mark.parametrize("text", BAD_ANNOTATIONS, ids=[repr(t[:20]) for t in BAD_ANNOTATIONS])
+def test_a_bad_annotation_costs_the_service_and_says_which(name: str, text: str) -> None:
+    found = only(cluster(services=[service(annotations={name: text})]))
+    assert found.obstacle
+    assert found.obstacle.reason is Reason.BAD_ANNOTATION
+    assert name in found.obstacle.detail
+    assert len(found.obstacle.detail) < 400
+    assert len(found.pods) == 2, "its pods are held, not let out"
+
+
+def test_filters_have_one_key_for_the_same_networks_and_none_for_nothing() -> None:
+    def key(**annotations: str) -> str:
+        names = {"exclude": EXCLUDE_ANNOTATION, "only": ONLY_ANNOTATION}
+        return filter_key(
+            only(cluster(services=[service(annotations={names[k]: v for k, v in annotations.items()})])).filter
+        )
+
+    assert key() == ""
+    assert key(exclude="10.0.0.0/8,11.0.0.0/8") == key(exclude="11.0.0.0/8,10.0.0.0/8") == key(exclude="10.0.0.0/7")
+    assert len({key(exclude="10.0.0.0/8"), key(only="10.0.0.0/8"), key(exclude="10.0.0.0/9")}) == 3
+
+
+# --- claims on pods --------------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[Endpoint, bool, str]] = {
+    "another namespace's pod": (endpoint("10.244.1.9", namespace="victim"), True, "no pod of this namespace"),
+    "S9 a node behind the endpoint": (endpoint("10.244.1.9", kind="Node"), True, "no pod of this namespace"),
+    "S9 a slice without selector": (endpoint("10.244.1.9", kind=None), False, "not managed by Kubernetes"),
+    "F16 a node's address": (endpoint("10.0.0.1"), True, "a node's address"),
+    "F16 another address of a node": (endpoint("10.244.1.1"), True, "a node's address"),
+    "F16 a pod of the host network": (endpoint("10.244.1.2"), True, "a node's address"),
+    "S9 an address outside": (endpoint("198.51.100.7"), True, "in no pod network"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_claim_is_refused_with_its_reason(name: str) -> None:
+    bad, controlled, reason = REFUSED[name]
+    nodes = [node("a", others=["10.244.1.1"]), node("b"), node("c")]
+    slices = [endpoint_slice(bad, endpoint("10.244.1.5"), controlled=controlled)]
+    found = survey(cluster(slices=slices, nodes=nodes, pods=[host_pod("10.244.1.2")]), config())
+    assert [str(pod.address) for s in found.services for pod in s.pods] == ["10.244.1.5"]
+    (rejection,) = found.rejections
+    assert reason in rejection.reason
+    assert str(bad.addresses[0]) in rejection.reason
+
+
+def test_a_slice_by_hand_counts_when_it_names_pods_of_its_namespace() -> None:
+    assert claimed(cluster(slices=[endpoint_slice(endpoint("10.244.1.5"), controlled=False)])) == {
+        "web": ["10.244.1.5"]
+    }
+
+
+def test_a_slice_of_another_namespace_does_not_count() -> None:
+    state = cluster(slices=[endpoint_slice(endpoint("10.244.1.5", namespace="evil"), namespace="evil")])
+    assert claimed(state) == {"web": []}
+
+
+@pytest.mark.parametrize(
+    ("state", "me", "gap"),
+    [
+        (cluster(), "a", ""),
+        (cluster(), "z", "no Node is called z, there are a, b, c; set node.name"),
+        (cluster(nodes=[]), "a", "no Node objects"),
+        (cluster(nodes=[node("a", pods=()), node("b", pods=())]), "a", "set cluster.pod_cidrs"),
+        (cluster(nodes=[], services=[]), "z", ""),
+    ],
+)
+def test_what_a_state_lacks_is_said_before_anything_is_decided(state: ClusterState, me: str, gap: str) -> None:
+    found = survey(state, config()).gap(NodeName(me))
+    assert gap in found if gap else not found
+
+
+@pytest.mark.parametrize(("value", "told"), [("true", False), ("false", False), ("True", True), ("", True)])
+def test_a_label_that_is_neither_true_nor_false_is_told(value: str, told: bool) -> None:
+    found = survey(cluster(services=[service("web", labels={config().egress.label: value})]), config())
+    assert bool([r for r in found.rejections if 'only "true" counts' in r.reason]) is told
+
+
+def test_pod_networks_may_come_from_the_configuration() -> None:
+    state = cluster(nodes=[node("a", pods=()), node("b", pods=()), node("c", pods=())])
+    assert claimed(state, '[cluster]\npod_cidrs = ["10.244.0.0/16"]') == {"web": ["10.244.1.5", "10.244.2.5"]}
+
+
+CREATED = {
+    "the older Service": (("web", EARLY), ("api", LATE)),
+    "at the same time the name": (("api", EARLY), ("web", EARLY)),
+}
+
+
+@pytest.mark.parametrize("name", CREATED)
+def test_F28_a_pod_claimed_twice_goes_with(name: str) -> None:
+    (first, t1), (second, t2) = CREATED[name]
+    state = cluster(
+        services=[service(second, created=t2), service(first, created=t1)],
+        slices=[endpoint_slice(endpoint("10.244.1.5"), service=s) for s in (second, first)],
+    )
+    assert claimed(state) == {first: ["10.244.1.5"], second: []}
+    (rejection,) = survey(state, config()).rejections
+    assert rejection.reason == f"10.244.1.5 belongs to Service shop/{first}, which is older"
+
+
+def test_one_address_in_two_slices_of_a_service_is_one_pod() -> None:
+    state = cluster(slices=[endpoint_slice(endpoint("10.244.1.5"))] * 2)
+    assert claimed(state) == {"web": ["10.244.1.5"]}
+    assert not survey(state, config()).rejections
+
+
+def test_F27_F30_pods_are_those_of_the_slices_and_no_others() -> None:
+    before, after = (cluster(slices=[endpoint_slice(endpoint(ip))]) for ip in ("10.244.1.5", "10.244.1.6"))
+    assert (claimed(before), claimed(after)) == ({"web": ["10.244.1.5"]}, {"web": ["10.244.1.6"]})
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+
+def test_S8_private_networks_are_outside_unless_they_are_the_clusters() -> None:
+    state = cluster(services=[service(cluster_ips=["10.96.0.10"])], nodes=[node("a", others=["203.0.113.1"])])
+    text = '[cluster]\nservice_cidrs = ["172.16.0.0/16"]\n[egress]\nexclude_cidrs = ["192.168.7.0/24"]'
+    inside = Membership(survey(state, config(text)).networks.inside)
+    for text in (
+        "10.244.1.9",
+        "10.0.0.1",
+        "203.0.113.1",
+        "10.96.0.10",
+        "172.16.3.4",
+        "192.168.7.1",
+        "127.0.0.1",
+        "ff02::1",
+    ):
+        assert ip_address(text) in inside, text
+    for text in ("10.0.0.99", "10.96.0.11", "192.168.1.1", "172.17.0.1", "8.8.8.8", "2001:db8::1", "fd00::99"):
+        assert ip_address(text) not in inside, text
+
+
+def test_merging_joins_neighbours_and_drops_what_is_contained() -> None:
+    some = networks(["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16", "fd00::/16", "fd00::/64"])
+    assert merged(some) == frozenset(networks(["10.0.0.0/8", "fd00::/16"]))
+
+
+def test_membership_separates_families_and_knows_both_ends() -> None:
+    inside = Membership(networks(["0.0.0.0/32", "255.255.255.0/24", "::/96"]))
+    assert [a in inside for a in addresses(["0.0.0.0", "255.255.255.255", "::1.2.3.4"])] == [True] * 3
+    assert [a in inside for a in addresses(["0.0.0.1", "255.255.254.255", "::1:0:0"])] == [False] * 3
+    assert ip_address("10.0.0.1") in Membership([ip_network("0.0.0.0/0")])
+    assert ip_address("::1") not in Membership([ip_network("0.0.0.0/0")])
