@@ -1,0 +1,1 @@
+"""Measurements of the program's speed; `./dev bench` runs them."""

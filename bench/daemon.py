@@ -1,0 +1,110 @@
+"""The program itself, run on a node of its own with files of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import toml
+
+from bench.cluster import Cluster, documents
+from metaleg_node.kernel.monitor import generation
+from metaleg_node.lab.namespaces import Namespace
+from metaleg_node.lab.objects import replace_file
+
+DEADLINE = 30.0
+
+
+@contextmanager
+def workspace() -> Iterator[Path]:
+    """A directory for files, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="metaleg-node-bench-") as path:
+        yield Path(path)
+
+
+def wait(met: Callable[[], bool], what: str, *, every: float = 0.0005) -> float:
+    """Waits for something and returns when it came (monotonic seconds). Raises TimeoutError."""
+    end = time.monotonic() + DEADLINE
+    while not met():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {DEADLINE:g} s for {what}")
+        time.sleep(every)
+    return time.monotonic()
+
+
+class Daemon:
+    """`metaleg-node` as node1 of a cluster."""
+
+    def __init__(self, node: Namespace, directory: Path) -> None:
+        self.node = node
+        self._directory = directory
+        directory.mkdir()
+
+    @property
+    def state_file(self) -> Path:
+        return self._directory / "state.yaml"
+
+    @property
+    def log(self) -> str:
+        return (self._directory / "log").read_text()
+
+    def configure(self, **sections: Mapping[str, Any]) -> None:
+        """Writes the configuration: `sections` beside the node's name and the state file."""
+        base = {"node": {"name": "node1"}, "cluster": {"state_file": str(self.state_file)}}
+        (self._directory / "config.toml").write_text(toml.dumps({**base, **sections}))
+
+    def apply(self, cluster: Cluster) -> None:
+        """Brings the node into the state that the cluster asks for, without leaving a daemon behind."""
+        self.configure()
+        replace_file(self.state_file, documents(cluster.objects()).encode())
+        with self.node.inside():
+            subprocess.run(self._command("apply"), check=True, stdout=subprocess.DEVNULL)
+
+    @contextmanager
+    def running(self) -> Iterator[int]:
+        """Starts `run`; gives the process id; stops it with SIGTERM."""
+        with self.node.inside(), open(self._directory / "log", "ab") as log:
+            process = subprocess.Popen(self._command("run"), stdout=log, stderr=log)
+        try:
+            yield process.pid
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; the daemon's log:\n{self.log}") from error
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+
+    def status_stamp(self) -> int | None:
+        """Changes whenever the daemon has told what it did."""
+        path = self._directory / "run" / "status.json"
+        return path.stat().st_mtime_ns if path.exists() else None
+
+    def generation(self) -> int:
+        with self.node.inside():
+            return generation()
+
+    def _command(self, name: str) -> list[str]:
+        directory = self._directory
+        options = ["--config", directory / "config.toml", "--runtime-dir", directory / "run"]
+        options += ["--state-dir", directory / "lib", "--log-level", "warning"]
+        return [sys.executable, "-m", "metaleg_node", *map(str, options), name]
+
+
+def cpu_seconds(process_id: int) -> float:
+    """Processor time of a process, its threads and its ended children."""
+    text = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(value) for value in text[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mib(process_id: int) -> tuple[float, float]:
+    """Resident memory of a process now and at its peak, in MiB."""
+    lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines if line.startswith("Vm"))
+    return int(found["VmRSS"].split()[0]) / 1024, int(found["VmHWM"].split()[0]) / 1024

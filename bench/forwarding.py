@@ -1,0 +1,207 @@
+"""What a packet costs on its way through a node: with nothing of ours, with metaleg-node, and with the layout of one
+ipset and one rule per Service.
+
+Every layout stands in a namespace of its own. In each round every one is measured once, in turn; connections are made
+anew before each measurement and forgotten after it, so that no layout has the warmer or fuller connection table.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from bench.cluster import FIRST_LOAD_BALANCER, FIRST_POD, OTHER_PODS, Cluster
+from bench.daemon import Daemon, workspace
+from bench.node import ADDRESS, LAN, PODS, nodes
+from bench.results import Figure, ratio
+from bench.traffic import Sender, Stream, Vary
+from metaleg_node.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
+from metaleg_node.lab.namespaces import Namespace
+
+_SERVERS = IPv4Address("198.51.100.0")
+_PODS = 10_000
+_WARM_UP = 40_000
+"""Packets to open the connections with, and as many answers: 98 of 100 pods get one."""
+_BURST, _SECONDS = 3_200, 0.1
+_SLOW = 10
+"""The layout of one rule per Service is so slow that it gets this fraction of the pods and packets."""
+_FORGET_CONNECTIONS = 0x0102
+"""IPCTNL_MSG_CT_DELETE of ctnetlink; without a tuple: all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """Packets of one kind through one layout; `answers` come back from the servers."""
+
+    layout: str
+    kind: str
+    packets: Stream
+    answers: Stream
+
+
+def measure(rounds: int, *, services: int = 1000, others: int = 2) -> list[Figure]:
+    """Ratios of packets per second, layout by layout, to the node with nothing of ours; `others` nodes are gateways."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    names = ("plain", "plain-again", "steer", "gateway", "ipset-steer", "ipset-gateway")
+    with nodes(names, others + 1) as spaces, workspace() as directory:
+        for name, cluster in _clusters(services, others).items():
+            Daemon(spaces[name], directory / name).apply(cluster)
+        _ipset_layout(spaces["ipset-steer"], services, gateway=False)
+        _ipset_layout(spaces["ipset-gateway"], services, gateway=True)
+        costs: dict[tuple[str, str], list[float]] = {}
+        cases = list(_cases(_PODS // services))
+        for _ in range(rounds):
+            for case in cases:
+                costs.setdefault((case.layout, case.kind), []).append(cost(spaces[case.layout], case))
+    return list(_figures(costs))
+
+
+def policy_rules(rounds: int) -> list[Figure]:
+    """What policy rules alone cost the packets that they do not concern, without anything else of ours."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    rules = [f"rule add pref 4700 fwmark {slot << 24:#x}/0x3f000000 lookup {1_000_000 + slot}" for slot in range(1, 64)]
+    over = ["rule add pref 4701 nop", "rule add pref 4699 fwmark 0/0x3f000000 goto 4701"]
+    layouts = {"no": [], "1": rules[:1], "63": rules, "63 jumped over": [*over, *rules]}
+    case = Case(
+        layout="", kind="", packets=from_pods(OTHER_PODS), answers=to_address(IPv4Address(ADDRESS), share=_PODS)
+    )
+    costs: dict[str, list[float]] = {name: [] for name in layouts}
+    with nodes([f"rules-{number}" for number in range(len(layouts))], 1) as spaces:
+        for space, commands in zip(spaces.values(), layouts.values(), strict=True):
+            space.ip(commands)
+        for _ in range(rounds):
+            for space, name in zip(spaces.values(), layouts, strict=True):
+                costs[name].append(cost(space, case))
+    return [Figure(name=f"{name} policy rules", unit="ns/packet", values=tuple(v)) for name, v in costs.items()]
+
+
+def parts(rounds: int) -> list[Figure]:
+    """What single parts of the layout cost the packets of established connections that they do not concern."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    case = Case(
+        layout="", kind="", packets=from_pods(OTHER_PODS), answers=to_address(IPv4Address(ADDRESS), share=_PODS)
+    )
+    costs: dict[str, list[float]] = {name: [] for name in _PARTS}
+    with nodes([f"part-{number}" for number in range(len(_PARTS))], 1) as spaces:
+        for space, text in zip(spaces.values(), _PARTS.values(), strict=True):
+            space.run("nft", "-f", "-", stdin=f"table inet part {{\n{text}\n}}\n")
+        spaces["part-1"].ip(["rule add pref 4700 fwmark 0x1000000/0x3f000000 lookup 1000001"])
+        for _ in range(rounds):
+            for space, name in zip(spaces.values(), _PARTS, strict=True):
+                costs[name].append(cost(space, case))
+    return [Figure(name=name, unit="ns/packet", values=tuple(v)) for name, v in costs.items()]
+
+
+def _base(hook: str, priority: int, *rules: str) -> str:
+    return "\n".join([f"chain {hook} {{ type filter hook {hook} priority {priority};", *rules, "}"])
+
+
+_PARTS = {
+    "nothing of ours": "",
+    "one policy rule": "",
+    "an empty chain in prerouting": _base("prerouting", -90),
+    "what prerouting asks first: confirmed, without the label": _base(
+        "prerouting", -90, "ct status confirmed ct label ! 91 accept"
+    ),
+    "an empty chain in postrouting": _base("postrouting", 110),
+    "what the guard asks: no mark, confirmed": _base(
+        "postrouting", 110, "meta mark & 0x3f000000 != 0 drop", "ct status ! confirmed ct status snat accept"
+    ),
+    "nothing of ours, a second time (the method's error)": "",
+}
+
+
+def _clusters(services: int, others: int) -> Mapping[str, Cluster]:
+    """All pods are this node's; their gateways are the other nodes, or this one."""
+    pods = _PODS // services
+    return {
+        "steer": Cluster(services=services, pods=pods, nodes=others + 1, gateways=others, first_gateway=2),
+        "gateway": Cluster(services=services, pods=pods, nodes=others + 1),
+    }
+
+
+def _cases(share: int) -> Iterator[Case]:
+    other, egress = from_pods(OTHER_PODS), from_pods(FIRST_POD)
+    masqueraded = to_address(IPv4Address(ADDRESS), share=_PODS)
+    for layout in ("plain", "plain-again", "steer", "gateway", "ipset-steer"):
+        yield Case(layout=layout, kind="other pods", packets=other, answers=masqueraded)
+    yield Case(layout="plain", kind="egress pods", packets=egress, answers=masqueraded)
+    for layout in ("steer", "ipset-steer"):
+        yield Case(layout=layout, kind="egress pods", packets=egress, answers=to_address(FIRST_POD))
+    for layout in ("gateway", "ipset-gateway"):
+        yield Case(
+            layout=layout, kind="egress pods", packets=egress, answers=to_address(FIRST_LOAD_BALANCER, share=share)
+        )
+
+
+def from_pods(pods: IPv4Address) -> Stream:
+    """Packets of 10,000 pods, from this address on, to servers outside."""
+    return Stream(vary=Vary.SOURCE, base=pods, other=_SERVERS, count=_PODS)
+
+
+def to_address(address: IPv4Address, *, share: int = 1) -> Stream:
+    """Answers of the servers to 10,000 addresses, from this one on; each stands for `share` pods."""
+    return Stream(vary=Vary.DESTINATION, base=address, other=_SERVERS, count=_PODS, share=share)
+
+
+def cost(node: Namespace, case: Case) -> float:
+    """Nanoseconds of processor time for a packet of an established connection."""
+    less = _SLOW if case.layout.startswith("ipset") else 1
+    packets, answers = (replace(stream, count=_PODS // less) for stream in (case.packets, case.answers))
+    with node.inside():
+        with Sender(packets, PODS) as sender:
+            sender.send(_WARM_UP // less)
+        with Sender(answers, LAN) as sender:
+            sender.send(_WARM_UP // less)
+        with Sender(packets, PODS) as sender:
+            end = time.monotonic() + _SECONDS
+            bursts = [sender.send(_BURST // less)]
+            while time.monotonic() < end:
+                bursts.append(sender.send(_BURST // less))
+        with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+            netlink.change(_FORGET_CONNECTIONS, [bytes(4)], "forget all connections")
+    return statistics.median(bursts)
+
+
+def _ipset_layout(node: Namespace, services: int, *, gateway: bool) -> None:
+    """One set and one marking rule for each Service; on the gateway also one translating rule each."""
+    sets, rules, translations = [], [], []
+    for number in range(services):
+        name = f"service-{number}"
+        first = number * (_PODS // services)
+        sets.append(f"create {name} hash:ip")
+        sets += [f"add {name} {FIRST_POD + first + index}" for index in range(_PODS // services)]
+        rules.append(f"-A PREROUTING -m set --match-set {name} src -j MARK --set-mark 1")
+        source = FIRST_LOAD_BALANCER + number
+        translations.append(f"-I POSTROUTING -m set --match-set {name} src -j SNAT --to-source {source}")
+    node.run("ipset", "restore", stdin="\n".join([*sets, ""]))
+    node.run("iptables-restore", "--noflush", stdin="\n".join(["*mangle", *rules, "COMMIT", ""]))
+    if gateway:
+        node.run("iptables-restore", "--noflush", stdin="\n".join(["*nat", *translations, "COMMIT", ""]))
+    else:
+        node.run("iptables", "-t", "nat", "-I", "POSTROUTING", "-m", "mark", "--mark", "1", "-j", "ACCEPT")
+        node.ip(["rule add pref 4700 fwmark 1 lookup 101", "route add default via 192.168.10.12 table 101"])
+
+
+def _figures(costs: Mapping[tuple[str, str], list[float]]) -> Iterator[Figure]:
+    titles = {
+        ("plain-again", "other pods"): "the same node a second time (the method's error)",
+        ("steer", "other pods"): "metaleg-node, pods behind no Service",
+        ("gateway", "other pods"): "metaleg-node on a gateway, pods behind no Service",
+        ("steer", "egress pods"): "metaleg-node, egress pods, steered",
+        ("gateway", "egress pods"): "metaleg-node, egress pods, translated here",
+        ("ipset-steer", "other pods"): "one ipset and rule per Service, pods behind no Service",
+        ("ipset-steer", "egress pods"): "one ipset and rule per Service, egress pods, steered",
+        ("ipset-gateway", "egress pods"): "one ipset and rule per Service, egress pods, translated here",
+    }
+    for kind in ("other pods", "egress pods"):
+        yield Figure(name=f"nothing of ours, {kind}", unit="ns/packet", values=tuple(costs["plain", kind]))
+    for (layout, kind), title in titles.items():
+        aim = 0.95 if layout in ("steer", "gateway") else None
+        yield Figure(name=title, unit="ns/packet", values=tuple(costs[layout, kind]))
+        ratios = ratio(costs["plain", kind], costs[layout, kind])
+        yield Figure(name=f"{title}: packets/s", unit="ratio", values=ratios, at_least=aim)

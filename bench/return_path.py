@@ -1,0 +1,144 @@
+"""What return paths cost: a thousand networks and sixteen BGP peers, beside the rules that one would write by hand."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address, ip_address, ip_network
+from pathlib import Path
+
+from bench.cluster import OTHER_PODS
+from bench.daemon import workspace
+from bench.forwarding import Case, cost, from_pods, to_address
+from bench.node import ADDRESS, nodes
+from bench.results import Figure, ratio
+from metaleg_node.config import Config, parse
+from metaleg_node.core.model import AddressPool, Advertisement, BGPPeer, ClusterState, Node, ObjectRef
+from metaleg_node.daemon.machine import Machine
+from metaleg_node.daemon.reconciler import Reconciler
+from metaleg_node.lab.namespaces import Namespace
+
+_NETWORKS, _PEERS = 1000, 16
+_FIRST = int(IPv4Address("100.64.0.0"))
+
+
+def measure(rounds: int) -> list[Figure]:
+    """First apply and unchanged comparison, a loop of `ip rule add` doing the same, and packets per second."""
+    with workspace() as directory:
+        return [*_control(directory, rounds), *_forwarding(directory, rounds)]
+
+
+def _control(directory: Path, rounds: int) -> Iterator[Figure]:
+    first: list[float] = []
+    again: list[float] = []
+    reread: list[float] = []
+    by_hand: list[float] = []
+    batched: list[float] = []
+    for _ in range(rounds):
+        with nodes(["ours", "by-hand", "batched"], _PEERS) as spaces:
+            with spaces["ours"].inside():
+                took = _reconcile(directory)
+            first.append(took[0])
+            again.append(took[1])
+            reread.append(took[2])
+            by_hand.append(_rule_by_rule(spaces["by-hand"]))
+            batched.append(_in_one_batch(spaces["batched"]))
+    yield Figure(name="metaleg-node: first apply", unit="ms", values=tuple(first), at_most=200)
+    yield Figure(name="metaleg-node: unchanged comparison", unit="ms", values=tuple(again), at_most=20)
+    yield Figure(name="the same, with the packet filter read again", unit="ms", values=tuple(reread))
+    yield Figure(name="a loop of `ip rule add`", unit="ms", values=tuple(by_hand))
+    yield Figure(name="one `ip -batch` of the same rules", unit="ms", values=tuple(batched))
+
+
+def _forwarding(directory: Path, rounds: int) -> Iterator[Figure]:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    case = Case(
+        layout="", kind="", packets=from_pods(OTHER_PODS), answers=to_address(IPv4Address(ADDRESS), share=10_000)
+    )
+    with nodes(["none", "none-again", "paths", "rules"], _PEERS) as spaces:
+        with spaces["paths"].inside():
+            _reconcile(directory)
+        _in_one_batch(spaces["rules"])
+        costs: dict[str, list[float]] = {name: [] for name in spaces}
+        for _ in range(rounds):
+            for name, space in spaces.items():
+                costs[name].append(cost(space, case))
+    titles = {
+        "none": "no return path",
+        "none-again": "the same node a second time (the method's error)",
+        "paths": "metaleg-node, 1,000 networks",
+        "rules": "1,000 rules `from NETWORK`",
+    }
+    for name, title in titles.items():
+        yield Figure(name=title, unit="ns/packet", values=tuple(costs[name]))
+        if name != "none":
+            ratios = ratio(costs["none"], costs[name])
+            aim = 0.95 if name == "paths" else None
+            yield Figure(name=f"{title}: packets/s", unit="ratio", values=ratios, at_least=aim)
+
+
+def _reconcile(directory: Path) -> tuple[float, float, float]:
+    """Milliseconds in this namespace of a first apply and of comparisons that find nothing to do: an ordinary one, and
+    one as at reconcile.interval, which does not rely on what is known of the packet filter."""
+    cluster = _cluster()
+    with Machine(directory) as machine:
+        reconciler = Reconciler(machine, _config())
+        started = time.monotonic()
+        outcome = reconciler.apply(reconciler.plan(cluster))
+        applied = time.monotonic()
+        assert outcome.ok, outcome.problems
+        assert not reconciler.plan(cluster).steps
+        compared = time.monotonic()
+        machine.forget_firewall()
+        assert not reconciler.plan(cluster).steps
+        times = (started, applied, compared, time.monotonic())
+        return (times[1] - times[0]) * 1000, (times[2] - times[1]) * 1000, (times[3] - times[2]) * 1000
+
+
+def _config() -> Config:
+    return parse("node.name = 'node1'\negress.enabled = false\nreturn_path.bgp.enabled = true\n", file="bench")
+
+
+def _networks() -> list[str]:
+    """No two of them are neighbours, so that each stays a network of its own."""
+    return [str(ip_network((_FIRST + 64 * number, 28))) for number in range(_NETWORKS)]
+
+
+def _cluster() -> ClusterState:
+    ranges = tuple((n[0], n[-1]) for n in map(ip_network, _networks()))
+    peers = [
+        BGPPeer(
+            ref=ObjectRef(kind="BGPPeer", namespace="metallb-system", name=f"p{number}"),
+            labels={},
+            address=ip_address(f"192.168.10.{11 + number}"),
+            node_selectors=(),
+        )
+        for number in range(1, _PEERS + 1)
+    ]
+    node = Node(
+        ref=ObjectRef(kind="Node", name="node1"),
+        labels={},
+        internal_ips=(ip_address(ADDRESS),),
+        addresses=(ip_address(ADDRESS),),
+        pod_cidrs=(ip_network("10.244.0.0/15"),),
+        ready=True,
+    )
+    pool = AddressPool(ref=ObjectRef(kind="IPAddressPool", name="all"), labels={}, ranges=ranges)
+    advertisement = Advertisement(
+        ref=ObjectRef(kind="BGPAdvertisement", name="all"), pools=(), pool_selectors=(), node_selectors=()
+    )
+    return ClusterState(nodes=(node,), pools=(pool,), advertisements=(advertisement,), peers=tuple(peers))
+
+
+def _rule_by_rule(node: Namespace) -> float:
+    started = time.monotonic()
+    for network in _networks():
+        node.run("ip", "rule", "add", "from", network, "lookup", "20", "priority", "20")
+    return (time.monotonic() - started) * 1000
+
+
+def _in_one_batch(node: Namespace) -> float:
+    started = time.monotonic()
+    node.ip(f"rule add from {network} lookup 20 priority 20" for network in _networks())
+    return (time.monotonic() - started) * 1000

@@ -1,0 +1,54 @@
+"""Measures, prints a table, and with --json the figures for programs.
+
+bench/run.py [--json] [--rounds N] [NAME…]     NAME: forwarding, rules, parts, update, compare, start, api, return_path
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import api, control, forwarding, results, return_path
+
+MEASUREMENTS: Mapping[str, Callable[[int], list[results.Figure]]] = {
+    "forwarding": forwarding.measure,
+    "rules": forwarding.policy_rules,
+    "parts": forwarding.parts,
+    "update": control.update,
+    "compare": control.compare,
+    "start": control.start,
+    "api": api.api,
+    "return_path": return_path.measure,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measures the speed of metaleg-node; needs root.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(MEASUREMENTS)}; default: all")
+    parser.add_argument("--rounds", type=int, default=7, help="how often each thing is measured (default: 7)")
+    parser.add_argument("--json", action="store_true", help="JSON on standard output; the tables go to standard error")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(MEASUREMENTS):
+        parser.error(f"no such measurement: {', '.join(sorted(unknown))}; there are {', '.join(MEASUREMENTS)}")
+    machine = f"Linux {platform.release()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    told = sys.stderr if options.json else sys.stdout
+    print(machine, file=told)
+    found: dict[str, list[results.Figure]] = {}
+    for name in options.names or MEASUREMENTS:
+        found[name] = MEASUREMENTS[name](options.rounds)
+        print(f"\n{name}\n{results.render(found[name])}", file=told, flush=True)
+    if options.json:
+        figures = {name: [figure.as_json() for figure in some] for name, some in found.items()}
+        print(json.dumps({"machine": machine, "load": os.getloadavg(), "figures": figures}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
