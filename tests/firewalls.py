@@ -76,6 +76,7 @@ FULL = Firewall(
     sources=frozenset({LB4, LB6}),
     next_hops=addresses("10.0.0.2", "fd00::2"),
     inside=merged([*NEVER_EGRESS, *networks("10.244.0.0/16", "10.96.0.0/12", "10.0.0.0/24", "fd00:10::/32")]),
+    served=frozenset({53, 5060}),
     filters={R: RESTRICTED, E: EXCEPT},
     pod_networks=networks("10.244.0.0/16", "fd00:10:244::/48"),
     node_interfaces=frozenset({"eth0", "flannel.1", "bond0.100", "br-lan_2", "a+b@c"}),

@@ -294,6 +294,7 @@ def _firewall_changes(before: Firewall | None, after: Firewall | None, why: Why)
     yield from _path_changes(have, after)
     for title, old, new in (
         ("inside the cluster", have.inside, after.inside),
+        ("ports that take datagrams", have.served, after.served),
         ("pod networks", have.pod_networks, after.pod_networks),
         ("next hops", have.next_hops, after.next_hops),
         ("node interfaces", have.node_interfaces, after.node_interfaces),

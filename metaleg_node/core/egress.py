@@ -284,6 +284,7 @@ class _View:
             sources=frozenset(pod.source for pod in pods.values() if pod.source),
             next_hops=frozenset(hop.gateway for hop in hops.values() if hop.gateway),
             inside=networks.inside,
+            served=self._survey.served,
             filters={key: value for key, value in filters.items() if key in used_filters},
             pod_networks=networks.pods,
             node_interfaces=self._node_interfaces(),

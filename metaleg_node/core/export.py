@@ -26,6 +26,7 @@ from metaleg_node.core.model import (
     Pod,
     Service,
     ServiceCIDR,
+    ServicePort,
 )
 
 Raw = dict[str, Any]
@@ -56,7 +57,7 @@ def _service(one: Service) -> Raw:
         "type": one.type,
         "clusterIPs": _texts(one.cluster_ips),
         "externalIPs": _texts(one.external_ips),
-        "ports": [{"protocol": port.protocol, "port": port.port} for port in one.ports],
+        "ports": _ports(one.ports),
     }
     made["status"] = {"loadBalancer": {"ingress": [{"ip": str(address)} for address in one.ingress]}}
     return made
@@ -68,7 +69,12 @@ def _endpoint_slice(one: EndpointSlice) -> Raw:
         labels["endpointslice.kubernetes.io/managed-by"] = "endpointslice-controller.k8s.io"
     family = next((address.version for endpoint in one.endpoints for address in endpoint.addresses), 4)
     made = _object("discovery.k8s.io/v1", one.ref, labels=labels)
-    return made | {"addressType": f"IPv{family}", "endpoints": [_endpoint(endpoint) for endpoint in one.endpoints]}
+    endpoints = [_endpoint(endpoint) for endpoint in one.endpoints]
+    return made | {"addressType": f"IPv{family}", "endpoints": endpoints, "ports": _ports(one.ports)}
+
+
+def _ports(ports: Iterable[ServicePort]) -> list[Raw]:
+    return [{"protocol": port.protocol, "port": port.port} for port in ports]
 
 
 def _endpoint(one: Endpoint) -> Raw:

@@ -197,7 +197,7 @@ def _service(reader: Reader) -> Service:
         cluster_ips=_cluster_ips(reader),
         external_ips=reader.addresses(reader.items("spec.externalIPs"), "spec.externalIPs"),
         ingress=_ingress(reader),
-        ports=tuple(_ports(reader)),
+        ports=tuple(_ports(reader, reader.entries("spec.ports"))),
     )
 
 
@@ -220,8 +220,8 @@ def _ingress(reader: Reader) -> tuple[Address, ...]:
     return tuple(found)
 
 
-def _ports(reader: Reader) -> Iterable[ServicePort]:
-    for field, entry in reader.entries("spec.ports"):
+def _ports(reader: Reader, entries: Iterable[tuple[str, Mapping[str, object]]]) -> Iterable[ServicePort]:
+    for field, entry in entries:
         port, protocol = entry.get("port"), entry.get("protocol", "TCP")
         if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
             reader.reject(f"{field}.port", port, "a port number from 1 to 65535")
@@ -247,6 +247,8 @@ def _endpoint_slice(reader: Reader) -> EndpointSlice | None:
         service=service,
         controlled=labels.get("endpointslice.kubernetes.io/managed-by") == "endpointslice-controller.k8s.io",
         endpoints=tuple(_endpoints(reader, family)),
+        # A port may be missing: then only whoever made the slice knows it.
+        ports=tuple(_ports(reader, ((f, e) for f, e in reader.entries("ports") if e.get("port") is not None))),
     )
 
 

@@ -82,12 +82,14 @@ class Endpoint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointSlice:
     """An EndpointSlice; `service` is the value of the label kubernetes.io/service-name, `controlled` tells that
-    Kubernetes' own controller manages it (label endpointslice.kubernetes.io/managed-by)."""
+    Kubernetes' own controller manages it (label endpointslice.kubernetes.io/managed-by); `ports` are those on which
+    the endpoints listen."""
 
     ref: ObjectRef
     service: str
     controlled: bool
     endpoints: tuple[Endpoint, ...]
+    ports: tuple[ServicePort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -410,7 +412,8 @@ class Firewall:
 
     `gateways` names the node of each slot; `sources` are the LoadBalancer addresses that this node translates to;
     `next_hops` are the addresses that steered packets may be handed to;
-    `inside` are the destinations that are never egress; `pod_networks`, `node_interfaces` and `node_addresses` tell
+    `inside` are the destinations that are never egress; `served` are the ports on which egress pods take datagrams
+    (UDP, SCTP) from anybody; `pod_networks`, `node_interfaces` and `node_addresses` tell
     a pod of another node that would leave with this node's own address (the transit guard).
 
     `return_paths` never overlap; `direct` are the destinations to which no return path applies. On the interfaces
@@ -424,6 +427,7 @@ class Firewall:
     sources: frozenset[Address] = frozenset()
     next_hops: frozenset[Address] = frozenset()
     inside: frozenset[Network] = frozenset()
+    served: frozenset[int] = frozenset()
     filters: Mapping[str, DestinationFilter] = field(default_factory=dict)
     pod_networks: frozenset[Network] = frozenset()
     node_interfaces: frozenset[str] = frozenset()

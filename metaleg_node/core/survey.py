@@ -124,9 +124,11 @@ class Networks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The result of `survey`; `services` are in order of age, which is also their precedence."""
+    """The result of `survey`; `services` are in order of age, which is also their precedence. `served` are the ports
+    on which their pods take datagrams (UDP, SCTP)."""
 
     services: tuple[EgressService, ...]
+    served: frozenset[int]
     networks: Networks
     nodes: Mapping[NodeName, Node]
     rejections: tuple[Rejection, ...]
@@ -167,10 +169,17 @@ def survey(cluster: ClusterState, config: Config) -> Survey:
         services += _families(service, pods[service.ref].values(), gateway, checks)
     return Survey(
         services=tuple(services),
+        served=_served(opted_in, cluster.endpoint_slices),
         networks=networks,
         nodes=nodes,
         rejections=tuple(rejections),
     )
+
+
+def _served(services: Iterable[Service], slices: Iterable[EndpointSlice]) -> frozenset[int]:
+    keys = {_key(service) for service in services}
+    ours = (s for s in slices if (s.ref.namespace, s.service) in keys)
+    return frozenset(p.port for s in ours for p in s.ports if p.protocol in ("UDP", "SCTP"))
 
 
 def _unclear_labels(services: Iterable[Service], label: str) -> Iterator[Rejection]:

@@ -91,6 +91,11 @@ def pod_chain(pod: EgressPod) -> str:
     return f"{pod.treatment}{slot}" + (f"_f{pod.filter}" if pod.filter else "")
 
 
+def forgotten_chain(pod: EgressPod) -> str:
+    """The name of the chain for what comes to a pod of this node out of connections that nobody knows."""
+    return "forgotten" + (f"_f{pod.filter}" if pod.filter else "")
+
+
 def path_chain(match: Match, slot: Slot) -> str:
     """The name of the chain that a return path's packets go to."""
     return f"path_{match}_{slot}"
@@ -115,6 +120,7 @@ def _sets(firewall: Firewall) -> dict[str, Set]:
             key_type="ifname",
             elements=dict.fromkeys(sorted(firewall.node_interfaces)),
         ),
+        "served": Set(key_type="inet_service", elements=dict.fromkeys(map(_number, sorted(firewall.served)))),
     }
     for version in (4, 6):
         pods = {a: pod for a, pod in firewall.pods.items() if a.version == version}
@@ -123,7 +129,8 @@ def _sets(firewall: Firewall) -> dict[str, Set]:
         address = f"ipv{version}_addr"
         sets[f"pods{version}"] = Set(key_type=address, value_type="verdict", elements=steer)
         sets[f"snat{version}"] = Set(key_type=address, value_type=address, elements=snat)
-        sets[f"local_pods{version}"] = _addresses(version, [a for a, pod in pods.items() if pod.local])
+        local: dict[str, str | None] = {str(a): f"goto {forgotten_chain(pod)}" for a, pod in pods.items() if pod.local}
+        sets[f"local_pods{version}"] = Set(key_type=address, value_type="verdict", elements=local)
         sets[f"moved{version}"] = Set(key_type=address, elements={}, timeout=True)
         sets[f"sources{version}"] = _addresses(version, firewall.sources)
         sets[f"next_hops{version}"] = _addresses(version, firewall.next_hops)
@@ -154,7 +161,12 @@ def _path_map(version: int, paths: Mapping[Slot, ReturnPath], match: Match) -> S
 
 
 def _marks(elements: Mapping[int, str]) -> Set:
-    return Set(key_type="mark", value_type="verdict", elements={f"{m:#010x}": v for m, v in sorted(elements.items())})
+    return Set(key_type="mark", value_type="verdict", elements={_number(m): v for m, v in sorted(elements.items())})
+
+
+def _number(value: int) -> str:
+    """A mark or a port, as `nftables` reads numbers back."""
+    return f"{value:#010x}"
 
 
 def _addresses(version: int, addresses: Iterable[Address]) -> Set:
@@ -180,6 +192,8 @@ def _chains(firewall: Firewall) -> dict[str, Chain]:
         ),
         "stray": _chain(_STRAY),
         "early": _chain(_EARLY),
+        "forgotten": _chain([_DROP]),
+        "lost": _chain(_LOST),
         "judge": _chain(_JUDGE),
         "postrouting": _chain(
             [f"meta mark & {mask} vmap @translate"], hook=_hook("nat", "postrouting", 90) if egress else ""
@@ -201,7 +215,11 @@ def _chains(firewall: Firewall) -> dict[str, Chain]:
     if firewall.drop_invalid_input:
         chains["input"] = _chain(["ct state invalid drop"], hook=_hook("filter", "input", -10))
     for key, destinations in firewall.filters.items():
-        chains[f"filter_f{key}"] = _chain(_filter(key, restricted=bool(destinations.only)))
+        restricted = bool(destinations.only)
+        chains[f"filter_f{key}"] = _chain(_filter(key, "daddr", "accept", restricted=restricted))
+        chains[f"forgotten_f{key}"] = _chain(
+            [*_filter(key, "saddr", "return", restricted=restricted), "goto forgotten"]
+        )
     for pod in set(firewall.pods.values()):
         name = firewall.gateways.get(pod.slot, NodeName("")) if pod.slot else NodeName("")
         chains.setdefault(pod_chain(pod), _chain(_pod_rules(pod, firewall), note=name))
@@ -250,6 +268,8 @@ def _hook(kind: str, hook: str, priority: int) -> str:
     return f"type {kind} hook {hook} priority {priority}; policy accept;"
 
 
+_DROP = 'counter name "dropped" drop'
+
 _PREROUTING = (
     # Most packets end here, before any look-up: confirmed connections without the label are no egress, or began before
     # the Service opted in. `accept` ends only our own base chain: other people's chains still see the packet.
@@ -259,29 +279,41 @@ _PREROUTING = (
     "ip6 saddr vmap @pods6",
     # It began as egress traffic of a pod that is none any more, and is still bound to the source that it had: it must
     # not leave before its entry is forgotten.
-    f'ct label {CONNTRACK_LABEL} counter name "dropped" drop',
+    f"ct label {CONNTRACK_LABEL} {_DROP}",
     "ip daddr @sources4 jump stray",
     "ip6 daddr @sources6 jump stray",
-    "ct state new jump early",
+    "ct state vmap { new : jump early, invalid : jump lost }",
 )
 
 _STRAY = (
     # Answers to connections that this gateway does not know yet. A conntrack entry made of one would take the very
-    # port that the connection needs, once its pod sends again and is translated here.
+    # port that the connection needs, once its pod sends again and is translated here. Without one (an answer to a TCP
+    # handshake) the packet would go back to the router, and to and fro until its hop limit ends.
     "fib daddr type local return",
     "ct status dnat return",
-    'ct state new counter name "dropped" drop',
+    f"ct state new,invalid {_DROP}",
 )
 
 _EARLY = (
-    # Answers to connections of a pod that this node has forgotten. An entry made of one would make the pod's own
-    # packets look like replies, which are left alone. A server's packet in the middle of a TCP connection is known by
-    # its flags; of other protocols only the time just after a pod was treated differently is suspicious.
+    # Answers to connections of a pod that this node has forgotten, or never had: a gateway that was one until now may
+    # hand them to the wrong pod. An entry made of one would make the pod's own packets look like replies, which are
+    # left alone. A server's packet in the middle of a TCP connection is known by its flags, and conntrack makes no
+    # entry of an ICMP answer. A datagram tells nothing: only those to a port that the Services serve are taken, and
+    # even they not in the time just after the pod was treated differently.
     "ct status dnat return",
     "ip saddr @inside4 return",
     "ip6 saddr @inside6 return",
-    *(f'tcp flags & (syn | ack) != syn {ip} daddr @local_pods{v} counter name "dropped" drop' for v, ip in _IP.items()),
-    *(f'{ip} daddr @moved{v} counter name "dropped" drop' for v, ip in _IP.items()),
+    "meta l4proto { icmp, ipv6-icmp } return",
+    "tcp flags & (syn | ack) == syn return",
+    *(f"{ip} daddr @moved{v} {_DROP}" for v, ip in _IP.items()),
+    "meta l4proto { udp, sctp } th dport @served return",
+    *(f"{ip} daddr vmap @local_pods{v}" for v, ip in _IP.items()),
+)
+
+_LOST = tuple(
+    # What belongs to no connection cannot be translated, by us or the CNI: another node's pod must not leave so.
+    f"iifname @node_interfaces {ip} saddr @pod_networks{v} {ip} daddr != @inside{v} {_DROP}"
+    for v, ip in _IP.items()
 )
 
 _JUDGE = (
@@ -299,14 +331,14 @@ _TRANSLATE_STEER = (
 _GUARD_SNAT = (
     'ip saddr @sources4 counter name "translated" accept',
     'ip6 saddr @sources6 counter name "translated" accept',
-    'counter name "dropped" drop',
+    _DROP,
 )
 
 _GUARD_STEER = (
-    'ct status snat counter name "dropped" drop',
+    f"ct status snat {_DROP}",
     'rt ip nexthop @next_hops4 counter name "steered" accept',
     'rt ip6 nexthop @next_hops6 counter name "steered" accept',
-    'counter name "dropped" drop',
+    _DROP,
 )
 
 _PATH_CHECK = ("iifname @checked ip daddr != @spared4 fib saddr . iif oif missing drop",)
@@ -320,7 +352,7 @@ _PATH_DIRECT = {
 _TRANSIT = tuple(
     # Another node steered its pod to us before we know of it: it must not leave with our own address.
     f"meta nfproto ipv{v} iifname @node_interfaces ct original {ip} saddr @pod_networks{v} "
-    f'{ip} saddr @node_addresses{v} {ip} daddr != @inside{v} ct status ! dnat counter name "dropped" drop'
+    f"{ip} saddr @node_addresses{v} {ip} daddr != @inside{v} ct status ! dnat {_DROP}"
     for v, ip in _IP.items()
 )
 
@@ -330,9 +362,9 @@ def _translate_snat(firewall: Firewall) -> list[str]:
     return [f"snat {ip} to {ip} saddr map @snat{v}{flags}" for v, ip in _IP.items()]
 
 
-def _filter(key: str, *, restricted: bool) -> list[str]:
-    rules = [f"{ip} daddr @exclude{v}_f{key} accept" for v, ip in _IP.items()]
-    return rules + [f"{ip} daddr != @only{v}_f{key} accept" for v, ip in _IP.items() if restricted]
+def _filter(key: str, field: str, verdict: str, *, restricted: bool) -> list[str]:
+    rules = [f"{ip} {field} @exclude{v}_f{key} {verdict}" for v, ip in _IP.items()]
+    return rules + [f"{ip} {field} != @only{v}_f{key} {verdict}" for v, ip in _IP.items() if restricted]
 
 
 def _pod_rules(pod: EgressPod, firewall: Firewall) -> list[str]:
@@ -354,7 +386,7 @@ def _verdict(pod: EgressPod, firewall: Firewall) -> str:
         case Treatment.HOLD:
             return 'counter name "held" drop'
         case Treatment.ELSEWHERE:
-            return 'counter name "dropped" drop'
+            return _DROP
 
 
 def _path_rules(match: Match, slot: Slot, path: ReturnPath, firewall: Firewall) -> list[str]:

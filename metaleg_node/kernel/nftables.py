@@ -336,6 +336,7 @@ def _understand(table: Table) -> Firewall:
         sources=frozenset(_as_addresses(table, "sources")),
         next_hops=frozenset(_as_addresses(table, "next_hops")),
         inside=frozenset(_as_networks(table, "inside")),
+        served=frozenset(_ports(table)),
         filters={key: _as_filter(table, key) for key in keys},
         pod_networks=frozenset(_as_networks(table, "pod_networks")),
         node_interfaces=frozenset(_elements_of(table, "node_interfaces")),
@@ -408,6 +409,11 @@ def _gateways(table: Table) -> Iterator[tuple[Slot, NodeName]]:
         name = _note(table, chain)
         if (found := gateway_of(chain)) and _HOLDER.fullmatch(name):
             yield found[1], NodeName(name)
+
+
+def _ports(table: Table) -> Iterator[int]:
+    numbers = (int(key, 16) for key in _elements_of(table, "served") if key.startswith("0x"))
+    return (number for number in numbers if 0 < number <= 0xFFFF)
 
 
 def _as_addresses(table: Table, name: str) -> Iterator[Address]:

@@ -67,7 +67,8 @@ def endpoint_slices(s: LabService) -> Iterator[Object]:
     for family in FAMILIES:
         if family in s.families:
             made = _object("discovery.k8s.io/v1", "EndpointSlice", f"{s.name}-v{family}", NAMESPACE, labels=labels)
-            yield made | {"addressType": f"IPv{family}", "endpoints": list(_endpoints(s, family))}
+            ports = [{"name": p.lower(), "protocol": p, "port": SERVER_PORT} for p in ("TCP", "UDP")]
+            yield made | {"addressType": f"IPv{family}", "endpoints": list(_endpoints(s, family)), "ports": ports}
 
 
 def l2_status(s: LabService, gateway: LabNode, announced: int, name: str = "") -> Object:

@@ -265,11 +265,13 @@ def test_S9_packets_that_conntrack_does_not_know_do_not_leave_untranslated(net: 
     assert nftables.counters()["dropped"][0] == 1
 
 
-def segment(source: str) -> bytes:
-    """A TCP segment of no connection: only ACK is set."""
-    fields = (4000, PORT, 7, 7, 5 << 4, 0x10, 512, 0, 0)
+def segment(source: str, destination: str = WEB, *, flags: int = 0x10) -> bytes:
+    """A TCP segment of no connection; only ACK is set, unless told otherwise."""
+    fields = (4000, PORT, 7, 7, 5 << 4, flags, 512, 0, 0)
     head = struct.pack("!HHIIBBHHH", *fields)
-    pseudo = socket.inet_aton(source) + socket.inet_aton(WEB) + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(head))
+    pseudo = (
+        socket.inet_aton(source) + socket.inet_aton(destination) + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(head))
+    )
     total = sum(struct.unpack(f"!{(len(pseudo) + len(head)) // 2}H", pseudo + head))
     total = (total & 0xFFFF) + (total >> 16)
     return head[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[18:]
@@ -280,6 +282,28 @@ def test_a_new_packet_to_an_address_that_is_translated_to_makes_no_entry(net: Ne
     net.server().sendto(b"early", (LB, 4321))
     wait_for_drop()
     assert LB not in net.node.run("conntrack", "-L").stdout
+
+
+def test_an_answer_that_conntrack_takes_for_invalid_does_not_go_back_to_the_router(net: Net) -> None:
+    """The second packet of a handshake that this gateway never saw; without a drop it would travel to and fro until
+    somebody tells the server, with his own address, that its hop limit is exceeded."""
+    net.put(SNAT)
+    with net.world.inside():
+        raw = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+    raw.bind((WEB, 0))
+    raw.sendto(segment(WEB, LB, flags=0x12), (LB, 0))
+    wait_for_drop()
+
+
+def test_what_belongs_to_no_connection_of_a_pod_that_this_node_does_not_know_does_not_leave(net: Net) -> None:
+    """Another node may know already that this one is the gateway."""
+    net.node.run("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_loose=0")
+    net.put(None, node_interfaces=frozenset({"pod0"}))
+    with net.pod.inside():
+        raw = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+    raw.bind((POD, 0))
+    raw.sendto(segment(POD), (WEB, 0))
+    wait_for_drop()
 
 
 def wait_for_drop() -> None:
@@ -368,8 +392,9 @@ def test_a_server_in_the_middle_of_a_forgotten_connection_does_not_turn_it_aroun
 def test_answers_to_clients_outside_that_reach_the_pod_itself_are_left_alone(
     net: Net, pod: EgressPod, kind: socket.SocketKind
 ) -> None:
-    """Routed pod networks: the client's connection began outside, towards the pod's own address."""
-    net.put(dataclasses.replace(pod, local=True))
+    """Routed pod networks: the client's connection began outside, towards the pod's own address. A datagram must come
+    to a port that the Service serves, see the next tests."""
+    net.put(dataclasses.replace(pod, local=True), served=frozenset({PORT}))
     server, client = net.open(net.pod, POD, port=PORT, kind=kind), net.open(net.world, WEB, kind=kind)
     if kind == socket.SOCK_STREAM:
         server.listen()
@@ -381,6 +406,49 @@ def test_answers_to_clients_outside_that_reach_the_pod_itself_are_left_alone(
         client.sendto(b"question", (POD, PORT))
         server.sendto(b"answer", server.recvfrom(100)[1])
         assert client.recvfrom(100) == (b"answer", (POD, PORT))
+
+
+def test_a_datagram_of_no_known_connection_does_not_reach_the_pod(net: Net) -> None:
+    """A gateway that was one until now may hand another pod's answers to this one: neither an entry nor the pod's
+    complaint about it (ICMP port unreachable) may come of it."""
+    net.put(dataclasses.replace(STEER, local=True), served=frozenset({PORT + 1}))
+    stray, wire = net.server(), net.stack.enter_context(raw_icmp(net.world))
+    stray.sendto(b"answer", (POD, 4321))
+    wait_for_drop()
+    assert POD not in net.node.run("conntrack", "-L").stdout
+    stray.sendto(b"answer", (PLAIN, 4321))
+    assert wire.recvfrom(99)[1][0] == PLAIN, "only a pod that is not ours complains"
+
+
+@pytest.mark.parametrize("field", ["exclude", "only"])
+def test_datagrams_from_destinations_that_do_not_count_as_egress_reach_the_pod(net: Net, field: str) -> None:
+    here = networks("203.0.113.0/24") if field == "exclude" else networks("198.18.0.0/15")
+    destinations = DestinationFilter(**{field: here})
+    key = filter_key(destinations)
+    net.put(dataclasses.replace(STEER, local=True, filter=key), filters={key: destinations})
+    server, client = net.open(net.pod, POD, port=PORT), net.open(net.world, WEB)
+    client.sendto(b"question", (POD, PORT))
+    server.sendto(b"answer", server.recvfrom(100)[1])
+    assert client.recvfrom(100) == (b"answer", (POD, PORT))
+
+
+def test_pings_from_outside_reach_the_pod(net: Net) -> None:
+    net.put(dataclasses.replace(STEER, local=True))
+    net.world.run("sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647")
+    with net.world.inside():
+        ping = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP))
+    ping.settimeout(5)
+    ping.bind((WEB, 0))
+    ping.sendto(bytes([8, 0, 0, 0, 0, 0, 0, 1]), (POD, 0))
+    assert ping.recvfrom(99)[1][0] == POD
+
+
+def raw_icmp(where: Netns) -> socket.socket:
+    """Hears the ICMP messages that somebody gets."""
+    with where.inside():
+        wire = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    wire.settimeout(5)
+    return wire
 
 
 EXCEPT_WEB = DestinationFilter(exclude=networks("203.0.113.0/24"))

@@ -24,6 +24,7 @@ from metaleg_node.core.model import (
     RouteType,
     Routing,
     Rule,
+    ServicePort,
     Slot,
     Treatment,
 )
@@ -51,6 +52,7 @@ SERVICES = ("web", "api", "mail")
 ANNOTATIONS = st.sampled_from(
     [{}, {EXCLUDE_ANNOTATION: "10.0.0.0/8"}, {ONLY_ANNOTATION: "8.0.0.0/8,2000::/3"}, {ONLY_ANNOTATION: "x"}]
 )
+PORTS = st.builds(ServicePort, protocol=st.sampled_from(["TCP", "UDP"]), port=st.sampled_from([25, 53]))
 INGRESS = st.sampled_from(
     [(), ("192.0.2.200",), ("192.0.2.201", "2001:db8:1::201"), ("2001:db8:1::200",), ("10.0.0.1",)]
 )
@@ -82,7 +84,10 @@ def clusters(draw: st.DrawFn) -> ClusterState:
         services=[
             service(name, created=draw(TIMES), ingress=draw(INGRESS), annotations=draw(ANNOTATIONS)) for name in names
         ],
-        slices=[endpoint_slice(*draw(st.lists(pods, max_size=4)), service=name) for name in names],
+        slices=[
+            endpoint_slice(*draw(st.lists(pods, max_size=4)), service=name, ports=draw(st.lists(PORTS, max_size=2)))
+            for name in names
+        ],
         announcements=draw(st.lists(says, max_size=5)),
         nodes=[node(name, ready=draw(st.booleans())) for name in NODES if name == "a" or draw(st.booleans())],
     )
@@ -163,6 +168,7 @@ def sound_states(draw: st.DrawFn) -> NodeState:
         gateways={pod.slot: NodeName(f"g{pod.slot}") for pod in pods.values() if pod.slot},
         sources=frozenset(pod.source for pod in pods.values() if pod.source),
         inside=frozenset(draw(st.sets(st.sampled_from([ip_network("10.0.0.0/8"), ip_network("fd00::/8")])))),
+        served=frozenset(draw(st.sets(st.sampled_from([53, 65535])))),
         filters={key: {R: RESTRICTED, E: EXCEPT}[key] for key in keys},
         hold=draw(st.sampled_from(["reject", "drop"])),
     )

@@ -96,13 +96,18 @@ def endpoint(
 
 
 def endpoint_slice(
-    *endpoints: Endpoint, service: str = "web", namespace: str = "shop", controlled: bool = True
+    *endpoints: Endpoint,
+    service: str = "web",
+    namespace: str = "shop",
+    controlled: bool = True,
+    ports: Sequence[ServicePort] = (),
 ) -> EndpointSlice:
     return EndpointSlice(
         ref=ObjectRef(kind="EndpointSlice", namespace=namespace, name=f"{service}-x"),
         service=service,
         controlled=controlled,
         endpoints=endpoints,
+        ports=tuple(ports),
     )
 
 

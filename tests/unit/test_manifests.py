@@ -66,6 +66,7 @@ def endpoint_slice() -> Raw:
                 "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
             },
         },
+        "ports": [{"name": "smtp", "port": 2525}, {"name": "dns", "protocol": "UDP", "port": 5353}],
         "endpoints": [
             {
                 "addresses": ["10.244.1.25"],
@@ -248,6 +249,14 @@ def test_an_endpoint_slice_keeps_endpoints_that_are_not_ready() -> None:
     assert endpoint.addresses == (ip_address("10.244.1.25"),)
     assert endpoint.node == "worker-1"
     assert endpoint.target == ObjectRef(kind="Pod", namespace="mail", name="relay-0")
+    assert found.ports == (ServicePort(protocol="TCP", port=2525), ServicePort(protocol="UDP", port=5353))
+
+
+@pytest.mark.parametrize("ports", [None, [], [{"name": "any", "port": None}]])
+def test_a_slice_may_name_no_port(ports: object) -> None:
+    found = only(changed(endpoint_slice(), "ports", ports))
+    assert isinstance(found, EndpointSlice)
+    assert not found.ports
 
 
 @pytest.mark.parametrize("manager", [None, "me", "endpointslicemirroring-controller.k8s.io"])
@@ -536,6 +545,7 @@ def test_what_cannot_be_missed_costs_the_object(raw: Raw, path: str, value: obje
             "annotations[metaleg.de/x]: 5 is not",
         ),
         (service(), "metadata.creationTimestamp", "yesterday", "created", 0, "creationTimestamp: 'yesterday' is not"),
+        (endpoint_slice(), "ports.1.port", 65536, "ports", 1, "ports[1].port: 65536 is not a port number"),
         (endpoint_slice(), "endpoints.0", None, "endpoints", 0, "endpoints[0]: nothing is not a mapping"),
         (endpoint_slice(), "endpoints.0.addresses", "10.1.1.1", "endpoints", 0, "addresses: '10.1.1.1' is not a list"),
         (endpoint_slice(), "endpoints.0.addresses", ["2001:db8::1"], "endpoints", 0, "'2001:db8::1' is not an IPv4"),

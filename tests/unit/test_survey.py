@@ -6,7 +6,15 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from metaleg_node.core.model import AnnouncedBy, Announcement, ClusterState, Endpoint, NodeName
+from metaleg_node.core.model import (
+    AnnouncedBy,
+    Announcement,
+    ClusterState,
+    Endpoint,
+    EndpointSlice,
+    NodeName,
+    ServicePort,
+)
 from metaleg_node.core.survey import (
     EXCLUDE_ANNOTATION,
     ONLY_ANNOTATION,
@@ -326,6 +334,15 @@ def test_one_address_in_two_slices_of_a_service_is_one_pod() -> None:
 def test_F27_F30_pods_are_those_of_the_slices_and_no_others() -> None:
     before, after = (cluster(slices=[endpoint_slice(endpoint(ip))]) for ip in ("10.244.1.5", "10.244.1.6"))
     assert (claimed(before), claimed(after)) == ({"web": ["10.244.1.5"]}, {"web": ["10.244.1.6"]})
+
+
+def test_ports_that_take_datagrams_are_those_of_the_opted_in_services_slices() -> None:
+    def slices(service: str, first: int) -> EndpointSlice:
+        ports = [ServicePort(protocol=p, port=first + i) for i, p in enumerate(("TCP", "UDP", "SCTP"))]
+        return endpoint_slice(service=service, ports=ports)
+
+    state = cluster(services=[service("web"), service("dns", labels={})], slices=[slices("web", 80), slices("dns", 53)])
+    assert survey(state, config()).served == {81, 82}
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
