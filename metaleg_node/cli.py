@@ -30,6 +30,8 @@ from metaleg_node.daemon.reconciler import (
     node_name,
 )
 from metaleg_node.daemon.service import Options, Service
+from metaleg_node.import_env.reading import load as load_environment
+from metaleg_node.import_env.translation import Environment, translate
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.sources import access_rights, state_file
 from metaleg_node.sources.saved_state import SavedState
@@ -187,6 +189,12 @@ def _objects(options: argparse.Namespace) -> list[access_rights.Object]:
     return access_rights.objects(options.metallb_namespace, options.metallb_configmap, options.namespace)
 
 
+def _import_env(options: argparse.Namespace) -> int:
+    environment = load_environment(options.file) if options.file else Environment(variables=os.environ)
+    print(translate(environment, file=str(options.file or "environment")), end="")
+    return 0
+
+
 def _demo(options: argparse.Namespace) -> int:
     # Only the demo needs the lab, and nobody else should pay for loading it.
     from metaleg_node.lab.demo import demo  # noqa: PLC0415
@@ -330,6 +338,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _kubeconfig_options(
         _command(commands, "kubeconfig", _kubeconfig, "make the service account; print the kubeconfig for it")
+    )
+    _command(
+        commands, "import-env", _import_env, "print the configuration that a replaced program's variables mean"
+    ).add_argument(
+        "file", nargs="?", type=Path, metavar="FILE", help="NAME=value lines or a manifest; default: the environment"
     )
     _command(commands, "demo", _demo, "show it all in a throw-away network")
     return parser

@@ -1,0 +1,293 @@
+"""From environment variables to the text of a configuration file that means the same.
+
+Only keys that differ from metaleg-node's defaults are written. What has no equivalent is told in comments; what cannot
+be understood is a problem, and then there is no text.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from metaleg_node import config as configuration
+from metaleg_node.config import Config, ConfigError, Problem
+from metaleg_node.import_env.variables import (
+    DEFAULTS,
+    PREFIXES,
+    SERVICE_LINK,
+    VARIABLES,
+    Default,
+    NotTakenOver,
+    Program,
+    Raw,
+    Variable,
+)
+from metaleg_node.settings import Many, Section, Setting, default_of, entries, nearest
+
+_WIDTH = 118
+_LONGEST_KEY = len("local_endpoints_only = ")
+_SHOWN = 60
+_INTERVAL = "reconcile.interval"
+_PENDING = "without effect in this version, so let the old program run on for it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Variables and their values. `unreadable` are variables whose value is not known here, each with where it comes
+    from, `sources` where further ones come from; `programs` are those that something else than their variables tells
+    of."""
+
+    variables: Mapping[str, str]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    programs: frozenset[Program] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A value for a key; `variable` and `text` are empty where a program does so by default."""
+
+    variable: str = ""
+    text: str = ""
+    origin: str
+    remark: str
+    value: Raw
+
+
+def translate(environment: Environment, *, file: str) -> str:
+    """The text of the configuration; `file` tells where the variables are from. Raises ConfigError."""
+    return _Translation(environment, file).text()
+
+
+class _Translation:
+    """Gathers what the variables say, by key, with remarks and problems; `text` puts it together."""
+
+    def __init__(self, environment: Environment, file: str) -> None:
+        self._file = file
+        # For all three programs an empty variable is as good as none.
+        self._given = {name: text.strip() for name, text in environment.variables.items() if text.strip()}
+        self._unreadable = environment.unreadable
+        known = {v.program for v in VARIABLES if v.name in self._given or v.name in self._unreadable}
+        self._programs = [program for program in Program if program in known | environment.programs]
+        self._found: dict[str, list[_Found]] = {}
+        self._already_default: list[str] = []
+        self._remarks = [f"the variables of {_ascii(source)}: cannot be read here" for source in environment.sources]
+        self._problems: list[Problem] = []
+
+    def text(self) -> str:
+        for variable in VARIABLES:
+            self._take(variable)
+        for default in DEFAULTS:
+            self._take_default(default)
+        self._remark_on_unknown()
+        values = {key: value for key, found in self._found.items() if (value := self._choose(key, found)) is not None}
+        if self._problems:
+            raise ConfigError(tuple(self._problems))
+        config = self._parsed("\n".join(self._tables(values, pending=())))
+        tables = self._tables(values, pending=configuration.not_yet_effective(config))
+        return "\n".join([*self._head(), *tables, *self._tail(), ""])
+
+    # --- gathering ---------------------------------------------------------------------------------------------------
+
+    def _take(self, variable: Variable) -> None:
+        if variable.name in self._unreadable:
+            where = f"{variable.name}: cannot be read here, it comes from {_ascii(self._unreadable[variable.name])}"
+            advice = f"; set {variable.key} where its default will not do"
+            self._remarks.append(where + (advice if variable.key else ""))
+        elif variable.name not in self._given:
+            return
+        elif _is_unicode(text := self._given[variable.name]):
+            self._read(variable, text)
+        else:
+            self._blame(variable.name, "is not UTF-8")
+
+    def _read(self, variable: Variable, text: str) -> None:
+        try:
+            value = variable.read(text)
+            if variable.key:
+                _checked(_SETTINGS[variable.key], value)
+        except NotTakenOver as reason:
+            self._remarks.append(f"{variable.name}: {reason}")
+        except ValueError as error:
+            hint = f"; {error}" if str(error) else ""
+            self._blame(variable.name, f"must be {variable.allowed or _allowed(variable.key)}{hint}")
+        else:
+            origin = f"from {variable.name}"
+            found = _Found(variable=variable.name, text=text, origin=origin, remark=variable.remark, value=value)
+            if variable.key:
+                self._found.setdefault(variable.key, []).append(found)
+            else:
+                self._remarks.append(f"{variable.name}: {variable.remark}")
+
+    def _take_default(self, default: Default) -> None:
+        set_at_all = any(name in self._given or name in self._unreadable for name in default.variables)
+        if set_at_all or default.program not in self._programs:
+            return
+        if default.key:
+            found = _Found(origin=f"{default.program}'s default", remark=default.remark, value=default.value)
+            self._found.setdefault(default.key, []).append(found)
+        else:
+            self._remarks.append(f"{default.program} without {default.variables[0]}: {default.remark}")
+
+    def _remark_on_unknown(self) -> None:
+        for name in sorted(self._given.keys() | self._unreadable.keys()):
+            if name.startswith(PREFIXES) and name not in _NAMES and not SERVICE_LINK.fullmatch(name):
+                guess = nearest(name, _NAMES)
+                hint = f"; did you mean {guess}?" if guess else ""
+                self._remarks.append(f"{_ascii(name)}: not understood, none of the three programs has it{hint}")
+
+    def _choose(self, key: str, found: list[_Found]) -> Raw | None:
+        """The value of a key that perhaps several variables set; None where it is metaleg-node's default."""
+        setting = _SETTINGS[key]
+        if isinstance(setting.kind, Many):
+            value: Raw = list(dict.fromkeys(item for one in found if isinstance(one.value, list) for item in one.value))
+        elif key == _INTERVAL:
+            value = min((one.value for one in found), key=lambda raw: _checked(setting, raw) or float("inf"))
+        else:
+            value = found[0].value
+            for other in found[1:]:
+                if _checked(setting, other.value) != _checked(setting, value):
+                    self._blame(other.variable, f"contradicts {found[0].variable}, which sets {key}; leave out one")
+        if _checked(setting, value) != default_of(setting):
+            return value
+        self._already_default += [one.variable for one in found]
+        return None
+
+    def _blame(self, name: str, message: str) -> None:
+        self._problems.append(Problem(file=self._file, key=name, value=_shown(self._given[name]), message=message))
+
+    # --- putting together --------------------------------------------------------------------------------------------
+
+    def _parsed(self, text: str) -> Config:
+        """The configuration that a text is. Raises ConfigError with what does not fit together, told of variables."""
+        try:
+            return configuration.parse(text, file=self._file)
+        except ConfigError as error:
+            raise ConfigError(tuple(map(self._of_variable, error.problems))) from None
+
+    def _of_variable(self, problem: Problem) -> Problem:
+        """What is wrong with a key, told of the variable that set it or the other key that the message names."""
+        keys = (problem.key, *problem.message.split())
+        blamed = next((one for key in keys for one in self._found.get(key, ()) if one.variable), None)
+        if blamed is None:
+            return problem
+        message = f"{problem.key} = {problem.value} {problem.message}"
+        return Problem(file=self._file, key=blamed.variable, value=_shown(blamed.text), message=message)
+
+    def _head(self) -> Iterator[str]:
+        whose = " and ".join(self._programs) or "programs that metaleg-node replaces"
+        yield f"# What the environment variables of {whose} mean to metaleg-node."
+        yield "# A key that is not here has its default. How to change over: docs/migration.md"
+
+    def _tables(self, values: Mapping[str, Raw], *, pending: Iterable[str]) -> Iterator[str]:
+        last = ""
+        for key, setting in _SETTINGS.items():
+            if key in values:
+                table, _, name = key.rpartition(".")
+                if table != last:
+                    yield from ("", f"[{table}]")
+                last = table
+                yield from _comment(_explanation(self._found[key], pending=key in pending))
+                yield f"{name} = {_toml(values[key], setting)}"
+
+    def _tail(self) -> Iterator[str]:
+        remarks = list(self._remarks)
+        if not self._programs:
+            remarks.append("no variable tells which program it is for; " + "; ".join(_hints()))
+        if self._already_default:
+            remarks.append(f"as it is by default: {', '.join(self._already_default)}")
+        if remarks:
+            yield from ("", "# Not set here:")
+            for remark in remarks:
+                yield from _comment(remark, bullet="- ")
+
+
+# --- the settings table ----------------------------------------------------------------------------------------------
+
+
+def _settings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Setting]]:
+    for name, entry in entries(cls):
+        if isinstance(entry, Section) and not entry.many:
+            yield from _settings(entry.cls, f"{prefix}{name}.")
+        elif isinstance(entry, Setting):
+            yield f"{prefix}{name}", entry
+
+
+_SETTINGS = dict(_settings(Config))
+_NAMES = [variable.name for variable in VARIABLES]
+
+
+def _checked(setting: Setting, value: Raw) -> Any:
+    """What a value reads as. Raises ValueError."""
+    if isinstance(setting.kind, Many):
+        assert isinstance(value, list)
+        return tuple(setting.kind.item.read(item) for item in value)
+    return setting.kind.read(value)
+
+
+def _allowed(key: str) -> str:
+    return _SETTINGS[key].kind.allowed
+
+
+def _hints() -> Iterator[str]:
+    """What each program does without any variable."""
+    for default in DEFAULTS:
+        if default.key:
+            value = _toml(default.value, _SETTINGS[default.key], wrap=False)
+            yield f"for {default.program} set {default.key} = {value}"
+
+
+def _explanation(found: list[_Found], *, pending: bool) -> str:
+    """The comment above a key."""
+    notes = [_PENDING] if pending else []
+    notes += dict.fromkeys(one.remark for one in found if one.remark)
+    origin = ", ".join(one.origin for one in found)
+    return f"{origin}: {'; '.join(notes)}" if notes else origin
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def _toml(value: Raw, setting: Setting, *, wrap: bool = True) -> str:
+    if isinstance(value, list):
+        items = [_quoted(item) for item in value]
+        line = f"[{', '.join(items)}]"
+        if not wrap or len(line) <= _WIDTH - _LONGEST_KEY:
+            return line
+        return "\n".join(["[", *(f"    {item}," for item in items), "]"])
+    if isinstance(value, str):
+        return _quoted(value)
+    return f"{value:#x}" if setting.kind.hexadecimal else str(value).lower()
+
+
+def _quoted(text: str) -> str:
+    """A TOML string in ASCII, so that it is the same in every character set of a terminal."""
+    return '"' + "".join(map(_escaped, text)) + '"'
+
+
+def _escaped(char: str) -> str:
+    if char in '"\\':
+        return f"\\{char}"
+    return char if char.isascii() and char.isprintable() else f"\\U{ord(char):08x}"
+
+
+def _comment(text: str, *, bullet: str = "") -> list[str]:
+    indent = " " * len(bullet)
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=f"# {bullet}", subsequent_indent=f"# {indent}", break_on_hyphens=False
+    )
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _ascii(text: str) -> str:
+    return _shown(text)[1:-1]
+
+
+def _shown(text: str) -> str:
+    """A text for a message: short, on one line, in printable ASCII."""
+    return ascii(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...")
