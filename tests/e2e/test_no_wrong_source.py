@@ -6,10 +6,13 @@ New flows of egress pods never stop during these tests; the record of every pack
 from __future__ import annotations
 
 import random
+import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +83,56 @@ def test_a_daemon_killed_in_the_middle_of_applies(running: Lab, victim: LabNode)
             daemon.kill()
             daemon.start()
             daemon.wait_ready()
+
+
+_MORTAL = """\
+#!{python}
+import os, signal, sys
+from metaleg_node.cli import main
+from metaleg_node.daemon.machine import Machine
+
+carry_out, left = Machine.carry_out, {steps}
+
+def carry_out_or_die(machine, operation):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return carry_out(machine, operation)
+
+Machine.carry_out = carry_out_or_die
+sys.exit(main(sys.argv[3:]))
+"""
+"""An interpreter for `-m metaleg_node`, killed after so many steps of an apply."""
+
+
+@pytest.mark.parametrize(("before", "after"), [(NODE2, NODE3), (NODE3, NODE1), (NODE1, NODE2), (NODE2, None)])
+def test_an_apply_killed_at_each_of_its_steps(
+    running: Lab, tmp_path: Path, before: LabNode, after: LabNode | None
+) -> None:
+    """Node1 is bound for another gateway, becomes the gateway, is no gateway any more, or has to hold its pods."""
+    daemon, mortal = running.daemons[NODE1], tmp_path / "python"
+    assert daemon.stop() == 0
+
+    def applied(gateway: LabNode | None, python: Path) -> int:
+        if running.services["web"].gateway != gateway:
+            running.failover("web", gateway)
+        daemon.python = str(python)
+        done = daemon.command("apply")
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        return done.returncode
+
+    deaths = 0
+    with judged(running):
+        while True:
+            assert applied(before, Path(sys.executable)) == 0
+            mortal.write_text(_MORTAL.format(python=sys.executable, steps=deaths))
+            mortal.chmod(0o755)
+            if applied(after, mortal) == 0:
+                break
+            deaths += 1
+        assert applied(NODE2, Path(sys.executable)) == 0
+    assert deaths >= 2, "an apply that has so few steps was not killed in the middle"
 
 
 def test_daemons_killed_while_they_start(running: Lab) -> None:
