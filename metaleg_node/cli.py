@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from metaleg_node.kernel.errors import KernelError
 from metaleg_node.sources import access_rights, state_file
 from metaleg_node.sources.saved_state import SavedState
 from metaleg_node.sources.store import Store
+from metaleg_node.text import counted
 
 EX_USAGE = 64
 EX_CONFIG = 78
@@ -295,12 +297,12 @@ def _print_problems(plan: Plan) -> None:
 
 
 def _counted(plan: Plan, noun: str) -> str:
-    return f"{len(plan.changes)} {noun}{'' if len(plan.changes) == 1 else 's'}"
+    return counted(len(plan.changes), noun)
 
 
 def _hooks(config: Config, plan: Plan, kind: hooks.Kind, result: str = "") -> bool:
     """Whether all scripts went well; prints what is wrong with the others."""
-    failed = report.run_hooks(config, plan, kind, reason="apply", result=result)
+    failed = report.run_hooks(config, plan, kind, reason="apply", beat=lambda: math.inf, result=result)
     print(*failed, sep="\n", end="\n" if failed else "", file=sys.stderr)
     return not failed
 

@@ -17,6 +17,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 pod`, `2 pods`, `2 addresses`."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
+
+
 def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
     """Left-aligned columns, two spaces apart, the header in capitals; no newline at the end.
 

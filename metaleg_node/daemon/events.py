@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import queue
 import signal
 import time
@@ -18,7 +19,8 @@ class Event(enum.StrEnum):
     KERNEL = "kernel changed"
     FIREWALL = "firewall changed"
     INTERVAL = "full comparison"
-    RELOAD = "configuration changed"
+    RELOAD = "reload"
+    CONFIGURATION = "configuration changed"
     RETRY = "retry"
     STOP = "stop"
 
@@ -37,6 +39,8 @@ class Events:
         # Its put is reentrant, as a signal handler needs it (queue, "SimpleQueue Objects").
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._due: dict[Event, float] = {}
+        self._gathered: set[Event] = set()
+        self._settled_at = math.inf
 
     def put(self, event: Event) -> None:
         """Something happened."""
@@ -49,24 +53,34 @@ class Events:
             self._due[event] = time.monotonic() + seconds
 
     def next(self, *, settle: float, at_most: float) -> set[Event]:
-        """Waits for something to happen, then for `settle` seconds to gather what else does; STOP is not waited upon.
+        """Waits for something to happen, then for `settle` seconds to gather what else does. What is due at a time, and
+        STOP, end the wait.
 
-        Returns after `at_most` seconds in any case, maybe with nothing.
+        Returns after `at_most` seconds in any case: with nothing, while it gathers; the next call goes on with that.
         """
-        wait = min([at_most, *(at - time.monotonic() for at in self._due.values())])
-        events: set[Event] = set()
-        try:
-            events.add(self._queue.get(timeout=max(wait, 0.0)))
-            end = time.monotonic() + settle
-            while Event.STOP not in events and (left := end - time.monotonic()) > 0:
-                events.add(self._queue.get(timeout=left))
-        except queue.Empty:
-            pass
+        end = time.monotonic() + at_most
+        while Event.STOP not in self._gathered:
+            try:
+                self._gathered.add(self._queue.get(timeout=max(0.0, self._until(end))))
+            except queue.Empty:
+                break
+            self._settled_at = min(self._settled_at, time.monotonic() + settle)
+        return self._take()
+
+    def _until(self, end: float) -> float:
+        """Seconds until there is a reason to return."""
+        return min(end, self._settled_at, *self._due.values()) - time.monotonic()
+
+    def _take(self) -> set[Event]:
+        """What to act upon now; nothing while more is to be gathered."""
         now = time.monotonic()
         due = {event for event, at in self._due.items() if at <= now}
         for event in due:
             del self._due[event]
-        return events | due
+        if not due and now < self._settled_at and Event.STOP not in self._gathered:
+            return set()
+        events, self._gathered, self._settled_at = self._gathered | due, set(), math.inf
+        return events
 
     @contextmanager
     def from_signals(self) -> Iterator[None]:

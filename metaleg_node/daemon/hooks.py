@@ -13,7 +13,7 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,7 @@ def run(
     changes: int,
     plan_json: bytes,
     timeout: float,
+    beat: Callable[[], float],
     result: str = "",
 ) -> tuple[HookResult, ...]:
     """Runs the executable `hook`, or those of the directory `hook` in the order of their names, one after the other;
@@ -64,7 +65,8 @@ def run(
 
     `kind`, `node`, `reason`, the number of `changes` and, after a reconcile, its `result` become METALEG_*
     environment variables; `plan_json` is the standard input. Each may take `timeout` seconds, then its whole process
-    group is killed. Never raises for what a hook does or is.
+    group is killed. Meanwhile `beat` is called, again and again within the seconds that it returns. Never raises for
+    what a hook does or is.
     """
     if not hook:
         return ()
@@ -82,15 +84,17 @@ def run(
         scripts = _scripts(Path(hook), key=f"hooks.{kind}")
     except HookError as error:
         return (HookResult(path=hook, seconds=0.0, message=str(error)),)
-    return tuple(_run_one(script, environment, plan_json, timeout) for script in scripts)
+    return tuple(_run_one(script, environment, plan_json, timeout, beat) for script in scripts)
 
 
-def _run_one(script: Path, environment: Mapping[str, str], plan_json: bytes, timeout: float) -> HookResult:
+def _run_one(
+    script: Path, environment: Mapping[str, str], plan_json: bytes, timeout: float, beat: Callable[[], float]
+) -> HookResult:
     started = time.monotonic()
     message = ""
     try:
         executable = _trusted_file(script)
-        with _Process(executable, environment, plan_json, _Output(script.name)) as process:
+        with _Process(executable, environment, plan_json, _Output(script.name), beat) as process:
             process.finish(timeout)
     except HookError as error:
         message = f"{script}: {error}"
@@ -175,11 +179,19 @@ def _refuse_foreign(path: Path, found: os.stat_result) -> None:
 class _Process:
     """One running hook, in a session of its own. At the end of the `with` block it is gone."""
 
-    def __init__(self, executable: Path, environment: Mapping[str, str], stdin: bytes, output: _Output) -> None:
+    def __init__(
+        self,
+        executable: Path,
+        environment: Mapping[str, str],
+        stdin: bytes,
+        output: _Output,
+        beat: Callable[[], float],
+    ) -> None:
         self._executable = executable
         self._environment = environment
         self._pending = memoryview(stdin)
         self._output = output
+        self._beat = beat
 
     def __enter__(self) -> _Process:
         try:
@@ -253,7 +265,7 @@ class _Process:
         """Feeds and drains the hook for at most `seconds`; tells whether it has ended."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            ready = {key.fd for key, _ in self._selector.select(left)}
+            ready = {key.fd for key, _ in self._selector.select(min(left, self._beat()))}
             if self._stdout in ready:
                 self._read()
             if self._stdin in ready:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 
 from metaleg_node.config import Config
@@ -17,9 +17,10 @@ from metaleg_node.core.survey import Obstacle
 from metaleg_node.daemon import hooks
 from metaleg_node.daemon.metrics import GatewayInfo, Overview, PathInfo
 from metaleg_node.daemon.reconciler import Plan, node_name
-from metaleg_node.daemon.status import GatewayStatus, NextHopStatus, PathStatus, ServiceStatus
+from metaleg_node.daemon.status import GatewayStatus, NextHopStatus, PathStatus, ServiceStatus, SourceStatus
 from metaleg_node.kernel import neighbours
 from metaleg_node.kernel.errors import KernelError
+from metaleg_node.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,10 @@ def plan_json(changes: Iterable[Change], found: Iterable[PathStatus] = ()) -> st
     return json.dumps(document, indent=2) + "\n"
 
 
-def run_hooks(config: Config, plan: Plan, kind: hooks.Kind, *, reason: str, result: str = "") -> list[str]:
-    """Tells the hooks of a plan; returns what is wrong with those that failed."""
+def run_hooks(
+    config: Config, plan: Plan, kind: hooks.Kind, *, reason: str, beat: Callable[[], float], result: str = ""
+) -> list[str]:
+    """Tells the hooks of a plan, with a `beat` as in `hooks.run`; returns what is wrong with those that failed."""
     settings = config.hooks
     results = hooks.run(
         settings.pre if kind == "pre" else settings.post,
@@ -45,6 +48,7 @@ def run_hooks(config: Config, plan: Plan, kind: hooks.Kind, *, reason: str, resu
         changes=len(plan.changes),
         plan_json=plan_json(plan.changes).encode(),
         timeout=settings.timeout,
+        beat=beat,
         result=result,
     )
     return [f"hooks.{kind}: {hook.message}" for hook in results if not hook.ok]
@@ -170,13 +174,18 @@ def overview(plan: Plan, rejected: int) -> Overview:
     )
 
 
-def summary(plan: Plan) -> str:
-    """One line for `systemctl status`."""
-    reports = plan.desired.services
-    broken = sum(report.obstacle is not None for report in reports)
-    pods = sum(report.pods for report in reports)
-    text = f"{len({r.service.service.ref for r in reports})} services, {pods} pod addresses"
-    return f"{text}, {broken} unavailable" if broken else text
+def status_line(plan: Plan | None, source: SourceStatus, found: Sequence[str]) -> str:
+    """One line for `systemctl status`: what there is, or is waited for, and what is wrong."""
+    if source["state"] == "waiting":
+        text = f"waiting for the {source['kind']} ({source['place']})"
+    elif plan:
+        seen = overview(plan, 0)
+        parts = [counted(seen.services, "service"), counted(seen.pods, "pod address")]
+        parts += [counted(len(seen.paths), "return path")] if seen.paths else []
+        text = ", ".join(parts)
+    else:
+        text = "nothing is applied yet"
+    return f"{text}; {counted(len(found), 'problem')}: {'; '.join(found)}" if found else text
 
 
 def _reason(obstacle: Obstacle) -> str:

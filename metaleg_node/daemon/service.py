@@ -35,10 +35,10 @@ from metaleg_node.settings import SLOTS
 log = logging.getLogger(__name__)
 
 _STUCK_SECONDS = 120.0
-"""A loop that has not turned for so long, beside the time that hooks may take, is not healthy."""
+"""A loop that gives no sign of life for so long is not healthy."""
 _RETRY_FIRST, _RETRY_LAST = 1.0, 60.0
 _TICK_SECONDS = 1.0
-"""The loop turns at least so often, for the watchdog, and to look whether the configuration file changed."""
+"""The loop turns at least so often, to look whether the configuration file changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +80,9 @@ class Service:
         self._reconciler = Reconciler(self._machine, config)
         self._metrics = Metrics(version=metaleg_node.__version__, traffic=_traffic, watches=self._watch_ages)
         self._notifier = notify.Notifier()
+        self._readiness = notify.Readiness(self._notifier)
+        self._heartbeat = notify.Heartbeat(self._notifier)
         self._started = _now()
-        self._turned = time.monotonic()
         self._config_stamp = _stamp(options.config_file)
         self._config_problems: tuple[str, ...] = ()
         self._server_problems: tuple[str, ...] = ()
@@ -101,14 +102,15 @@ class Service:
         """Returns when SIGTERM or SIGINT comes; the kernel keeps what it holds."""
         with ExitStack() as stack:
             stack.enter_context(self._events.from_signals())
+            self._readiness.expect()
+            stack.callback(self._readiness.abandon)
             stack.enter_context(self._machine)
             stack.callback(self._stop_following)
             self._metrics.config_loaded()
             log.info("metaleg-node %s runs for node %s", metaleg_node.__version__, self._reconciler.node)
             self._events.put(Event.START)
             while self._run_configuration():
-                self._events.put(Event.RELOAD)
-            self._notifier.stopping()
+                self._events.put(Event.CONFIGURATION)
             log.info("stopped; the kernel keeps what it holds")
 
     def _run_configuration(self) -> bool:
@@ -123,14 +125,13 @@ class Service:
             self._follow(config)
             self._events.schedule(Event.INTERVAL, config.reconcile.interval)
             while Event.STOP not in (events := self._next_events()):
-                self._turned = time.monotonic()
-                self._notifier.watchdog()
                 if self._source.confirmed:
                     self._metrics.source_confirmed()
                 if Event.RELOAD in events and self._reload():
                     return True
                 if self._concerns_us(events):
                     self._reconcile(events)
+            self._notifier.stopping()
         return False
 
     def _follow(self, config: Config) -> None:
@@ -171,7 +172,7 @@ class Service:
         self._events.put(Event.FIREWALL if hint is Hint.FIREWALL else Event.KERNEL)
 
     def _next_events(self) -> set[Event]:
-        at_most = min(_TICK_SECONDS, notify.watchdog_interval() or _TICK_SECONDS)
+        at_most = min(_TICK_SECONDS, self._heartbeat.beat())
         events = self._events.next(settle=self._config.reconcile.settle, at_most=at_most)
         if _stamp(self._options.config_file) != self._config_stamp:
             events.add(Event.RELOAD)
@@ -221,11 +222,14 @@ class Service:
         self._metrics.reconciled(seconds=seconds, complete=outcome.ok, changes=outcome.done)
         self._metrics.conntrack_flushed(outcome.flushed)
         self._publish()
+        if outcome.ok:
+            self._readiness.reached()
 
     def _try(self, state: ClusterState, reason: str) -> Outcome:
         """One reconcile, whatever happens: what this node's kernel holds must not depend on one that went wrong."""
         try:
             self._plan = self._reconciler.plan(state)
+            self._heartbeat.beat()
             return self._apply(self._plan, reason)
         except (KernelError, IncompleteError) as error:
             return Outcome(problems=(str(error),))
@@ -261,7 +265,8 @@ class Service:
 
     def _hook(self, kind: hooks.Kind, plan: Plan, reason: str, result: str = "") -> bool:
         """Whether all scripts went well."""
-        failed = report.run_hooks(self._config, plan, kind, reason=reason, result=result)
+        beat = self._heartbeat.beat
+        failed = report.run_hooks(self._config, plan, kind, reason=reason, beat=beat, result=result)
         for _ in failed:
             self._metrics.hook_failed(kind)
         self._hook_problems[kind] = failed
@@ -273,6 +278,7 @@ class Service:
         """Reads the file again. Returns whether there is a new configuration; a bad file is reported, and the
         configuration that runs stays in force."""
         self._notifier.reloading()
+        self._readiness.expect()
         self._config_stamp = _stamp(self._options.config_file)
         before = self._config
         try:
@@ -285,7 +291,6 @@ class Service:
             refused = f"{self._options.config_file}: not taken, the configuration before stays in force"
             self._config_problems = (*(str(problem) for problem in error.problems), refused)
             self._metrics.config_refused()
-        self._notifier.ready(self._status_line())
         return self._config != before
 
     # --- telling -----------------------------------------------------------------------------------------------------
@@ -300,18 +305,13 @@ class Service:
         self._server_problems = tuple(_started(servers, stack))
 
     def _alive(self) -> tuple[bool, str]:
-        idle = time.monotonic() - self._turned
-        return idle < _STUCK_SECONDS + 10 * self._config.hooks.timeout, f"the loop turned {idle:.0f} s ago"
+        idle = self._heartbeat.age
+        return idle < _STUCK_SECONDS, f"the loop turned {idle:.0f} s ago"
 
     def _ready(self) -> tuple[bool, str]:
         """An API that is gone is told, but costs no readiness: the kernel keeps what it holds."""
         applied = "applied" if self._complete_once else "nothing was applied completely yet"
         return self._complete_once, "; ".join([applied, *self._source.problems])
-
-    def _status_line(self) -> str:
-        if self._plan is None:
-            return "waiting for the cluster's state"
-        return report.summary(self._plan)
 
     def _problems(self, snapshot: ClusterState) -> list[str]:
         failed = self._outcome.problems if self._outcome else ()
@@ -328,7 +328,7 @@ class Service:
         ]
 
     def _publish(self) -> None:
-        plan, snapshot = self._plan, self._source.state() or ClusterState()
+        plan, snapshot, source = self._plan, self._source.state() or ClusterState(), self._source.status()
         problems = self._problems(snapshot)
         self._told = _tell(problems, self._told)
         document = status.StatusDocument(
@@ -338,7 +338,7 @@ class Service:
             started=self._started,
             config_file=str(self._options.config_file),
             healthy=self._complete_once and not problems,
-            source=self._source.status(),
+            source=source,
             last_reconcile=self._last_status,
             services=report.services(plan) if plan else [],
             gateways=report.gateways(plan, self._config) if plan else [],
@@ -352,10 +352,7 @@ class Service:
             log.warning("%s", error)
         if plan:
             self._metrics.cluster(report.overview(plan, len(snapshot.rejections)))
-        if self._complete_once:
-            self._notifier.ready(self._status_line())
-        else:
-            self._notifier.status(self._status_line())
+        self._notifier.status(report.status_line(plan, source, problems))
 
 
 def _started(servers: Iterable[WebServer], stack: ExitStack) -> Iterator[str]:

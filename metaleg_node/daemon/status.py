@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, TypedDict, cast
 
-from metaleg_node.text import printable, table
+from metaleg_node.text import counted, printable, table
 
 _FILE = "status.json"
 
@@ -189,7 +189,7 @@ def _source(source: SourceStatus, now: datetime) -> str:
 def _reconcile(last: LastReconcile | None, now: datetime) -> str:
     if last is None:
         return "none yet"
-    changes = f"{last['changes']} change{'' if last['changes'] == 1 else 's'}"
+    changes = counted(last["changes"], "change")
     return f"{_when(last['time'], now)}: {last['result']}, {changes} in {last['seconds']:.3f} s ({last['reason']})"
 
 

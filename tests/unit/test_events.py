@@ -17,6 +17,28 @@ def test_events_that_come_together_turn_the_loop_once() -> None:
     assert events.next(settle=0, at_most=0) == set()
 
 
+def test_gathering_goes_on_in_the_next_call_when_the_time_is_over() -> None:
+    events = Events()
+    events.put(Event.CLUSTER)
+    assert events.next(settle=0.2, at_most=0) == set()
+    events.put(Event.KERNEL)
+    assert events.next(settle=3600, at_most=10) == {Event.CLUSTER, Event.KERNEL}
+
+
+def test_what_is_due_ends_the_gathering() -> None:
+    events = Events()
+    events.put(Event.CLUSTER)
+    events.schedule(Event.RETRY, 0.05)
+    assert events.next(settle=3600, at_most=3600) == {Event.CLUSTER, Event.RETRY}
+
+
+def test_a_stop_is_heard_though_something_is_always_due() -> None:
+    events = Events()
+    events.schedule(Event.INTERVAL, 1e-9)
+    events.put(Event.STOP)
+    assert events.next(settle=0, at_most=0) == {Event.INTERVAL, Event.STOP}
+
+
 def test_a_stop_is_not_kept_waiting() -> None:
     events = Events()
     events.put(Event.STOP)

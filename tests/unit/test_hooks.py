@@ -2,12 +2,14 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,14 @@ def script(path: Path, text: str, mode: int = 0o755) -> Path:
     return path
 
 
-def run(hook: Path | str, *, plan: bytes = b"{}", timeout: float = 10.0, post: bool = False) -> tuple[HookResult, ...]:
+def run(
+    hook: Path | str,
+    *,
+    plan: bytes = b"{}",
+    timeout: float = 10.0,
+    beat: Callable[[], float] = lambda: math.inf,
+    post: bool = False,
+) -> tuple[HookResult, ...]:
     return hooks.run(
         str(hook),
         kind="post" if post else "pre",
@@ -39,6 +48,7 @@ def run(hook: Path | str, *, plan: bytes = b"{}", timeout: float = 10.0, post: b
         result="ok" if post else "",
         plan_json=plan,
         timeout=timeout,
+        beat=beat,
     )
 
 
@@ -282,6 +292,22 @@ def test_a_hook_that_ignores_sigterm_is_killed_after_a_grace(tmp_path: Path, mon
     assert time.monotonic() - started < 10
 
 
+def test_the_heart_beats_while_a_hook_takes_its_time(tmp_path: Path) -> None:
+    beats = 0
+    os.mkfifo(tmp_path / "go")
+
+    def beat() -> float:
+        nonlocal beats
+        beats += 1
+        if beats == 3:
+            (tmp_path / "go").write_text("\n")
+        return 0.01
+
+    (result,) = run(script(tmp_path / "hook", f"read go < {tmp_path}/go"), beat=beat)
+    assert result.ok
+    assert beats >= 3
+
+
 def test_a_hook_may_clean_up_on_sigterm(tmp_path: Path, heard: pytest.LogCaptureFixture) -> None:
     hook = script(tmp_path / "hook", "trap 'echo cleaned; exit 0' TERM; sleep 60 & wait")
     assert "did not end within" in failure(hook, timeout=0.3)
@@ -311,7 +337,7 @@ def test_a_background_child_that_writes_for_ever_does_not_hold_us_up(tmp_path: P
 INTERRUPTED = """
 import sys
 from metaleg_node.daemon import hooks
-hooks.run(sys.argv[1], kind="pre", node="n", reason="r", changes=1, plan_json=b"", timeout=60)
+hooks.run(sys.argv[1], kind="pre", node="n", reason="r", changes=1, plan_json=b"", timeout=60, beat=lambda: 60)
 """
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metaleg_node.text import printable, table
+from metaleg_node.text import counted, printable, table
 
 
 def test_columns_are_as_wide_as_their_widest_cell_and_nothing_trails() -> None:
@@ -38,3 +38,17 @@ def test_whatever_the_text_the_result_is_one_printable_line() -> None:
     everything = "".join(map(chr, range(0x10000)))
     assert printable(everything).isprintable()
     assert len(printable(everything).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "pod", "0 pods"),
+        (1, "pod", "1 pod"),
+        (2, "pod", "2 pods"),
+        (1, "address", "1 address"),
+        (2, "address", "2 addresses"),
+    ],
+)
+def test_nouns_follow_their_number(number: int, noun: str, text: str) -> None:
+    assert counted(number, noun) == text

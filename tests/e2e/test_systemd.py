@@ -1,0 +1,211 @@
+"""A real daemon and what it tells the service manager, here a datagram socket, from its start to its stop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import toml
+
+from tests.api.harness import write_kubeconfig
+from tests.netns import Netns
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "etc/metaleg-node/examples/one-service-dual-stack.yaml"
+NOWHERE = "https://127.0.0.1:6443"
+TIMEOUT = 30.0
+"""Seconds after which something that must happen has failed to; far more than it takes."""
+WATCHDOG_USEC = 400_000
+
+
+class Manager:
+    """Stands where systemd does: starts the daemon in a namespace and hears what it says."""
+
+    def __init__(self, netns: Netns, directory: Path) -> None:
+        self.netns = netns
+        self.directory = directory
+        self.state_dir, self.runtime_dir = directory / "lib", directory / "run"
+        self.started = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(directory / "notify"))
+
+    def configure(self, **sections: dict[str, object]) -> None:
+        """Puts a whole configuration in place in one step."""
+        cluster = {"state_file": str(EXAMPLE)} | sections.pop("cluster", {})
+        beside = self.directory / ".config.toml"
+        beside.write_text(toml.dumps({"node": {"name": "worker-1"}, "cluster": cluster, **sections}))
+        beside.replace(self.directory / "config.toml")
+
+    def start(self) -> None:
+        environment = {
+            **os.environ,
+            "NOTIFY_SOCKET": str(self.directory / "notify"),
+            "WATCHDOG_USEC": str(WATCHDOG_USEC),
+            "STATE_DIRECTORY": str(self.state_dir),
+            "RUNTIME_DIRECTORY": str(self.runtime_dir),
+        }
+        command = [sys.executable, "-m", "metaleg_node", "--config", str(self.directory / "config.toml"), "run"]
+        self.started = time.monotonic()
+        with (self.directory / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                ["ip", "netns", "exec", self.netns.name, *command], env=environment, stderr=log
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process
+        self._process.send_signal(number)
+
+    def hear(self, seconds: float = TIMEOUT) -> str:
+        """The next message. Raises TimeoutError."""
+        self._socket.settimeout(seconds)
+        return self._socket.recv(65536).decode()
+
+    def until(self, wanted: str) -> list[str]:
+        """The messages up to the first that begins so, without signs of life before it."""
+        heard: list[str] = []
+        deadline = time.monotonic() + TIMEOUT
+        while not (heard and heard[-1].startswith(wanted)):
+            assert time.monotonic() < deadline, f"no {wanted} in {heard}; the log:\n{self.log()}"
+            message = self.hear()
+            if message != "WATCHDOG=1" or wanted == message:
+                heard.append(message)
+        return heard
+
+    def falls_silent(self, seconds: float) -> bool:
+        """Waits until nothing has come for so long; whether that happens at all."""
+        deadline = time.monotonic() + TIMEOUT
+        try:
+            while time.monotonic() < deadline:
+                self.hear(seconds)
+        except TimeoutError:
+            return True
+        return False
+
+    def end(self) -> int:
+        """The exit status."""
+        assert self._process
+        return self._process.wait(TIMEOUT)
+
+    def log(self) -> str:
+        return (self.directory / "log").read_text()
+
+    def close(self) -> None:
+        self._socket.close()
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+
+@pytest.fixture
+def manager(netns: Netns, tmp_path: Path) -> Iterator[Manager]:
+    manager = Manager(netns, tmp_path)
+    yield manager
+    manager.close()
+
+
+def has_table(manager: Manager) -> bool:
+    return manager.netns.run("nft", "list", "table", "inet", "metaleg_node", check=False).returncode == 0
+
+
+def last_status(messages: list[str]) -> str:
+    return [message for message in messages if message.startswith("STATUS=")][-1]
+
+
+def without_api(manager: Manager) -> None:
+    """A configuration whose API server does not answer: nobody listens there."""
+    kubeconfig = write_kubeconfig(manager.directory / "kubeconfig", NOWHERE)
+    manager.configure(cluster={"state_file": "", "kubeconfig": str(kubeconfig)})
+
+
+def test_from_the_start_over_reloads_to_the_stop(manager: Manager) -> None:
+    manager.configure()
+    manager.start()
+    assert last_status(manager.until("READY=1")) == "STATUS=1 service, 4 pod addresses"
+    assert has_table(manager)
+
+    manager.configure(egress={"enabled": False})
+    reload, *told, ready = manager.until("READY=1")
+    assert reload.startswith("RELOADING=1\nMONOTONIC_USEC=")
+    assert 0 <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000 - int(reload.rpartition("=")[2]) < TIMEOUT * 1e6
+    assert (told, ready) == (["STATUS=0 services, 0 pod addresses"], "READY=1")
+    assert not has_table(manager), "told before the new configuration was applied"
+
+    manager.configure(egress={"enabeld": False})
+    told = manager.until("READY=1")
+    assert last_status(told).startswith("STATUS=0 services, 0 pod addresses; 2 problems: ")
+    assert "egress.enabeld" in last_status(told)
+
+    manager.configure()
+    assert last_status(manager.until("READY=1")) == "STATUS=1 service, 4 pod addresses"
+    manager.send(signal.SIGHUP)
+    assert [message.split("\n")[0] for message in manager.until("READY=1")] == ["RELOADING=1", "READY=1"]
+
+    manager.until("WATCHDOG=1")
+    manager.send(signal.SIGTERM)
+    assert manager.until("STOPPING=1") == ["STOPPING=1"]
+    assert manager.end() == 0
+    assert has_table(manager)
+
+
+def test_F32_with_the_last_known_state_it_is_ready_though_the_api_does_not_answer(manager: Manager) -> None:
+    manager.state_dir.mkdir()
+    shutil.copy(EXAMPLE, manager.state_dir / "cluster-state.yaml")
+    without_api(manager)
+    manager.start()
+    told = last_status(manager.until("READY=1"))
+    assert told.startswith("STATUS=1 service, 4 pod addresses; ")
+    assert "the last known state, of 20" in told
+    assert has_table(manager)
+
+
+def test_without_api_and_state_those_who_wait_go_on_after_ten_seconds(manager: Manager) -> None:
+    """The kubelet of a control-plane node among them, whose pod the API server is."""
+    without_api(manager)
+    manager.start()
+    place = f"{manager.directory}/kubeconfig"
+    told = manager.until("READY=1")
+    taken = time.monotonic() - manager.started
+    problem = f"Kubernetes API {NOWHERE}: connection refused"
+    assert last_status(told) == f"STATUS=waiting for the Kubernetes API ({place}); 1 problem: {problem}"
+    assert 10 <= taken < 20, "from the start of the process, so the time that this takes is in it"
+    assert "nothing complete was applied within 10 s" in manager.log()
+    assert not has_table(manager)
+
+
+def test_while_a_hook_takes_its_time_the_loop_is_alive_but_nothing_is_ready(manager: Manager) -> None:
+    hook, gate = manager.directory / "hook", manager.directory / "gate"
+    os.mkfifo(gate)
+    hook.write_text(f"#!/bin/sh\nread go < {gate}\n")
+    hook.chmod(0o755)
+    manager.configure(hooks={"pre": str(hook), "timeout": "60s"})
+    manager.start()
+    with gate.open("w") as go:  # Opened when the hook has begun to read.
+        heard = [manager.hear() for _ in range(8)]
+        go.write("\n")
+    assert "READY=1" not in heard
+    assert heard[-5:] == ["WATCHDOG=1"] * 5
+    manager.until("READY=1")
+
+
+def test_a_loop_that_is_stuck_gives_no_sign_of_life(manager: Manager) -> None:
+    manager.configure()
+    manager.start()
+    manager.until("READY=1")
+    # What writes to a FIFO waits for somebody who reads it.
+    stuck = manager.runtime_dir / ".status.json.tmp"
+    os.mkfifo(stuck)
+    manager.send(signal.SIGHUP)
+    manager.until("RELOADING=1")
+    assert manager.falls_silent(3 * WATCHDOG_USEC / 1e6)
+    with stuck.open() as reader:
+        manager.until("READY=1")
+        reader.read()
+    manager.until("WATCHDOG=1")

@@ -1,0 +1,32 @@
+"""The line that `systemctl status` shows."""
+
+from __future__ import annotations
+
+import pytest
+
+from metaleg_node.core.desired import Desired
+from metaleg_node.core.model import NodeState
+from metaleg_node.daemon.cluster_source import Freshness
+from metaleg_node.daemon.reconciler import Plan
+from metaleg_node.daemon.report import status_line
+from metaleg_node.daemon.status import SourceStatus
+
+PLAN = Plan(desired=Desired(state=NodeState()), steps=())
+
+
+@pytest.mark.parametrize(
+    ("plan", "freshness", "problems", "line"),
+    [
+        (None, Freshness.WAITING, (), "waiting for the state file (/s.yaml)"),
+        (None, Freshness.WAITING, ("gone",), "waiting for the state file (/s.yaml); 1 problem: gone"),
+        (PLAN, Freshness.WAITING, (), "waiting for the state file (/s.yaml)"),
+        (None, Freshness.LIVE, ("no nft",), "nothing is applied yet; 1 problem: no nft"),
+        (PLAN, Freshness.LIVE, (), "0 services, 0 pod addresses"),
+        (PLAN, Freshness.STALE, ("a", "b"), "0 services, 0 pod addresses; 2 problems: a; b"),
+    ],
+)
+def test_the_status_line_says_what_there_is_or_what_is_missing(
+    plan: Plan | None, freshness: Freshness, problems: tuple[str, ...], line: str
+) -> None:
+    source = SourceStatus(kind="state file", place="/s.yaml", state=freshness.value, since=None, missing=[])
+    assert status_line(plan, source, problems) == line
