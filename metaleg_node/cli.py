@@ -63,19 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except ConfigError as error:
-        print(*error.problems, sep="\n", file=sys.stderr)
+        logs.complain(map(str, error.problems))
         return EX_CONFIG
     except Failure as error:
-        print(error, file=sys.stderr)
+        logs.complain([str(error)])
         return error.code
     except (lock.AlreadyRunning, IncompleteError, KernelError, status.StatusError) as error:
-        print(error, file=sys.stderr)
+        logs.complain([str(error)])
         return 1
     except OSError as error:
         # The reader of our output is gone, or the disk is full; nothing is left to say there, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            print(f"metaleg-node: {error}", file=sys.stderr)
+            logs.complain([f"metaleg-node: {error}"])
         return 1
     return code
 

@@ -1,7 +1,7 @@
 """Where log lines go and what they look like.
 
-Under systemd each line carries its priority (sd-daemon(3)), so that `journalctl -p` works, and no time, which the
-journal adds. Cluster objects cannot forge lines: what is not printable is escaped.
+Into the journal each line goes with its priority in front (sd-daemon(3)), which the journal takes away again, so that
+`journalctl -p` works. Cluster objects cannot forge lines: what is not printable is escaped.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -26,7 +26,8 @@ def setup(*, level: str, form: str, stream: TextIO | None = None, environ: Mappi
 
     `level` is error, warning, info or debug; libraries are heard from warning on only, because urllib3 and the
     Kubernetes client put whole answers, secrets included, into their debug log. `form` is "json" (one object a
-    line), "text" (with time and level) or "auto": text, in the journal's form when `stream` is the journal.
+    line), "text" (with time and level) or "auto": text, but bare messages when `stream` is the journal, which has time
+    and level of its own.
     """
     stream = sys.stderr if stream is None else stream
     handler = logging.StreamHandler(stream)
@@ -46,27 +47,48 @@ def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
     return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
+def complain(lines: Iterable[str], stream: TextIO | None = None, environ: Mapping[str, str] = os.environ) -> None:
+    """Writes why a command failed: to standard error when `stream` is None, as errors when that is the journal."""
+    stream = sys.stderr if stream is None else stream
+    start = _priority(logging.ERROR) if is_journal(stream, environ) else ""
+    print(*(f"{start}{line}" for text in lines for line in text.split("\n")), sep="\n", file=stream)
+
+
 def _formatter(form: str, stream: TextIO, environ: Mapping[str, str]) -> logging.Formatter:
-    if form == "json":
-        return JsonFormatter()
-    if form == "auto" and is_journal(stream, environ):
-        return JournalFormatter()
-    return TextFormatter()
+    journal = is_journal(stream, environ)
+    plain = JsonFormatter() if form == "json" else BareFormatter() if form == "auto" and journal else TextFormatter()
+    return JournalFormatter(plain) if journal else plain
+
+
+def _priority(level: int) -> str:
+    return f"<{_PRIORITIES.get(level, _PRIORITIES[logging.ERROR])}>"
 
 
 class JournalFormatter(logging.Formatter):
-    """`<N>message`; a traceback's lines follow, each indented, so that none can pass for a message."""
+    """`<N>` before each line of another form."""
+
+    def __init__(self, form: logging.Formatter) -> None:
+        super().__init__()
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        start = _priority(record.levelno)
+        return "\n".join(f"{start}{line}" for line in self._form.format(record).split("\n"))
+
+
+class BareFormatter(logging.Formatter):
+    """The message; a traceback's lines follow, each indented, so that none can pass for a message."""
 
     def format(self, record: logging.LogRecord) -> str:
         start = self.start(record)
         return "\n".join([start + printable(record.getMessage()), *(f"{start}    {line}" for line in _trace(record))])
 
-    def start(self, record: logging.LogRecord) -> str:
+    def start(self, _record: logging.LogRecord) -> str:
         """What each line begins with."""
-        return f"<{_PRIORITIES.get(record.levelno, _PRIORITIES[logging.ERROR])}>"
+        return ""
 
 
-class TextFormatter(JournalFormatter):
+class TextFormatter(BareFormatter):
     """`2026-01-31T12:00:00.123Z warning: message`, the time in UTC."""
 
     def start(self, record: logging.LogRecord) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import toml
 
+import metaleg_node
 from tests.api.harness import write_kubeconfig
 from tests.netns import Netns
 
@@ -45,8 +46,11 @@ class Manager:
         beside.replace(self.directory / "config.toml")
 
     def start(self) -> None:
+        (self.directory / "log").touch()
+        journal = (self.directory / "log").stat()
         environment = {
             **os.environ,
+            "JOURNAL_STREAM": f"{journal.st_dev}:{journal.st_ino}",
             "NOTIFY_SOCKET": str(self.directory / "notify"),
             "WATCHDOG_USEC": str(WATCHDOG_USEC),
             "STATE_DIRECTORY": str(self.state_dir),
@@ -54,7 +58,7 @@ class Manager:
         }
         command = [sys.executable, "-m", "metaleg_node", "--config", str(self.directory / "config.toml"), "run"]
         self.started = time.monotonic()
-        with (self.directory / "log").open("wb") as log:
+        with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 ["ip", "netns", "exec", self.netns.name, *command], env=environment, stderr=log
             )
@@ -153,6 +157,17 @@ def test_from_the_start_over_reloads_to_the_stop(manager: Manager) -> None:
     assert manager.until("STOPPING=1") == ["STOPPING=1"]
     assert manager.end() == 0
     assert has_table(manager)
+    lines = manager.log().splitlines()
+    assert {line[:3] for line in lines} == {"<4>", "<6>"}
+    assert f"<6>metaleg-node {metaleg_node.__version__} runs for node worker-1" in lines
+    assert any(line.startswith("<4>") and "egress.enabeld" in line for line in lines)
+
+
+def test_why_it_does_not_start_is_an_error_in_the_journal(manager: Manager) -> None:
+    manager.configure(egress={"enabled": 1}, hooks={"timeout": 10})
+    manager.start()
+    assert manager.end() == 78
+    assert [line[:3] for line in manager.log().splitlines()] == ["<3>", "<3>"]
 
 
 def test_F32_with_the_last_known_state_it_is_ready_though_the_api_does_not_answer(manager: Manager) -> None:

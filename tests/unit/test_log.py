@@ -117,11 +117,11 @@ for level in (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG):
 """
 
 
-def run_script(tmp_path: Path, *arguments: str) -> list[str]:
+def run_script(tmp_path: Path, *arguments: str, script: str = SCRIPT) -> list[str]:
     """What a process writes to a standard error that is, or is not, what JOURNAL_STREAM names."""
     output = tmp_path / "stderr"
     with output.open("wb") as stderr:
-        subprocess.run([sys.executable, "-c", SCRIPT, *arguments], stderr=stderr, check=True, env=dict(os.environ))
+        subprocess.run([sys.executable, "-c", script, *arguments], stderr=stderr, check=True, env=dict(os.environ))
     return output.read_text().splitlines()
 
 
@@ -129,9 +129,51 @@ def test_the_journal_gets_priorities_instead_of_times(tmp_path: Path) -> None:
     assert run_script(tmp_path, "journal", "auto") == ["<3>hello", "<4>hello", "<6>hello", "<7>hello"]
 
 
-@pytest.mark.parametrize("arguments", [("elsewhere", "auto"), ("journal", "text")])
-def test_no_priorities_without_the_journal_or_when_text_is_asked_for(tmp_path: Path, arguments: tuple[str]) -> None:
-    assert [line.split(" ", 1)[1] for line in run_script(tmp_path, *arguments)][:1] == ["error: hello"]
+def test_the_journal_gets_priorities_in_front_of_what_was_asked_for(tmp_path: Path) -> None:
+    lines = run_script(tmp_path, "journal", "json")
+    assert [line[:3] for line in lines] == ["<3>", "<4>", "<6>", "<7>"]
+    assert json.loads(lines[1][3:])["level"] == "warning"
+    first = run_script(tmp_path, "journal", "text")[0]
+    assert first.startswith("<3>20")
+    assert first.endswith("Z error: hello")
+
+
+@pytest.mark.parametrize("form", ["auto", "text"])
+def test_elsewhere_there_are_no_priorities(tmp_path: Path, form: str) -> None:
+    first = run_script(tmp_path, "elsewhere", form)[0]
+    assert first.startswith("20")
+    assert first.endswith("Z error: hello")
+
+
+TRACEBACK = (
+    SCRIPT.partition("for level")[0]
+    + """
+try:
+    raise ValueError("first\\nsecond")
+except ValueError:
+    logging.getLogger("metaleg_node").exception("broken")
+"""
+)
+
+
+def test_in_the_journal_each_line_of_a_traceback_has_the_priority(tmp_path: Path) -> None:
+    first, *others = run_script(tmp_path, "journal", "auto", script=TRACEBACK)
+    assert first == "<3>broken"
+    assert others[-1] == "<3>    second"
+    assert all(line.startswith("<3>    ") for line in others)
+
+
+COMPLAINT = (
+    SCRIPT.partition("log.setup")[0]
+    + """
+log.complain(["first\\nsecond", "third"])
+"""
+)
+
+
+@pytest.mark.parametrize(("where", "start"), [("journal", "<3>"), ("elsewhere", "")])
+def test_why_a_command_failed_is_an_error_in_the_journal(tmp_path: Path, where: str, start: str) -> None:
+    assert run_script(tmp_path, where, script=COMPLAINT) == [f"{start}{word}" for word in ("first", "second", "third")]
 
 
 def test_warnings_of_python_go_to_the_log() -> None:
