@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn, get_args
@@ -44,6 +45,8 @@ EX_CONFIG = 78
 DEFAULT_CONFIG = Path("/etc/metaleg-node/config.toml")
 DEFAULT_RUNTIME_DIR = "/run/metaleg-node"
 DEFAULT_STATE_DIR = "/var/lib/metaleg-node"
+RUNTIME_DIRECTORY, STATE_DIRECTORY = "RUNTIME_DIRECTORY", "STATE_DIRECTORY"
+"""The variables in which systemd gives the directories (systemd.exec(5))."""
 
 
 log = logging.getLogger(__name__)
@@ -59,7 +62,7 @@ class Failure(Exception):  # noqa: N818 - it carries an exit status, not a progr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         code: int = options.run(options)
     except ConfigError as error:
@@ -211,14 +214,14 @@ def _demo(options: argparse.Namespace) -> int:
 def _options(options: argparse.Namespace) -> Options:
     return Options(
         config_file=options.config,
-        runtime_dir=_directory(options.runtime_dir, "RUNTIME_DIRECTORY", DEFAULT_RUNTIME_DIR),
-        state_dir=_directory(options.state_dir, "STATE_DIRECTORY", DEFAULT_STATE_DIR),
+        runtime_dir=_directory(options.runtime_dir, RUNTIME_DIRECTORY, DEFAULT_RUNTIME_DIR),
+        state_dir=_directory(options.state_dir, STATE_DIRECTORY, DEFAULT_STATE_DIR),
         log_level=options.log_level,
     )
 
 
 def _directory(given: Path | None, variable: str, default: str) -> Path:
-    """The option, else what systemd gives (systemd.exec(5): several directories are separated by colons)."""
+    """The option, else what systemd gives, where several directories are separated by colons."""
     return given or Path(os.environ.get(variable, "").partition(":")[0] or default)
 
 
@@ -318,54 +321,176 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EX_USAGE, f"{self.prog}: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="metaleg-node", description="Egress and return paths for MetalLB on bare-metal nodes.")
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, with all that --help tells; manual page and completion are made of it."""
+    parser = _Parser(
+        prog="metaleg-node",
+        description="Makes the kernel of a bare-metal Kubernetes node hold the rules for egress with LoadBalancer addresses "
+        "and for return paths to MetalLB's pools.",
+        epilog=f"Exit status: {EX_USAGE} after wrong usage, {EX_CONFIG} when a command needs the configuration and it is "
+        "wrong; for others see each command.",
+    )
     parser.add_argument("--version", action="version", version=f"metaleg-node {metaleg_node.__version__}")
-    parser.add_argument(
-        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=f"default: {DEFAULT_CONFIG}"
-    )
-    parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help=f"default: {DEFAULT_RUNTIME_DIR}")
-    parser.add_argument("--state-dir", type=Path, metavar="DIR", help=f"default: {DEFAULT_STATE_DIR}")
-    parser.add_argument("--log-level", choices=get_args(configuration.LogLevel), help="instead of log.level")
+    _general_options(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    _command(commands, "run", _run, "reconcile until stopped; what systemd starts")
-    _command(commands, "apply", _apply, "reconcile once")
-    _command(commands, "plan", _plan, "show what apply would change, and why").add_argument(
-        "--json", action="store_true"
-    )
-    _command(commands, "cleanup", _cleanup, "remove everything of ours from the kernel")
-    _command(commands, "check", _check, "validate the configuration and the state file, or the access to the API")
-    _command(commands, "status", _status, "show what the running service does").add_argument(
-        "--json", action="store_true"
-    )
-    _kubeconfig_options(
-        _command(commands, "kubeconfig", _kubeconfig, "make the service account; print the kubeconfig for it")
-    )
-    _command(
-        commands, "import-env", _import_env, "print the configuration that a replaced program's variables mean"
-    ).add_argument(
-        "file", nargs="?", type=Path, metavar="FILE", help="NAME=value lines or a manifest; default: the environment"
-    )
-    _command(commands, "demo", _demo, "show it all in a throw-away network")
+    for command in _COMMANDS:
+        made = commands.add_parser(
+            command.name,
+            help=command.summary,
+            description=command.description,
+            epilog=f"Exit status: {command.statuses}.",
+        )
+        made.set_defaults(run=command.run)
+        command.options(made)
     return parser
 
 
+def _general_options(parser: argparse.ArgumentParser) -> None:
+    directory = "default: what systemd gives in {}, else {}"
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=f"configuration; default: {DEFAULT_CONFIG}"
+    )
+    parser.add_argument(
+        "--runtime-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"for what lasts until the service stops; {directory.format(RUNTIME_DIRECTORY, DEFAULT_RUNTIME_DIR)}",
+    )
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"for what outlasts a boot; {directory.format(STATE_DIRECTORY, DEFAULT_STATE_DIR)}",
+    )
+    parser.add_argument("--log-level", choices=get_args(configuration.LogLevel), help="instead of log.level")
+
+
+def _no_options(_command: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _json_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def _import_env_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        metavar="FILE",
+        help="NAME=value lines or a manifest; default: the variables in the environment",
+    )
+
+
 def _kubeconfig_options(command: argparse.ArgumentParser) -> None:
-    cluster = configuration.ClusterSettings()
+    cluster, namespace = configuration.ClusterSettings(), access_rights.NAMESPACE
     command.add_argument("--admin", type=Path, required=True, metavar="FILE", help="an administrator's kubeconfig")
     command.add_argument("--context", default="", metavar="NAME", help="context of it; default: its current one")
-    command.add_argument("--namespace", default=access_rights.NAMESPACE, metavar="NAME", help="of the service account")
-    command.add_argument("--metallb-namespace", default=cluster.metallb_namespace, metavar="NAME")
-    command.add_argument("--metallb-configmap", default=cluster.metallb_configmap, metavar="NAME")
+    command.add_argument(
+        "--namespace", default=namespace, metavar="NAME", help=f"of the service account; default: {namespace}"
+    )
+    command.add_argument(
+        "--metallb-namespace",
+        default=cluster.metallb_namespace,
+        metavar="NAME",
+        help=f"where MetalLB runs; default: {cluster.metallb_namespace}",
+    )
+    command.add_argument(
+        "--metallb-configmap",
+        default=cluster.metallb_configmap,
+        metavar="NAME",
+        help=f"ConfigMap of MetalLB before 0.13; default: {cluster.metallb_configmap}",
+    )
     command.add_argument("--yes", action="store_true", help="do not ask")
 
 
-def _command(
-    commands: argparse._SubParsersAction[_Parser],
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    text: str,
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    command.set_defaults(run=run)
-    return command
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Command:
+    """What a command is called, does and returns; `options` adds its own to its parser."""
+
+    name: str
+    run: Callable[[argparse.Namespace], int]
+    summary: str
+    description: str
+    statuses: str
+    options: Callable[[argparse.ArgumentParser], None] = _no_options
+
+
+_COMMANDS = (
+    _Command(
+        name="run",
+        run=_run,
+        summary="reconcile until stopped; what systemd starts",
+        description="Keeps the kernel as the configuration and the cluster ask for, until SIGTERM or SIGINT comes. "
+        "What the kernel holds stays there then, so that a restart interrupts no traffic.",
+        statuses="0 when stopped by a signal, 1 when it cannot work, for example since another one runs",
+    ),
+    _Command(
+        name="apply",
+        run=_apply,
+        summary="reconcile once",
+        description="Reads the state of the cluster, changes the kernel accordingly, and runs the hooks.",
+        statuses="0 when all is done, 1 when something could not be applied",
+    ),
+    _Command(
+        name="plan",
+        run=_plan,
+        summary="show what apply would change, and why",
+        description="Shows what apply would add (+), change (~) and remove (-), each with its reason, and changes "
+        "nothing.",
+        statuses="0 when there is nothing to do, 2 when there are changes, 1 after an error",
+        options=_json_option,
+    ),
+    _Command(
+        name="cleanup",
+        run=_cleanup,
+        summary="remove everything of ours from the kernel",
+        description="Removes everything of ours from the kernel, and puts back the sysctls that we changed. It needs "
+        "neither the cluster nor a valid configuration. The service has to be stopped before.",
+        statuses="0 when all is gone, 1 when something could not be removed",
+    ),
+    _Command(
+        name="check",
+        run=_check,
+        summary="validate the configuration and the state file, or the access to the API",
+        description="Validates the configuration and the state file, or the access to the API, prints every problem, "
+        "and what the cluster's state holds.",
+        statuses=f"0 when all is good, {EX_CONFIG} when there are problems",
+    ),
+    _Command(
+        name="status",
+        run=_status,
+        summary="show what the running service does",
+        description="Shows what the running service does: Services, gateways, return paths, the last reconcile, and "
+        "all that does not work.",
+        statuses="0 when it is healthy, 1 when it is not, 3 when it does not run",
+        options=_json_option,
+    ),
+    _Command(
+        name="kubeconfig",
+        run=_kubeconfig,
+        summary="make the service account; print the kubeconfig for it",
+        description="Makes a service account that may read what is needed and nothing else, after it has told what will "
+        "be made and asked, and prints a kubeconfig for it. Running it again changes nothing.",
+        statuses="0 when the kubeconfig is printed, 1 when not",
+        options=_kubeconfig_options,
+    ),
+    _Command(
+        name="import-env",
+        run=_import_env,
+        summary="print the configuration that a replaced program's variables mean",
+        description="Reads the environment variables of metaleg, metallb-node-route-agent or network-node-manager, and "
+        "prints the configuration that means the same.",
+        statuses=f"0 when it is printed, {EX_CONFIG} when a variable cannot be understood",
+        options=_import_env_options,
+    ),
+    _Command(
+        name="demo",
+        run=_demo,
+        summary="show it all in a throw-away network",
+        description="Builds a throw-away network of namespaces, runs the program on each of its nodes, and shows which "
+        "source address a server outside sees. The host's own network is not touched. It has to be run as root.",
+        statuses="0 when everything was as it should be, 1 when not",
+    ),
+)
