@@ -68,7 +68,9 @@ class ReconcileSettings:
     """[reconcile]; seconds, 0 is off."""
 
     interval: float = setting("5m", s.DURATION_OR_OFF, 'full comparison with the kernel; "0" turns it off')
-    settle: float = setting("20ms", s.DURATION_OR_OFF, "how long to gather events before acting")
+    settle: float = setting(
+        "20ms", s.DURATION_OR_OFF, "how long to gather events before acting; a quarter is enough if no more come"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,10 @@ _SIGNALS: Mapping[int, Event] = {
 }
 
 
+_QUIET = 0.25
+"""The part of the time to gather that is enough when nothing more comes."""
+
+
 class Events:
     """`put` may be called from any thread and from signal handlers, the rest from the loop's thread."""
 
@@ -40,7 +44,7 @@ class Events:
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._due: dict[Event, float] = {}
         self._gathered: set[Event] = set()
-        self._settled_at = math.inf
+        self._full_at = self._settled_at = math.inf
 
     def put(self, event: Event) -> None:
         """Something happened."""
@@ -53,8 +57,8 @@ class Events:
             self._due[event] = time.monotonic() + seconds
 
     def next(self, *, settle: float, at_most: float) -> set[Event]:
-        """Waits for something to happen, then for `settle` seconds to gather what else does. What is due at a time, and
-        STOP, end the wait.
+        """Waits for something to happen, then gathers what else does: for `settle` seconds, or until nothing more came
+        for a quarter of that. What is due at a time, and STOP, end the wait.
 
         Returns after `at_most` seconds in any case: with nothing, while it gathers; the next call goes on with that.
         """
@@ -64,7 +68,9 @@ class Events:
                 self._gathered.add(self._queue.get(timeout=max(0.0, self._until(end))))
             except queue.Empty:
                 break
-            self._settled_at = min(self._settled_at, time.monotonic() + settle)
+            now = time.monotonic()
+            self._full_at = min(self._full_at, now + settle)
+            self._settled_at = min(self._full_at, now + settle * _QUIET)
         return self._take()
 
     def _until(self, end: float) -> float:
@@ -79,7 +85,8 @@ class Events:
             del self._due[event]
         if not due and now < self._settled_at and Event.STOP not in self._gathered:
             return set()
-        events, self._gathered, self._settled_at = self._gathered | due, set(), math.inf
+        events, self._gathered = self._gathered | due, set()
+        self._full_at = self._settled_at = math.inf
         return events
 
     @contextmanager

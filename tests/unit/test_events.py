@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 from metaleg_node.daemon.events import Event, Events
 
@@ -23,6 +24,28 @@ def test_gathering_goes_on_in_the_next_call_when_the_time_is_over() -> None:
     assert events.next(settle=0.2, at_most=0) == set()
     events.put(Event.KERNEL)
     assert events.next(settle=3600, at_most=10) == {Event.CLUSTER, Event.KERNEL}
+
+
+def test_a_quarter_of_the_time_without_an_event_is_enough() -> None:
+    events = Events()
+    events.put(Event.CLUSTER)
+    started = time.monotonic()
+    assert events.next(settle=2, at_most=10) == {Event.CLUSTER}
+    assert time.monotonic() - started < 2
+
+
+def test_events_that_never_stop_are_gathered_no_longer_than_told() -> None:
+    events, over = Events(), threading.Event()
+
+    def trickle() -> None:
+        while not over.wait(0.01):
+            events.put(Event.KERNEL)
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    assert events.next(settle=0.4, at_most=60) == {Event.KERNEL}
+    over.set()
+    thread.join()
 
 
 def test_what_is_due_ends_the_gathering() -> None:
