@@ -325,10 +325,10 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line, with all that --help tells; manual page and completion are made of it."""
     parser = _Parser(
         prog="metaleg-node",
-        description="Makes the kernel of a bare-metal Kubernetes node hold the rules for egress with LoadBalancer addresses "
-        "and for return paths to MetalLB's pools.",
-        epilog=f"Exit status: {EX_USAGE} after wrong usage, {EX_CONFIG} when a command needs the configuration and it is "
-        "wrong; for others see each command.",
+        description="Makes the kernel of a bare-metal Kubernetes node hold the rules for egress with LoadBalancer "
+        "addresses, and for return paths of MetalLB's pools.",
+        epilog=f"Exit status: {EX_USAGE} after wrong usage, {EX_CONFIG} when a command needs the configuration and "
+        "it is wrong; for others see each command.",
     )
     parser.add_argument("--version", action="version", version=f"metaleg-node {metaleg_node.__version__}")
     _general_options(parser)
@@ -471,8 +471,8 @@ _COMMANDS = (
         name="kubeconfig",
         run=_kubeconfig,
         summary="make the service account; print the kubeconfig for it",
-        description="Makes a service account that may read what is needed and nothing else, after it has told what will "
-        "be made and asked, and prints a kubeconfig for it. Running it again changes nothing.",
+        description="Makes a service account that may read what is needed and nothing else, after it has told what "
+        "will be made and asked, and prints a kubeconfig for it. Running it again changes nothing.",
         statuses="0 when the kubeconfig is printed, 1 when not",
         options=_kubeconfig_options,
     ),

@@ -1,19 +1,20 @@
 """The texts that are written from the settings table, so that they cannot disagree with the program.
 
-`tools/generate.py` writes both into the tree.
+`tools/generate.py` writes them into the tree; the manual page is made there, of the same parts.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from metaleg_node.config import Config
 from metaleg_node.settings import Many, Section, Setting, entries
 
 _COMMENT_COLUMN = 36
 _WIDTH = 118
-_NOT_YET = "not yet in effect"
+NOT_YET = "not yet in effect"
 
 _SAMPLE_HEAD = """\
 # metaleg-node: every setting with its default; all of them may be left out.
@@ -21,9 +22,7 @@ _SAMPLE_HEAD = """\
 # `metaleg-node check` tells what is wrong with it.
 """
 
-_REFERENCE_HEAD = """\
-# Configuration
-
+INTRODUCTION = """\
 `metaleg-node` reads one TOML file, `/etc/metaleg-node/config.toml` unless `--config` names another. Every key may be
 left out; an unknown key is an error. Durations are strings with units: `"20ms"`, `"10s"`, `"5m"`, `"1h30m"`. A CIDR
 without a prefix length means that one address. SIGHUP and a change of the file load it again; a file with errors
@@ -31,7 +30,13 @@ changes nothing: the errors are reported and the old configuration stays in forc
 them, each with file, key and value, and exits with status 78.
 
 Keys marked *not yet in effect* are known and checked, but no feature of this version uses them.
+"""
+"""What there is to know of all settings, in Markdown."""
 
+_REFERENCE_HEAD = f"""\
+# Configuration
+
+{INTRODUCTION}
 This page is written by `tools/generate.py` from the settings table in `metaleg_node/config.py`.
 """
 
@@ -43,14 +48,53 @@ def sample() -> str:
 
 def reference() -> str:
     """The Markdown text of docs/configuration.md."""
-    return _REFERENCE_HEAD + "\n".join(_reference_table("", Section(cls=Config, doc=""))) + "\n"
+    return _REFERENCE_HEAD + "".join(f"{line}\n" for table in tables() for line in _reference_table(table))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table of the configuration, with its settings by key; `not_yet` when no feature uses any of them."""
+
+    name: str
+    section: Section
+    settings: tuple[tuple[str, Setting], ...]
+    not_yet: bool
+
+    @property
+    def heading(self) -> str:
+        return _heading(self.name, self.section)
+
+
+def tables() -> Iterator[Table]:
+    """All tables, each before those within it."""
+    return _tables("", Section(cls=Config, doc=""), not_yet=False)
+
+
+def _tables(name: str, section: Section, *, not_yet: bool) -> Iterator[Table]:
+    not_yet = not_yet or section.not_yet
+    if name:
+        settings = tuple((key, entry) for key, entry in entries(section.cls) if isinstance(entry, Setting))
+        yield Table(name=name, section=section, settings=settings, not_yet=not_yet)
+    for key, below in entries(section.cls):
+        if isinstance(below, Section):
+            yield from _tables(_join(name, key), below, not_yet=not_yet)
+
+
+def default_text(entry: Setting) -> str:
+    """The default of a key as TOML."""
+    return _toml(entry.default, entry)
+
+
+def not_yet_words(entry: Setting) -> list[str]:
+    """Those values of a key that no feature uses so far."""
+    return [] if isinstance(entry.kind, Many) else [word for word in entry.kind.choices if entry.not_yet(word)]
 
 
 def _sample_table(name: str, section: Section) -> Iterator[str]:
     prefix = "# " if section.many else ""
     if name:
         yield ""
-        yield f"# {section.doc}{f' ({_NOT_YET})' if section.not_yet else ''}"
+        yield f"# {section.doc}{f' ({NOT_YET})' if section.not_yet else ''}"
         yield prefix + _heading(name, section)
     for key, entry in entries(section.cls):
         if isinstance(entry, Setting):
@@ -64,32 +108,22 @@ def _sample_lines(key: str, entry: Setting) -> tuple[str, ...]:
     """A setting with its comment behind it, or above it where the line would be too long."""
     value = entry.default if entry.example is None else entry.example
     comment = ": ".join(part for part in (" | ".join(entry.kind.choices), entry.doc) if part)
-    note = f" ({_NOT_YET})" if entry.not_yet(value) else ""
+    note = f" ({NOT_YET})" if entry.not_yet(value) else ""
     line = f"{key} = {_toml(value, entry)}"
     joined = f"{line:{_COMMENT_COLUMN}} # {comment}{note}"
     return (joined,) if len(joined) <= _WIDTH else (f"# {comment}{note}", line)
 
 
-def _reference_table(name: str, section: Section, *, not_yet: bool = False) -> Iterator[str]:
-    not_yet = not_yet or section.not_yet
-    settings = [(key, entry) for key, entry in entries(section.cls) if isinstance(entry, Setting)]
-    if name:
-        yield from ("", f"## `{_heading(name, section)}`", "")
-        yield section.doc + (f" *{_NOT_YET.capitalize()}.*" if not_yet else "")
-    if settings:
+def _reference_table(table: Table) -> Iterator[str]:
+    yield from ("", f"## `{table.heading}`", "")
+    yield table.section.doc + (f" *{NOT_YET.capitalize()}.*" if table.not_yet else "")
+    if table.settings:
         yield from ("", "| key | default | allowed | meaning |", "|---|---|---|---|")
-    for key, entry in settings:
-        default = "required" if entry.required else f"`{_toml(entry.default, entry)}`"
-        meaning = f"{entry.doc}{_not_yet_note(entry)}"
+    for key, entry in table.settings:
+        default = "required" if entry.required else f"`{default_text(entry)}`"
+        words = ", ".join(f"`{word}`" for word in not_yet_words(entry))
+        meaning = f"{entry.doc} ({words}: *{NOT_YET}*)" if words else entry.doc
         yield f"| {' | '.join(_cell(text) for text in (f'`{key}`', default, entry.kind.allowed, meaning))} |"
-    for key, below in entries(section.cls):
-        if isinstance(below, Section):
-            yield from _reference_table(_join(name, key), below, not_yet=not_yet)
-
-
-def _not_yet_note(entry: Setting) -> str:
-    words = [f"`{word}`" for word in entry.kind.choices if not isinstance(entry.kind, Many) and entry.not_yet(word)]
-    return f" ({', '.join(words)}: *{_NOT_YET}*)" if words else ""
 
 
 def _heading(name: str, section: Section) -> str:
