@@ -327,8 +327,8 @@ def parser() -> argparse.ArgumentParser:
         prog="metaleg-node",
         description="Makes the kernel of a bare-metal Kubernetes node hold the rules for egress with LoadBalancer "
         "addresses, and for return paths of MetalLB's pools.",
-        epilog=f"Exit status: {EX_USAGE} after wrong usage, {EX_CONFIG} when a command needs the configuration and "
-        "it is wrong; for others see each command.",
+        epilog=f"Exit status: 0 when all went well, 1 when not, {EX_USAGE} after wrong usage, {EX_CONFIG} when a "
+        "command needs the configuration and it is wrong. Some commands have others, which they tell of.",
     )
     parser.add_argument("--version", action="version", version=f"metaleg-node {metaleg_node.__version__}")
     _general_options(parser)

@@ -80,11 +80,6 @@ def _tables(name: str, section: Section, *, not_yet: bool) -> Iterator[Table]:
             yield from _tables(_join(name, key), below, not_yet=not_yet)
 
 
-def default_text(entry: Setting) -> str:
-    """The default of a key as TOML."""
-    return _toml(entry.default, entry)
-
-
 def not_yet_words(entry: Setting) -> list[str]:
     """Those values of a key that no feature uses so far."""
     return [] if isinstance(entry.kind, Many) else [word for word in entry.kind.choices if entry.not_yet(word)]
@@ -109,7 +104,7 @@ def _sample_lines(key: str, entry: Setting) -> tuple[str, ...]:
     value = entry.default if entry.example is None else entry.example
     comment = ": ".join(part for part in (" | ".join(entry.kind.choices), entry.doc) if part)
     note = f" ({NOT_YET})" if entry.not_yet(value) else ""
-    line = f"{key} = {_toml(value, entry)}"
+    line = f"{key} = {toml_text(value, entry)}"
     joined = f"{line:{_COMMENT_COLUMN}} # {comment}{note}"
     return (joined,) if len(joined) <= _WIDTH else (f"# {comment}{note}", line)
 
@@ -120,7 +115,7 @@ def _reference_table(table: Table) -> Iterator[str]:
     if table.settings:
         yield from ("", "| key | default | allowed | meaning |", "|---|---|---|---|")
     for key, entry in table.settings:
-        default = "required" if entry.required else f"`{default_text(entry)}`"
+        default = "required" if entry.required else f"`{toml_text(entry.default, entry)}`"
         words = ", ".join(f"`{word}`" for word in not_yet_words(entry))
         meaning = f"{entry.doc} ({words}: *{NOT_YET}*)" if words else entry.doc
         yield f"| {' | '.join(_cell(text) for text in (f'`{key}`', default, entry.kind.allowed, meaning))} |"
@@ -134,8 +129,8 @@ def _join(parent: str, name: str) -> str:
     return f"{parent}.{name}" if parent else name
 
 
-def _toml(value: object, entry: Setting) -> str:
-    """Strings, integers, booleans and arrays of them are the same in JSON and TOML."""
+def toml_text(value: object, entry: Setting) -> str:
+    """A value of a key as TOML. Strings, integers, booleans and arrays of them are the same in JSON and TOML."""
     return f"{value:#x}" if entry.kind.hexadecimal else json.dumps(value)
 
 

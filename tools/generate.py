@@ -1,4 +1,4 @@
-"""Writes the files that follow from tables: the sample configuration, its reference, and the access rights."""
+"""Writes the files that follow from tables and from the command line's parser."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import yaml
 from metaleg_node.config import ClusterSettings
 from metaleg_node.config_text import reference, sample
 from metaleg_node.sources import access_rights
+from tools import manual
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +30,8 @@ FILES = {
     "etc/metaleg-node/config.toml": sample,
     "docs/configuration.md": reference,
     "etc/metaleg-node/kubernetes/rbac.yaml": rbac,
+    "man/metaleg-node.8": manual.command_page,
+    "man/metaleg-node.toml.5": manual.file_page,
 }
 
 

@@ -13,7 +13,7 @@ from tools.generate import FILES, ROOT
 
 def test_the_generated_files_are_current() -> None:
     stale = [name for name, text in FILES.items() if (ROOT / name).read_text(encoding="utf-8") != text()]
-    assert stale == [], "run tools/generate.py"
+    assert stale == [], "run .venv/bin/python -m tools.generate"
 
 
 def test_the_sample_is_the_defaults_in_lines_that_fit_a_terminal() -> None:

@@ -1,0 +1,161 @@
+"""The manual pages: metaleg-node(8) of the command line's parser, metaleg-node.toml(5) of the settings table."""
+
+from __future__ import annotations
+
+import metaleg_node
+from metaleg_node import cli
+from metaleg_node.config import ClusterSettings
+from metaleg_node.config_text import INTRODUCTION, NOT_YET, Table, not_yet_words, tables, toml_text
+from metaleg_node.daemon.notify import READY_SECONDS
+from metaleg_node.settings import Setting
+from metaleg_node.sources import saved_state
+from tools import roff
+from tools.grammar import Argument, Command, commands, program
+
+_SOURCE = f"metaleg-node {metaleg_node.__version__}"
+_MANUAL = "metaleg-node"
+_COMMAND_PAGE, _FILE_PAGE = ("metaleg-node", 8), ("metaleg-node.toml", 5)
+_OTHER_PAGES = (("nft", 8), ("ip-rule", 8), ("ip-route", 8), ("systemctl", 1), ("journalctl", 1))
+
+_BEHAVIOUR = """
+Services with the label `metaleg.de/rewriteSrcIP` set to `true` opt in: their pods leave the cluster with the Service's
+LoadBalancer address, through the node that announces it. Pools with a router of their own get return paths: replies
+leave by the way the request came. What the cluster is like is learned from the Kubernetes API or from a state file.
+
+The program owns what carries its mark: the nftables table `inet metaleg_node`, policy rules and routes of its own
+protocol number, and the sysctls that it remembers changing. It puts back what others break there, and touches nothing
+else. A stop leaves all of it in the kernel, `cleanup` takes it away.
+"""
+
+_SYSTEMD = f"""
+Started by `metaleg-node.service`, the program tells systemd that it is ready after the first complete apply, of the
+API's state or, where the API does not answer, of the last known one; and after {READY_SECONDS:g} seconds in any case,
+so that a node whose own kubelet has to start the API server boots. The line `Status:` of `systemctl status` says what
+is in force or waited for, and what is wrong.
+
+systemd restarts the service when its loop is stuck. A hook is waited for as long as `hooks.timeout` allows; that counts
+as life. After a wrong configuration (exit status {cli.EX_CONFIG}) it is not restarted.
+
+`systemctl reload` has the configuration read again; the service counts as reloading until the new one is applied. A
+wrong one is reported, and the one before stays in force.
+
+Each line in the journal has its priority, so `journalctl -u metaleg-node -p warning` shows what is wrong.
+"""
+
+_FILES = (
+    (str(cli.DEFAULT_CONFIG), "The configuration; see `metaleg-node.toml`(5)."),
+    (ClusterSettings().kubeconfig, "Credentials for the Kubernetes API; `metaleg-node kubeconfig` makes them."),
+    (f"{cli.DEFAULT_CONFIG.parent}/hooks", "A place for hooks; `hooks.pre` and `hooks.post` say which run."),
+    (
+        f"{cli.DEFAULT_STATE_DIR}/{saved_state.FILE}",
+        "The last complete state of the cluster, itself a valid state file; used at a start without the API.",
+    ),
+    (f"{cli.DEFAULT_STATE_DIR}/sysctls.json", "The sysctls that were changed, with their values from before."),
+    (f"{cli.DEFAULT_RUNTIME_DIR}/status.json", "What the running service did last; what `status --json` prints."),
+)
+
+_ENVIRONMENT = (
+    (f"{cli.RUNTIME_DIRECTORY}, {cli.STATE_DIRECTORY}", "The directories, where no option names others."),
+    ("NOTIFY_SOCKET", "Where `run` tells how it is doing; see sd_notify(3)."),
+    ("WATCHDOG_USEC, WATCHDOG_PID", "How often it has to; see sd_watchdog_enabled(3)."),
+    ("JOURNAL_STREAM", "Lines for the journal get priorities when standard error is this stream; see systemd.exec(5)."),
+    ("HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "Proxies on the way to the Kubernetes API."),
+)
+
+_SIGNALS = (
+    ("SIGTERM, SIGINT", "`run` stops with exit status 0. The kernel keeps what it holds."),
+    ("SIGHUP", "`run` reads the configuration again, as it does by itself when the file changes."),
+)
+
+
+def command_page() -> str:
+    """man/metaleg-node.8."""
+    whole = program()
+    return "".join(
+        [
+            roff.header(*_COMMAND_PAGE, _SOURCE, _MANUAL),
+            _name(_COMMAND_PAGE[0], "egress with LoadBalancer addresses, and return paths, for MetalLB"),
+            roff.heading("SYNOPSIS"),
+            ".br\n".join(_synopsis(command) for command in commands()),
+            roff.heading("DESCRIPTION"),
+            roff.paragraphs(f"{whole.description}\n\n{_BEHAVIOUR}"),
+            roff.heading("OPTIONS"),
+            roff.paragraphs("They stand before the command."),
+            _arguments(whole),
+            roff.heading("COMMANDS"),
+            *map(_command, commands()),
+            roff.heading("EXIT STATUS"),
+            roff.paragraphs(whole.epilog.removeprefix("Exit status: ")),
+            roff.heading("SYSTEMD"),
+            roff.paragraphs(_SYSTEMD),
+            roff.heading("SIGNALS"),
+            roff.items(_SIGNALS),
+            roff.heading("ENVIRONMENT"),
+            roff.items(_ENVIRONMENT),
+            roff.heading("FILES"),
+            roff.items(_FILES),
+            roff.references([_FILE_PAGE, *_OTHER_PAGES]),
+        ]
+    )
+
+
+def file_page() -> str:
+    """man/metaleg-node.toml.5."""
+    return "".join(
+        [
+            roff.header(*_FILE_PAGE, _SOURCE, _MANUAL),
+            _name(_FILE_PAGE[0], "configuration of metaleg-node(8)"),
+            roff.heading("SYNOPSIS"),
+            roff.paragraphs(f"`{cli.DEFAULT_CONFIG}`"),
+            roff.heading("DESCRIPTION"),
+            roff.paragraphs(INTRODUCTION),
+            roff.heading("SETTINGS"),
+            *map(_table, tables()),
+            roff.references([_COMMAND_PAGE]),
+        ]
+    )
+
+
+def _name(page: str, text: str) -> str:
+    return f"{roff.heading('NAME')}{roff.escape(page)} \\- {roff.escape(text)}\n"
+
+
+def _synopsis(command: Command) -> str:
+    general = f"{roff.bold('metaleg-node')} [{roff.italic('options')}] {roff.bold(command.name)}"
+    return f"{roff.lines(' '.join([general, *map(_usage, command.arguments)]))}\n"
+
+
+def _command(command: Command) -> str:
+    return roff.item(roff.bold(command.name), command.description) + roff.indented(
+        f"{_arguments(command)}.PP\n{roff.prose(command.epilog)}\n"
+    )
+
+
+def _arguments(command: Command) -> str:
+    return "".join(roff.item(_tag(argument), argument.text) for argument in command.arguments)
+
+
+def _tag(argument: Argument) -> str:
+    value = roff.italic(argument.value) if argument.value else ""
+    return " ".join(filter(None, [", ".join(map(roff.bold, argument.names)), value]))
+
+
+def _usage(argument: Argument) -> str:
+    return _tag(argument) if argument.required else f"[{_tag(argument)}]"
+
+
+def _table(table: Table) -> str:
+    note = f" *{NOT_YET.capitalize()}.*" if table.not_yet else ""
+    body = "".join(_setting(key, entry) for key, entry in table.settings)
+    return f"{roff.subheading(table.heading)}{roff.paragraphs(table.section.doc + note)}{body}"
+
+
+def _setting(key: str, entry: Setting) -> str:
+    value = " (required)" if entry.required else f" = {roff.bold(toml_text(entry.default, entry))}"
+    words = ", ".join(f"`{word}`" for word in not_yet_words(entry))
+    texts = [
+        f"{entry.doc} ({words}: *{NOT_YET}*)" if words else entry.doc,
+        f"Allowed: {entry.kind.allowed}",
+        *([f"Example: `{toml_text(entry.example, entry)}`"] if entry.example is not None else []),
+    ]
+    return roff.item(f"{roff.bold(key)}{value}", *texts)
