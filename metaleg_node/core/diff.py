@@ -276,8 +276,11 @@ def _moved(before: Firewall | None, after: Firewall) -> frozenset[Address] | Non
     """The addresses whose connections may no longer fit; None: all may."""
     if before is None or (before.inside, before.filters) != (after.inside, after.filters):
         return None
-    pods = {a for a in {*before.pods, *after.pods} if before.pods.get(a) != after.pods.get(a)}
-    return frozenset(pods | (after.sources - before.sources))
+    return frozenset(_changed_pods(before, after) | (after.sources - before.sources))
+
+
+def _changed_pods(before: Firewall, after: Firewall) -> set[Address]:
+    return {address for address, _ in before.pods.items() ^ after.pods.items()}
 
 
 def _firewall_changes(before: Firewall | None, after: Firewall | None, why: Why) -> Iterator[Change]:
@@ -308,10 +311,8 @@ def _firewall_changes(before: Firewall | None, after: Firewall | None, why: Why)
 
 
 def _pod_changes(before: Firewall, after: Firewall, why: Why) -> Iterator[Change]:
-    for address in sorted({*before.pods, *after.pods}, key=lambda a: (a.version, int(a))):
+    for address in sorted(_changed_pods(before, after), key=lambda a: (a.version, int(a))):
         old, new = before.pods.get(address), after.pods.get(address)
-        if old == new:
-            continue
         if new is None:
             assert old
             yield _change(Action.REMOVE, "pod", f"{address} {describe(old, before)}", "no longer an egress pod")

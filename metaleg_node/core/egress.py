@@ -131,13 +131,12 @@ def desired(
             way = _no_slot(service, config)
         if key := filter_key(service.filter):
             filters[key] = service.filter
-        local = 0
-        for pod in service.pods:
-            local += view.is_local(pod)
-            if treated := view.treat(service, pod, way, granted, key):
-                pods[pod.address] = treated
+        here = frozenset(pod.address for pod in service.pods if view.is_local(pod))
+        for local, addresses in ((True, here), (False, {pod.address for pod in service.pods} - here)):
+            if addresses and (treated := view.treat(service, way, granted, key, local=local)):
+                pods.update(dict.fromkeys(addresses, treated))
         obstacle = way if isinstance(way, Obstacle) else None
-        reports.append(ServiceReport(service=service, pods=len(service.pods), local_pods=local, obstacle=obstacle))
+        reports.append(ServiceReport(service=service, pods=len(service.pods), local_pods=len(here), obstacle=obstacle))
     hops = view.next_hops(pods, granted, ways)
     return Desired(
         state=NodeState(
@@ -194,15 +193,19 @@ class _View:
         """Whether the pod runs here; where its slice does not tell, this node's pod networks do."""
         return pod.node == self._me if pod.node else pod.address in self._own_pods
 
-    def _steers(self, pod: PodAddress) -> bool:
-        return self.is_local(pod) or not self._config.egress.local_endpoints_only
+    def _steers(self, *, local: bool) -> bool:
+        """Whether this node steers the traffic of such pods."""
+        return local or not self._config.egress.local_endpoints_only
+
+    def _steers_any(self, service: EgressService) -> bool:
+        return any(self._steers(local=self.is_local(pod)) for pod in service.pods)
 
     def way(self, service: EgressService) -> Way:
         if obstacle := service.obstacle or self._exit_obstacle(service):
             return obstacle
         assert service.gateway
         node = service.gateway.node
-        if node.name == self._me or not any(self._steers(pod) for pod in service.pods):
+        if node.name == self._me or not self._steers_any(service):
             return None
         candidates = [a for a in node.internal_ips if a.version == service.family]
         if not candidates:
@@ -233,13 +236,14 @@ class _View:
         """Marks are for the pods that this node steers, and for those that it is the gateway of."""
         if isinstance(way, Obstacle) or not service.pods:
             return False
-        return _gateway(service) == self._me or any(self._steers(pod) for pod in service.pods)
+        return _gateway(service) == self._me or self._steers_any(service)
 
     def treat(
-        self, service: EgressService, pod: PodAddress, way: Way, granted: Mapping[NodeName, Slot], key: str
+        self, service: EgressService, way: Way, granted: Mapping[NodeName, Slot], key: str, *, local: bool
     ) -> EgressPod | None:
-        """None: the pod's traffic is left alone, as `when_unavailable = "allow"` asks."""
-        local, steers = self.is_local(pod), self._steers(pod)
+        """How the Service's pods are treated that run here (`local`), or elsewhere. None: their traffic is left alone,
+        as `when_unavailable = "allow"` asks."""
+        steers = self._steers(local=local)
         if isinstance(way, Obstacle):
             if self._config.egress.when_unavailable == "allow":
                 return None

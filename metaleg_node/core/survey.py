@@ -250,14 +250,14 @@ class Membership:
     """Tells quickly whether an address lies in any of some networks: one look-up per prefix length."""
 
     def __init__(self, networks: Iterable[Network]) -> None:
-        self._by_length: dict[tuple[int, int], set[int]] = defaultdict(set)
+        self._by_length: dict[Family, dict[int, set[int]]] = {family: defaultdict(set) for family in FAMILIES}
         for net in networks:
             shift = net.max_prefixlen - net.prefixlen
-            self._by_length[net.version, shift].add(int(net.network_address) >> shift)
+            self._by_length[net.version][shift].add(int(net.network_address) >> shift)
 
     def __contains__(self, address: Address) -> bool:
         number = int(address)
-        return any(v == address.version and number >> s in known for (v, s), known in self._by_length.items())
+        return any(number >> shift in known for shift, known in self._by_length[address.version].items())
 
 
 def _networks(cluster: ClusterState, config: Config) -> Networks:
@@ -271,7 +271,7 @@ def _networks(cluster: ClusterState, config: Config) -> Networks:
     return Networks(
         pods=pods,
         cluster=own,
-        inside=merged([*own, *config.egress.exclude_cidrs]),
+        inside=merged([*own, *config.egress.exclude_cidrs]) if config.egress.exclude_cidrs else own,
         node_addresses=addresses,
     )
 
@@ -284,17 +284,18 @@ def _claims(
     for endpoint_slice in cluster.endpoint_slices:
         slices[endpoint_slice.ref.namespace, endpoint_slice.service].append(endpoint_slice)
     owners: dict[Address, ObjectRef] = {}
-    pods: dict[ObjectRef, dict[Address, PodAddress]] = {service.ref: {} for service in services}
+    pods: dict[ObjectRef, dict[Address, PodAddress]] = {}
     rejections: list[Rejection] = []
     for service in services:
+        own = pods.setdefault(service.ref, {})
         for endpoint_slice in slices[_key(service)]:
             for pod, problem in checks.claims(endpoint_slice):
                 owner = service.ref if problem else owners.setdefault(pod.address, service.ref)
-                older = f"{pod.address} belongs to {owner}, which is older" if owner != service.ref else ""
+                older = f"{pod.address} belongs to {owner}, which is older" if owner is not service.ref else ""
                 if problem or older:
                     rejections.append(Rejection(ref=endpoint_slice.ref, reason=problem or older))
                 else:
-                    pods[service.ref][pod.address] = pod
+                    own[pod.address] = pod
     return pods, rejections
 
 
@@ -325,7 +326,7 @@ class _Checks:
             return f"{address} is said to be of {target}, which is no pod of this namespace"
         if not (of_pod or controlled):
             return f"{address} has no targetRef to a pod, and the slice is not managed by Kubernetes"
-        if target and address not in self._addresses_of.get(target, (address,)):
+        if target and self._addresses_of and address not in self._addresses_of.get(target, (address,)):
             return f"{address} is not an address of {target}"
         if address in self._host_addresses:
             return f"{address} is a node's address; pods of the host network have no egress of their own"
