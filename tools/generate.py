@@ -9,7 +9,7 @@ import yaml
 from metaleg_node.config import ClusterSettings
 from metaleg_node.config_text import reference, sample
 from metaleg_node.sources import access_rights
-from tools import manual
+from tools import completion, manual
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,6 +30,7 @@ FILES = {
     "etc/metaleg-node/config.toml": sample,
     "docs/configuration.md": reference,
     "etc/metaleg-node/kubernetes/rbac.yaml": rbac,
+    "completion/metaleg-node": completion.script,
     "man/metaleg-node.8": manual.command_page,
     "man/metaleg-node.toml.5": manual.file_page,
 }
