@@ -118,3 +118,8 @@ def test_what_is_typed_is_completed(shell: Shell, typed: str, line: str) -> None
 
 def test_values_of_a_few_words_are_all_there(shell: Shell) -> None:
     assert all_of(shell, "metaleg-node --log-level ") == ["debug", "error", "info", "warning"]
+
+
+def test_shellcheck_has_nothing_to_say() -> None:
+    done = subprocess.run(["shellcheck", ROOT / "completion/metaleg-node"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
