@@ -193,11 +193,11 @@ def _stack(text: str) -> str:
 _METALEG, _ROUTE_AGENT, _NODE_MANAGER = Program
 _UNTRACKED = "metaleg-node leaves connection tracking of DNS as it is. NodeLocal DNSCache avoids the race behind it"
 _SCRIPT = (
-    "the path was one in the container: put the script on the host, owned by root and writable by nobody else. It gets "
-    "the plan on standard input (docs/operation.md)"
+    "put the script, which was in the container, on the host, owned by root and writable by nobody else; it gets the "
+    "plan on standard input (docs/operation.md)"
 )
 _NOT_WHILE_BOTH_RUN = (
-    "leave this line out while metaleg still runs, since the two must not share any (docs/migration.md)"
+    "leave it out while metaleg still runs, since the two must not share bits or tables (docs/migration.md)"
 )
 
 VARIABLES = (
