@@ -303,7 +303,8 @@ _EARLY = (
     "ct status dnat return",
     "ip saddr @inside4 return",
     "ip6 saddr @inside6 return",
-    "meta l4proto { icmp, ipv6-icmp } return",
+    # Names that nft knows by itself: /etc/protocols is not on every system.
+    "meta l4proto { icmp, icmpv6 } return",
     "tcp flags & (syn | ack) == syn return",
     *(f"{ip} daddr @moved{v} {_DROP}" for v, ip in _IP.items()),
     "meta l4proto { udp, sctp } th dport @served return",
