@@ -5,9 +5,11 @@ One thread does all the work. Others (the source, the kernel monitor, signals) o
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _STUCK_SECONDS = 120.0
 """A loop that gives no sign of life for so long is not healthy."""
+_SWITCH_SECONDS = 0.0005
 _RETRY_FIRST, _RETRY_LAST = 1.0, 60.0
 _TICK_SECONDS = 1.0
 """The loop turns at least so often, to look whether the configuration file changed."""
@@ -65,6 +68,17 @@ class Options:
         if config.firewall.backend == "iptables":
             message = 'this backend is not yet there; set "auto" or "nftables"'
             yield Problem(file=file, key="firewall.backend", value='"iptables"', message=message)
+
+
+def _be_quick() -> None:
+    """What else the interpreter does must not hold up an event."""
+    # The libraries' own objects, most of all there are, live as long as the process: no need to look through them again
+    # and again for garbage.
+    gc.collect()
+    gc.freeze()
+    # While another thread is busy, writing the last known state for example, the loop waits so long after each system
+    # call; Python's default is 5 ms.
+    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 class Service:
@@ -100,6 +114,7 @@ class Service:
 
     def run(self) -> None:
         """Returns when SIGTERM or SIGINT comes; the kernel keeps what it holds."""
+        _be_quick()
         with ExitStack() as stack:
             stack.enter_context(self._events.from_signals())
             self._readiness.expect()
