@@ -75,7 +75,10 @@ class Net:
     def put(self, pod: EgressPod | None, **parts: object) -> None:
         """Makes this the treatment of the pod, in both families; the IPv6 one is never translated."""
         treated = {ip_address(a): pod for a in (POD, POD6) if pod and (a == POD or not pod.source)}
-        nftables.apply(nftables.observe(), dataclasses.replace(BASE, pods=treated, **parts))  # type: ignore[arg-type]
+        self.put_all(pods=treated, **parts)
+
+    def put_all(self, **parts: object) -> None:
+        nftables.apply(nftables.observe(), dataclasses.replace(BASE, **parts))  # type: ignore[arg-type]
 
     def open(self, where: Netns, source: str, *, port: int = 0, kind: int = socket.SOCK_DGRAM) -> socket.socket:
         family = socket.AF_INET6 if ":" in source else socket.AF_INET
@@ -265,9 +268,9 @@ def test_S9_packets_that_conntrack_does_not_know_do_not_leave_untranslated(net: 
     assert nftables.counters()["dropped"][0] == 1
 
 
-def segment(source: str, destination: str = WEB, *, flags: int = 0x10) -> bytes:
+def segment(source: str, destination: str = WEB, *, port: int = 4000, flags: int = 0x10) -> bytes:
     """A TCP segment of no connection; only ACK is set, unless told otherwise."""
-    fields = (4000, PORT, 7, 7, 5 << 4, flags, 512, 0, 0)
+    fields = (port, PORT, 7, 7, 5 << 4, flags, 512, 0, 0)
     head = struct.pack("!HHIIBBHHH", *fields)
     pseudo = (
         socket.inet_aton(source) + socket.inet_aton(destination) + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(head))
@@ -311,6 +314,59 @@ def wait_for_drop() -> None:
         if nftables.counters()["dropped"][0]:
             return
     raise AssertionError("nothing was dropped")
+
+
+# --- source ports ----------------------------------------------------------------------------------------------------
+
+BOTH = {ip_address(POD): SNAT, ip_address(PLAIN): SNAT}
+WELL_KNOWN = range(1, 512)
+"""A port of these is translated to one of these only (nf_nat_l4proto_unique_tuple)."""
+
+
+def test_F24_pods_with_the_same_port_are_told_apart(net: Net) -> None:
+    net.put_all(pods=BOTH)
+    server = net.server()
+    senders = [net.open(net.pod, source, port=4321) for source in (POD, PLAIN)]
+    for sender in senders:
+        sender.sendto(b"question", (WEB, PORT))
+        _, who = server.recvfrom(9)
+        assert who[0] == LB
+        server.sendto(repr(sender).encode(), who)
+    for sender in senders:
+        assert sender.recv(999) == repr(sender).encode()
+
+
+WATCH = """\
+table inet watch {
+    set seen { type ipv4_addr . inet_service; flags dynamic; }
+    chain prerouting {
+        type filter hook prerouting priority raw;
+        ip daddr 203.0.113.7 meta l4proto { tcp, udp } add @seen { ip saddr . th sport }
+    }
+    chain input { type filter hook input priority 0; tcp dport 5000 drop; }
+}
+"""
+
+
+@pytest.mark.parametrize("kind", [socket.IPPROTO_TCP, socket.IPPROTO_UDP], ids=["tcp", "udp"])
+def test_F24_where_no_port_is_free_packets_are_lost_and_none_leaves_with_another_source(net: Net, kind: int) -> None:
+    net.put_all(pods=BOTH)
+    net.world.run("nft", "-f", "-", stdin=WATCH)
+    for source in (POD, PLAIN):
+        with net.pod.inside():
+            raw = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, kind))
+        raw.bind((source, 0))
+        for port in WELL_KNOWN:
+            datagram = struct.pack("!HHHH", port, PORT, 8, 0)
+            tcp = kind == socket.IPPROTO_TCP
+            raw.sendto(segment(source, port=port, flags=0x02) if tcp else datagram, (WEB, 0))
+    server = net.server()
+    net.open(net.pod, POD, port=4321).sendto(b"last", (WEB, PORT))
+    assert server.recvfrom(9) == (b"last", (LB, 4321))
+    assert nftables.counters()["translated"][0] == 2 * len(WELL_KNOWN) + 1, "half of them are lost only after that"
+    listed = json.loads(net.world.run("nft", "-j", "list", "set", "inet", "watch", "seen").stdout)
+    (found,) = [item["set"]["elem"] for item in listed["nftables"] if "set" in item]
+    assert {tuple(element["concat"]) for element in found} == {(LB, port) for port in (*WELL_KNOWN, 4321)}
 
 
 # --- holding ---------------------------------------------------------------------------------------------------------
@@ -452,6 +508,34 @@ def raw_icmp(where: Netns) -> socket.socket:
 
 
 EXCEPT_WEB = DestinationFilter(exclude=networks("203.0.113.0/24"))
+ELSEWHERE = "198.18.0.7"
+ONLY: dict[str, tuple[str, ...]] = {
+    "both": ("203.0.113.0/24", "198.18.0.0/15"),
+    "the first": ("203.0.113.0/24",),
+    "the second": ("198.18.0.0/15",),
+    "neither": ("192.88.99.0/24",),
+}
+
+
+@pytest.mark.parametrize("other", ONLY)
+@pytest.mark.parametrize("one", ONLY)
+def test_F22_no_network_of_a_service_hides_another_of_its_own_or_of_another_service(
+    net: Net, one: str, other: str
+) -> None:
+    filters = [DestinationFilter(only=networks(*ONLY[name])) for name in (one, other)]
+    pods = {
+        ip_address(a): dataclasses.replace(SNAT, filter=filter_key(f))
+        for a, f in zip((POD, PLAIN), filters, strict=True)
+    }
+    net.put_all(pods=pods, filters={filter_key(f): f for f in filters})
+    batch(net.world, f"address add {ELSEWHERE}/32 dev lo")
+    servers = {"the first": net.server(), "the second": net.server(address=ELSEWHERE)}
+    for source, chosen in ((POD, one), (PLAIN, other)):
+        for name, server in servers.items():
+            net.open(net.pod, source).sendto(b"x", server.getsockname())
+            assert server.recvfrom(9)[1][0] == (LB if chosen in ("both", name) else NODE)
+
+
 NARROWED: dict[str, dict[str, object]] = {
     "excluded for all": {"inside": BASE.inside | networks("203.0.113.0/24")},
     "excluded by its Service": {"filters": {filter_key(EXCEPT_WEB): EXCEPT_WEB}},
