@@ -41,12 +41,12 @@ def iptables(node: LabNode, services: Sequence[LabService], options: LabOptions,
         *(_iptables_masquerade(node, options, family) if options.masquerade else ()),
     ]
     for service in services:
-        chains += [f"KUBE-{kind}-{service.name}" for kind in ("SVC", "EXT")]
+        chains += [f"KUBE-{kind}-{service.name}" for kind in ("SVC", "EXT", "FW")]
         chains += [f"KUBE-SEP-{service.name}-{pod.name}" for pod in service.pods]
         rules += _iptables_service(node, service, family)
     rules.append(f"-A KUBE-SERVICES ! -d {_LOOPBACK[family]} -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")
     nat = ["*nat", *(f":{chain} - [0:0]" for chain in chains), *rules, "COMMIT"]
-    return "\n".join([*nat, *_iptables_forward(options, family), ""])
+    return "\n".join([*nat, *_iptables_filter(services, options, family), ""])
 
 
 def nft(node: LabNode, services: Sequence[LabService], options: LabOptions, family: Family) -> str:
@@ -58,7 +58,11 @@ def nft(node: LabNode, services: Sequence[LabService], options: LabOptions, fami
     for service in services:
         lines += _nft_service(node, service, family)
     lines += ["chain services {", *(rule for s in services for rule in _nft_entrances(s, family)), "}"]
+    lines += ["chain firewall_check {", *(rule for s in services for rule in _nft_firewall(s, family)), "}"]
+    checked = ["ct state new jump firewall_check"]
     lines += [
+        *_nft_base("filter_prerouting_pre_dnat", "filter prerouting", "dstnat - 10", checked),
+        *_nft_base("filter_output_pre_dnat", "filter output", "-110", checked),
         *_nft_base("prerouting", "nat prerouting", "dstnat", ["jump services"]),
         *_nft_base("output", "nat output", "-100", ["jump services"]),
         *_nft_base(
@@ -91,8 +95,17 @@ def _iptables_masquerade(node: LabNode, options: LabOptions, family: Family) -> 
     yield f"-A CNI-MASQ -s {pods} ! -d {_MULTICAST[family]} -j MASQUERADE --random-fully"
 
 
-def _iptables_forward(options: LabOptions, family: Family) -> Iterator[str]:
+def _iptables_filter(services: Sequence[LabService], options: LabOptions, family: Family) -> Iterator[str]:
     yield "*filter"
+    yield ":KUBE-PROXY-FIREWALL - [0:0]"
+    for hook in ("INPUT", "FORWARD", "OUTPUT"):
+        yield f"-A {hook} -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL"
+    for service in services:
+        if family in service.source_ranges:
+            # What KUBE-FW has not let into KUBE-EXT still has the address that it was sent to.
+            for protocol in _PROTOCOLS:
+                match = f"-d {service.addresses[family]} -p {protocol} --dport {SERVICE_PORT}"
+                yield f"-A KUBE-PROXY-FIREWALL {match} -j DROP"
     if options.forward_drop:
         yield ":FORWARD DROP [0:0]"
         yield "-A FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT"
@@ -103,11 +116,15 @@ def _iptables_forward(options: LabOptions, family: Family) -> Iterator[str]:
 
 
 def _iptables_service(node: LabNode, service: LabService, family: Family) -> Iterator[str]:
-    svc, ext = f"KUBE-SVC-{service.name}", f"KUBE-EXT-{service.name}"
+    svc, ext, fw = (f"KUBE-{kind}-{service.name}" for kind in ("SVC", "EXT", "FW"))
+    restricted = family in service.source_ranges
     for protocol in _PROTOCOLS:
+        entrance = fw if restricted else ext
         yield f"-A KUBE-SERVICES -d {service.cluster_ips[family]} -p {protocol} --dport {SERVICE_PORT} -j {svc}"
-        yield f"-A KUBE-SERVICES -d {service.addresses[family]} -p {protocol} --dport {SERVICE_PORT} -j {ext}"
+        yield f"-A KUBE-SERVICES -d {service.addresses[family]} -p {protocol} --dport {SERVICE_PORT} -j {entrance}"
         yield f"-A KUBE-NODEPORTS -p {protocol} --dport {service.node_port} -j {ext}"
+    if restricted:
+        yield f"-A {fw} -s {service.source_ranges[family]} -j {ext}"
     if service.local:
         yield f"-A {ext} -s {POD_NETWORK[family]} -j {svc}"
         yield f"-A {ext} -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ"
@@ -180,6 +197,13 @@ def _nft_balance(service: LabService, pods: Sequence[LabPod]) -> Iterator[str]:
     if pods:
         targets = ", ".join(f"{i} : goto endpoint_{service.name}_{pod.name}" for i, pod in enumerate(pods))
         yield f"numgen random mod {len(pods)} vmap {{ {targets} }}"
+
+
+def _nft_firewall(service: LabService, family: Family) -> Iterator[str]:
+    ip, ports = _nft_word(family), "meta l4proto { tcp, udp } th dport"
+    if family in service.source_ranges:
+        here = f"{ip} daddr {service.addresses[family]} {ports} {SERVICE_PORT}"
+        yield f"{here} {ip} saddr != {service.source_ranges[family]} drop"
 
 
 def _nft_entrances(service: LabService, family: Family) -> Iterator[str]:

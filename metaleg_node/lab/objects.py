@@ -52,6 +52,8 @@ def service(s: LabService) -> Object:
         "ipFamilies": [f"IPv{f}" for f in s.families],
         "ports": ports,
     }
+    if s.source_ranges:
+        spec["loadBalancerSourceRanges"] = [str(network) for network in s.source_ranges.values()]
     status = {"loadBalancer": {"ingress": [{"ip": str(a)} for a in s.addresses.values()]}}
     made = _object("v1", "Service", s.name, NAMESPACE, labels=labels, spec=spec, status=status)
     if s.annotations:

@@ -108,6 +108,7 @@ class LabService:
     """A Service of type LoadBalancer; `number` (from 0) chooses its addresses. `local` is externalTrafficPolicy: Local.
 
     `labelled` tells whether it asks for egress, `gateway` names the node that announces it (None: nobody does).
+    Clients outside `source_ranges` (loadBalancerSourceRanges) are turned away; empty: nobody is.
     """
 
     name: str
@@ -118,6 +119,7 @@ class LabService:
     local: bool = False
     families: tuple[Family, ...] = FAMILIES
     annotations: dict[str, str] = field(default_factory=dict)
+    source_ranges: dict[Family, Network] = field(default_factory=dict)
 
     @property
     def addresses(self) -> dict[Family, Address]:
