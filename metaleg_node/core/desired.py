@@ -5,7 +5,7 @@ They share marks and tables, so one place hands these out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from metaleg_node.config import Config
@@ -15,11 +15,13 @@ from metaleg_node.core.model import (
     Firewall,
     Host,
     Match,
+    Network,
     NodeName,
     NodeState,
     Questions,
     Rejection,
     Route,
+    RouteType,
     Routing,
     Rule,
     Slot,
@@ -72,8 +74,10 @@ def desired(
     out = egress.desired(survey, config, me, host, held, others=others)
     reports = tuple(_report(path, out.granted, config) for path in found)
     leaving = [(path, out.granted[path.exit_holder]) for path in found if path.exit_holder in out.granted]
-    routes = frozenset([*out.state.routing.routes, *_routes(reports, leaving, config)])
     rules = frozenset([*out.state.routing.rules, *_rules(reports, leaving, config)])
+    routes = frozenset(
+        [*out.state.routing.routes, *_routes(reports, leaving, config), *_ways_back(rules, survey.networks.pods)]
+    )
     present = [report.path for report in reports]
     tables = {route.table for route in routes} | return_path.managed_tables(wanted.paths, config)
     return Desired(
@@ -116,6 +120,17 @@ def _rules(reports: Iterable[PathReport], leaving: Leaving, config: Config) -> I
             yield from return_path.rules(report.path, report.slot, config)
     for path, slot in leaving:
         yield from return_path.exit_rules(path, slot, config)
+
+
+def _ways_back(rules: Iterable[Rule], pods: Collection[Network]) -> Iterator[Route]:
+    """In each table of a mark: pods are where the main table says. No packet to a pod has a mark, but a reverse-path
+    filter may look for the way back to a pod by the mark of its packet (ip-sysctl, src_valid_mark), and would find
+    another interface than the pod's."""
+    for rule in rules:
+        for network in pods:
+            if network.version == rule.family:
+                metric = egress.DEFAULT_METRIC[rule.family]
+                yield Route(table=rule.table, destination=network, type=RouteType.THROW, metric=metric)
 
 
 def _firewall(

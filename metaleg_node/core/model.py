@@ -274,6 +274,7 @@ class RouteType(enum.StrEnum):
 
     UNICAST = "unicast"
     UNREACHABLE = "unreachable"
+    THROW = "throw"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

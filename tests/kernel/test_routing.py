@@ -40,6 +40,10 @@ def route(destination: str, *hops: NextHop, metric: int = 10, table: int = TABLE
     return Route(table=table, destination=ip_network(destination), type=kind, metric=metric, next_hops=hops)
 
 
+def thrown(destination: str) -> Route:
+    return dataclasses.replace(route(destination), type=RouteType.THROW)
+
+
 def shown(netns: Netns, what: str, family: int = 4, table: int = TABLE) -> list[str]:
     words = ["table", str(table)] if what == "route" else []
     output = netns.run("ip", f"-{family}", what, "show", *words, check=False).stdout
@@ -91,6 +95,8 @@ ROUTES = {
         route("::/0", metric=WORST),
         [f"unreachable default dev lo proto 201 metric {WORST} pref medium"],
     ),
+    "v4 throw": (thrown("10.50.0.0/16"), ["throw 10.50.0.0/16 proto 201 metric 10"]),
+    "v6 throw": (thrown("fd50::/64"), ["throw fd50::/64 dev lo proto 201 metric 10 pref medium"]),
     "v4 without gateway": (
         route("10.50.0.0/16", hop(None)),
         ["10.50.0.0/16 dev v0 proto 201 scope link metric 10"],
