@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,14 @@ import toml
 
 from bench.cluster import Cluster, documents
 from metaleg_node.kernel.monitor import generation
+from metaleg_node.kernel.netlink import NETLINK_NETFILTER
 from metaleg_node.lab.namespaces import Namespace
 from metaleg_node.lab.objects import replace_file
 
 DEADLINE = 30.0
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_TRANSACTIONS = 7
+"""The group that is told of nftables transactions (linux/netfilter/nfnetlink.h, NFNLGRP_NFTABLES)."""
 
 
 @contextmanager
@@ -38,6 +45,23 @@ def wait(met: Callable[[], bool], what: str, *, every: float = 0.0005) -> float:
             raise TimeoutError(f"waited {DEADLINE:g} s for {what}")
         time.sleep(every)
     return time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Commits:
+    """The nftables transactions of a node, by a socket that is told of them."""
+
+    heard: socket.socket
+
+    def forget(self) -> None:
+        """Those until now do not count."""
+        while select.select([self.heard], [], [], 0)[0]:
+            self.heard.recv(1 << 16)
+
+    def wait(self) -> float:
+        """When the next one came (monotonic seconds). Raises TimeoutError."""
+        self.heard.recv(1 << 16)
+        return time.monotonic()
 
 
 class Daemon:
@@ -85,6 +109,16 @@ class Daemon:
         """Changes whenever the daemon has told what it did."""
         path = self._directory / "run" / "status.json"
         return path.stat().st_mtime_ns if path.exists() else None
+
+    @contextmanager
+    def commits(self) -> Iterator[Commits]:
+        """Hears of the node's nftables transactions, without asking again and again: that would take time from what is
+        measured."""
+        with self.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as heard:
+            heard.bind((0, 0))
+            heard.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _TRANSACTIONS)
+            heard.settimeout(DEADLINE)
+            yield Commits(heard)
 
     def generation(self) -> int:
         with self.node.inside():
