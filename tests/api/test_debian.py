@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -12,41 +11,25 @@ import pytest
 
 PYTHON = Path("/usr/bin/python3")
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments")
-"""What the tests need themselves; all of it runs on any interpreter."""
-SKIP = "python3-kubernetes of Debian is not installed"
+FILES = ("test_follow.py", "test_faults.py", "test_credentials.py", "test_cluster_source.py", "test_return_path.py")
+MODULES = "kubernetes, prometheus_client, pytest, pytest_timeout, toml, watchdog, xdist, yaml"
 
 
 def has_debian_packages() -> bool:
-    done = subprocess.run([PYTHON, "-c", "import kubernetes, prometheus_client"], capture_output=True, check=False)
-    return done.returncode == 0
+    return subprocess.run([PYTHON, "-c", f"import {MODULES}"], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.skipif(sys.prefix == "/usr", reason="this is Debian's interpreter already")
-@pytest.mark.skipif(not PYTHON.exists() or not has_debian_packages(), reason=SKIP)
-@pytest.mark.parametrize(
-    "file",
-    ["test_follow.py", "test_faults.py", "test_credentials.py", "test_cluster_source.py", "test_return_path.py"],
+@pytest.mark.skipif(
+    not PYTHON.exists() or not has_debian_packages(), reason=f"{PYTHON} lacks one of {MODULES}: ./dev setup"
 )
-def test_all_the_same_with_the_packages_of_debian(tmp_path: Path, file: str) -> None:
-    for name in TOOLS:
-        found = importlib.util.find_spec(name)
-        if found and found.origin:
-            (tmp_path / name).symlink_to(Path(found.origin).parent)
-    command: list[str | Path] = [
-        PYTHON,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--confcutdir",
-        "tests/api",
-        f"tests/api/{file}",
-    ]
+def test_all_the_same_with_the_packages_of_debian() -> None:
+    command: list[str | Path] = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--numprocesses", "4"]
+    command += ["--confcutdir", "tests/api", *(f"tests/api/{file}" for file in FILES)]
     # Packages of a stable distribution warn about what came after them.
     command += ["-W", "default::DeprecationWarning", "--override-ini", "addopts="]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=110)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
