@@ -5,6 +5,7 @@ New flows of egress pods never stop during these tests; the record of every pack
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import socket
@@ -12,12 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from metaleg_node.core.model import FAMILIES, Family
-from metaleg_node.lab import topology
+from metaleg_node.lab import objects, topology
 from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, Flavour, LabNode, LabOptions, LabPod, LabService
 from metaleg_node.lab.probes import open_tcp
@@ -31,6 +33,7 @@ from tests.e2e.scenario import (
     egress_service,
     expect,
     expect_no_way_out,
+    ours,
     sources,
     texts,
 )
@@ -224,6 +227,57 @@ def test_a_pulled_cable_heals_when_it_is_plugged_in_again(running: Lab) -> None:
             running.plug(node, connected=True)
 
 
+def test_F10_a_gateway_that_dies_cuts_pods_off_until_another_node_announces(running: Lab, web: LabService) -> None:
+    """Its pod stays Ready in the EndpointSlices, and it is a gateway in its own eyes when it comes back."""
+    pod, alive = running.pod(NODE1), (NODE1, NODE3)
+    with judged(running):
+        running.plug(NODE2, connected=False)
+        others = [o for o in running.cluster_objects() if o["metadata"]["name"] != NODE2.name]
+        running.write_state([*others, objects.node(NODE2, ready=False)], nodes=alive)
+        expect_no_way_out(running, pod)
+        running.failover("web", NODE3, seen_by=alive)
+        expect(running, pod, texts(web.addresses))
+        running.plug(NODE2, connected=True)
+        expect(running, pod, texts(web.addresses))
+        running.write_state()
+
+
+def test_F1_F4_F8_answers_that_go_to_another_node_than_the_gateway_do_no_harm(running: Lab, web: LabService) -> None:
+    """The router has not heard of the new gateway yet, or MetalLB reports another node than the one that announces."""
+    pod = running.pod(NODE1)
+    with judged(running), ExitStack() as stack:
+        connections = [
+            stack.enter_context(open_tcp(running.namespace(pod), SERVER[f], SERVER_PORT, 10)) for f in FAMILIES
+        ]
+        before = [_say(sock, b"before\n") for sock in connections]
+        running.services["web"] = replace(web, gateway=NODE3)
+        running.write_state()
+        for other in web.pods:
+            expect_no_way_out(running, other)
+        for sock in connections:
+            sock.sendall(b"meanwhile\n")
+        running.announce(running.services["web"])
+        assert [sock.recv(2048).split()[:2] for sock in connections] == before
+
+
+@pytest.mark.parametrize("node", [NODE1, NODE2], ids=["the pod's node", "the gateway"])
+def test_F7_a_node_whose_addresses_move_to_another_interface(running: Lab, web: LabService, node: LabNode) -> None:
+    """As when its cable is put into another card that takes over the first one's hardware address."""
+    switch, here = running.namespace("switch"), running.namespace(node)
+    (link,) = json.loads(here.run("ip", "-j", "link", "show", "eth0"))
+    with judged(running):
+        running.plug(node, connected=False)
+        here.ip(["address flush dev eth0"])
+        switch.ip([f"link add card2 up master br0 type veth peer name eth1 netns {here.name}"])
+        here.ip([f"link set eth1 address {link['address']}"])
+        lines = (line for line in topology.node(node, (), running.options, lambda name: name) if "cni0" not in line)
+        here.ip(line.replace("eth0", "eth1").replace("route add", "route replace") for line in lines)
+        for pod in web.pods:
+            expect(running, pod, texts(web.addresses))
+    assert wait_until(lambda: "eth0" not in str(ours(running, node)), SETTLED), ours(running, node)
+    assert "eth1" in ours(running, node)["nftables"]
+
+
 # --- established connections -----------------------------------------------------------------------------------------
 
 
@@ -286,7 +340,7 @@ def _say(sock: socket.socket, line: bytes) -> list[bytes]:
         return []
 
 
-def test_S1_steered_traffic_changes_its_next_hop_with_the_gateway(running: Lab) -> None:
+def test_F6_S1_steered_traffic_changes_its_next_hop_with_the_gateway(running: Lab) -> None:
     running.failover("web", NODE3)
     expect(running, running.pod(NODE1), texts(running.services["web"].addresses))
     assert wait_until(lambda: _next_hops(running) == texts(NODE3.addresses), SETTLED)

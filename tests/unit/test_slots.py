@@ -56,7 +56,7 @@ def test_a_former_holders_slot_is_taken_when_nothing_else_is_left() -> None:
     assert slots.assign(held(s1=A, s2=B), [B, C], slots=2) == {B: 2, C: 1}
 
 
-def test_64_gateways_for_63_slots_leave_the_last_one_out_and_holders_in() -> None:
+def test_F45_64_gateways_for_63_slots_leave_the_last_one_out_and_holders_in() -> None:
     names = [NodeName(f"n{i}") for i in range(64)]
     granted = slots.assign({}, names, slots=63)
     assert granted == {name: i + 1 for i, name in enumerate(names[:63])}
