@@ -1,0 +1,333 @@
+"""The commands as people and scripts meet them on a node: what they print, how they end, what hooks are told."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaleg_node import cli
+from metaleg_node.kernel import process
+from metaleg_node.lab import objects
+from metaleg_node.lab.daemons import Daemon
+from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.namespaces import Namespace
+from metaleg_node.lab.plan import Flavour, LabOptions
+from metaleg_node.lab.server import wait_until
+from tests.e2e.scenario import NODE1, NODE3, SETTLED, egress_service, foreign, ours
+from tests.unit.test_hooks import wait_until_gone
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Lab]:
+    """One lab for all; strict reverse-path filters, so that there is a sysctl to change and to put back."""
+    with Lab(LabOptions(flavour=Flavour.IPTABLES_LEGACY, rp_filter=1)) as lab:
+        yield lab
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Node1, which steers its pod to node2, and what is in its kernel."""
+
+    lab: Lab
+    daemon: Daemon
+    namespace: Namespace
+
+    def run(self, *words: str) -> process.Completed:
+        return self.daemon.command(*words)
+
+    def start(self, **overrides: dict[str, Any]) -> None:
+        self.daemon.configure(overrides)
+        self.daemon.start()
+
+    @property
+    def ours(self) -> dict[str, str]:
+        return {what: text for what, text in ours(self.lab, NODE1).items() if text}
+
+    @property
+    def directory(self) -> Path:
+        return self.daemon.config_file.parent
+
+
+@pytest.fixture
+def node(cluster: Lab) -> Iterator[Node]:
+    """Nothing of ours is in its kernel, neither before nor after the test."""
+    cluster.set_services(egress_service(cluster))
+    found = Node(lab=cluster, daemon=cluster.daemons[NODE1], namespace=cluster.namespace(NODE1))
+    found.daemon.configure({})
+    yield found
+    found.daemon.kill()
+    if found.ours:
+        assert found.run("cleanup").returncode == 0
+    for name in ("run", "lib"):
+        shutil.rmtree(found.directory / name, ignore_errors=True)
+
+
+# --- wrong usage and wrong files -------------------------------------------------------------------------------------
+
+USAGE = ["", "plann", "plan --jsn", "plan x", "--log-level loud plan", "kubeconfig", "--config"]
+
+
+@pytest.mark.parametrize("words", USAGE)
+def test_wrong_usage_ends_with_64_and_shows_the_right_one(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words.split())
+    assert ended.value.code == 64
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("usage: metaleg-node ")
+    assert "metaleg-node" in printed.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["run", "apply", "plan", "check"])
+def test_a_wrong_configuration_ends_with_78_and_every_problem(node: Node, command: str) -> None:
+    node.daemon.configure({"egress": {"enabeld": True}, "hooks": {"timeout": "soon"}})
+    done = node.run(command)
+    assert done.returncode == 78
+    assert done.stdout == ""
+    first, second = sorted(done.stderr.splitlines())
+    assert f"{node.daemon.config_file}" in first
+    assert "egress.enabeld" in first
+    assert "enabled" in first
+    assert f"{node.daemon.config_file}" in second
+    assert "hooks.timeout" in second
+    assert "soon" in second
+    assert node.ours == {}
+
+
+def test_check_tells_what_is_good_and_what_the_state_holds(node: Node) -> None:
+    done = node.run("check")
+    assert (done.returncode, done.stderr) == (0, "")
+    state, config = done.stdout.splitlines()
+    assert state.startswith(f"{node.daemon.state_file}: 3 nodes, 1 Service")
+    assert state.endswith(", 4 addresses of their pods; this node is node1")
+    assert config == f"{node.daemon.config_file}: good"
+
+
+def test_a_state_file_that_cannot_be_read_is_an_error_and_changes_nothing(node: Node) -> None:
+    objects.replace_file(node.daemon.state_file, b"kind: Service\nmetadata: {\n")
+    for command, status in (("plan", 1), ("apply", 1), ("check", 78)):
+        done = node.run(command)
+        assert done.returncode == status
+        assert str(node.daemon.state_file) in done.stderr
+        assert "line 3" in done.stderr
+    assert node.ours == {}
+
+
+# --- plan and apply --------------------------------------------------------------------------------------------------
+
+
+def test_plan_tells_people_and_programs_the_same(node: Node) -> None:
+    text, document = node.run("plan"), node.run("plan", "--json")
+    assert (text.returncode, document.returncode) == (2, 2)
+    signs = {"add": "+", "change": "~", "remove": "-"}
+    changes = json.loads(document.stdout)["changes"]
+    lines = [f"{signs[c['action']]} {c['kind']} {c['object']}" for c in changes]
+    *told, count = text.stdout.splitlines()
+    assert [line.partition("  # ")[0] for line in told] == lines
+    assert [line.partition("  # ")[2] for line in told] == [c["reason"] for c in changes]
+    assert count == f"{len(changes)} changes"
+    assert node.run("apply").returncode == 0
+    assert json.loads(node.run("plan", "--json").stdout) == {"changes": []}
+
+
+def test_apply_tells_what_the_kernel_refused_and_a_later_one_completes_it(node: Node) -> None:
+    """A table with the flag `owner` belongs to one process (nft(8)), and is gone with it."""
+    with node.namespace.inside():
+        owner = subprocess.Popen([process.find("nft"), "-i"], stdin=subprocess.PIPE, text=True)
+    with owner:
+        assert owner.stdin
+        owner.stdin.write("add table inet metaleg_node { flags owner; }\n")
+        owner.stdin.flush()
+        assert wait_until(lambda: "metaleg_node" in node.namespace.run("nft", "list", "tables"), SETTLED)
+        done = node.run("apply")
+        assert done.returncode == 1
+        assert "nft refused the change of table inet metaleg_node" in done.stderr
+        assert done.stdout.endswith(", 1 failed\n")
+    done = node.run("apply")
+    assert done.returncode == 0
+    assert done.stdout.endswith(", 0 failed\n")
+    assert node.run("plan").returncode == 0
+
+
+# --- cleanup ---------------------------------------------------------------------------------------------------------
+
+MISSING: dict[str, tuple[str, ...]] = {
+    "the table": ("nft delete table inet metaleg_node",),
+    "parts of the table": ("nft flush chain inet metaleg_node prerouting", "nft delete map inet metaleg_node pods4"),
+    "the routes": ("ip -4 route flush table 1000001", "ip -6 route delete default table 1000001"),
+    "the table, the rules and the routes": (
+        "nft flush ruleset",
+        "ip -4 rule flush proto 201",
+        "ip -6 rule flush proto 201",
+        "ip -4 route flush table all proto 201",
+        "ip -6 route flush table all proto 201",
+    ),
+}
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_F39_cleanup_works_whatever_is_missing_and_also_twice(node: Node, missing: str) -> None:
+    before = foreign(node.lab, NODE1)
+    assert node.run("apply").returncode == 0
+    assert set(node.ours) == {"rule 4", "rule 6", "route show table all 4", "route show table all 6", "nftables"}
+    for command in MISSING[missing]:
+        node.namespace.run(*command.split())
+    # Neither is needed, and what is wrong with them keeps nothing in the kernel.
+    node.daemon.config_file.write_text("[egress")
+    node.daemon.state_file.unlink()
+    first, second = node.run("cleanup"), node.run("cleanup")
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "cleaning up all the same" in first.stderr
+    assert first.stdout.endswith(" removed or put back\n")
+    assert second.stdout == "nothing to clean up\n"
+    assert node.ours == {}
+    assert foreign(node.lab, NODE1) == before
+    assert node.namespace.run("sysctl", "-n", "net.ipv4.conf.eth0.rp_filter") == "1\n"
+
+
+# --- status, and one instance at a time ------------------------------------------------------------------------------
+
+
+def test_status_tells_of_the_running_service_only(node: Node) -> None:
+    done = node.run("status")
+    assert (done.returncode, done.stdout) == (3, "metaleg-node is not running\n")
+    node.start()
+    node.daemon.wait_ready()
+    done = node.run("status")
+    assert done.returncode == 0
+    assert re.search(r"^healthy: +yes$", done.stdout, re.MULTILINE)
+    assert re.search(r"^default/web +IPv6 +2001:db8:2::200 +node2 +2 +active", done.stdout, re.MULTILINE)
+    document = json.loads(node.run("status", "--json").stdout)
+    assert document == node.daemon.status()
+    assert (document["node"], document["pid"], document["healthy"]) == ("node1", node.daemon.process_id, True)
+    objects.replace_file(node.daemon.state_file, b"kind: [")
+    assert wait_until(lambda: node.daemon.status()["problems"] != [], SETTLED)
+    done = node.run("status")
+    assert done.returncode == 1
+    assert re.search(r"^healthy: +no$", done.stdout, re.MULTILINE)
+    assert str(node.daemon.state_file) in done.stdout.partition("Problems:\n")[2]
+    assert node.daemon.stop() == 0
+    done = node.run("status", "--json")
+    assert (done.returncode, done.stdout) == (3, "metaleg-node is not running\n")
+
+
+def test_while_the_service_runs_nobody_else_changes_anything_but_may_look(node: Node) -> None:
+    node.start()
+    node.daemon.wait_ready()
+    before = node.ours
+    for command in ("apply", "cleanup"):
+        done = node.run(command)
+        assert done.returncode == 1
+        assert f"process {node.daemon.process_id}" in done.stderr
+    assert node.ours == before
+    done = node.run("plan")
+    assert (done.returncode, done.stdout) == (0, "nothing to do\n")
+
+
+# --- hooks -----------------------------------------------------------------------------------------------------------
+
+
+def hook(node: Node, name: str, text: str) -> str:
+    """A script of this name beside the node's other files."""
+    path = node.directory / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def recording(node: Node) -> str:
+    """A hook that keeps its environment and its input, for `told`."""
+    calls = node.directory / "calls"
+    shutil.rmtree(calls, ignore_errors=True)
+    calls.mkdir()
+    one = f"{calls}/.$METALEG_HOOK-$METALEG_CHANGES-$$"
+    return hook(node, "record", f"{{ env; echo; cat; }} > {one} && mv {one} {calls}/$(date +%s%N)")
+
+
+def told(node: Node) -> list[tuple[dict[str, str], list[Any]]]:
+    """Environment and changes of each call of a recording hook so far, in order."""
+    calls = []
+    for path in sorted((node.directory / "calls").glob("[0-9]*")):
+        environment, _, plan = path.read_text().partition("\n\n")
+        calls.append((dict(line.split("=", 1) for line in environment.splitlines()), json.loads(plan)["changes"]))
+    return calls
+
+
+def test_the_service_tells_its_hooks_what_it_does(node: Node) -> None:
+    record = recording(node)
+    node.start(hooks={"pre": record, "post": record})
+    node.daemon.wait_ready()
+    # An unchanged state is no occasion for hooks; the next change shows that none came.
+    node.lab.write_state(nodes=[NODE1])
+    node.lab.failover("web", NODE3, seen_by=[NODE1])
+    assert wait_until(lambda: len(told(node)) >= 4, SETTLED)
+    calls = told(node)
+    assert [environment["METALEG_HOOK"] for environment, _ in calls] == ["pre", "post"] * 2
+    for environment, changes in calls:
+        assert environment["METALEG_NODE"] == "node1"
+        assert int(environment["METALEG_CHANGES"]) == len(changes) > 0
+        assert environment.get("METALEG_RESULT") == {"pre": None, "post": "ok"}[environment["METALEG_HOOK"]]
+        known = {"PATH", "LC_ALL", "PWD", "OLDPWD", "SHLVL", "_"}
+        assert {name for name in environment if not name.startswith("METALEG_")} <= known
+    reasons = [environment["METALEG_REASON"] for environment, _ in calls]
+    assert set(reasons[0].split(", ")) <= {"cluster state changed", "start"}
+    assert "cluster state changed" in reasons[2]
+    assert any(c["object"].startswith("10.244.1.2 leaves through node3") for c in calls[2][1])
+    assert [changes for _, changes in calls[::2]] == [changes for _, changes in calls[1::2]]
+    # At its first reconcile it tells them also that there is nothing to change.
+    assert node.daemon.stop() == 0
+    node.daemon.start()
+    node.daemon.wait_ready()
+    assert [e["METALEG_CHANGES"] for e, _ in told(node)[4:]] == ["0", "0"]
+
+
+def test_apply_tells_its_hooks_too(node: Node) -> None:
+    record = recording(node)
+    node.daemon.configure({"hooks": {"pre": record, "post": record}})
+    assert node.run("apply").returncode == 0
+    about = [(e["METALEG_HOOK"], e["METALEG_REASON"], e.get("METALEG_RESULT")) for e, _ in told(node)]
+    assert about == [("pre", "apply", None), ("post", "apply", "ok")]
+
+
+def test_a_pre_hook_that_fails_may_abort(node: Node) -> None:
+    consent = node.directory / "consent"
+    settings = {"pre": hook(node, "ask", f"test -e {consent}"), "pre_failure": "abort"}
+    node.daemon.configure({"hooks": settings})
+    done = node.run("apply")
+    assert done.returncode == 1
+    assert "hooks.pre_failure is abort: nothing was changed" in done.stderr
+    assert "failed with exit status 1" in done.stderr
+    assert node.ours == {}
+    node.start(hooks=settings)
+    assert wait_until(lambda: bool(node.daemon.status()), SETTLED)
+    done = node.run("status")
+    assert done.returncode == 1
+    assert "hooks.pre_failure is abort: nothing was changed" in done.stdout
+    assert not node.daemon.ready()
+    assert node.ours == {}
+    # It is asked again without any other event.
+    consent.touch()
+    node.daemon.wait_ready()
+    assert node.ours
+    assert node.run("status").returncode == 0
+    consent.unlink()
+
+
+def test_a_hook_that_hangs_is_killed_with_all_its_children_and_reported(node: Node) -> None:
+    children = node.directory / "children"
+    slow = hook(node, "slow", f"sleep 600 & echo $! > {children}; wait")
+    node.start(hooks={"pre": slow, "timeout": "200ms"})
+    node.daemon.wait_ready()
+    done = node.run("status")
+    assert done.returncode == 1
+    assert f"hooks.pre: {slow}: killed, it did not end within 0.2 s" in done.stdout
+    assert node.ours
+    wait_until_gone(int(children.read_text()))
