@@ -246,9 +246,7 @@ def test_F1_F4_F8_answers_that_go_to_another_node_than_the_gateway_do_no_harm(ru
     """The router has not heard of the new gateway yet, or MetalLB reports another node than the one that announces."""
     pod = running.pod(NODE1)
     with judged(running), ExitStack() as stack:
-        connections = [
-            stack.enter_context(open_tcp(running.namespace(pod), SERVER[f], SERVER_PORT, 10)) for f in FAMILIES
-        ]
+        connections = [stack.enter_context(_open_from_port(running, pod, f, 20000 + f)) for f in FAMILIES]
         before = [_say(sock, b"before\n") for sock in connections]
         running.services["web"] = replace(web, gateway=NODE3)
         running.write_state()
@@ -258,6 +256,15 @@ def test_F1_F4_F8_answers_that_go_to_another_node_than_the_gateway_do_no_harm(ru
             sock.sendall(b"meanwhile\n")
         running.announce(running.services["web"])
         assert [sock.recv(2048).split()[:2] for sock in connections] == before
+
+
+def _open_from_port(lab: Lab, pod: LabPod, family: Family, port: int) -> socket.socket:
+    """A connection to the server from a port that no other flow of these tests has: on the new gateway it is free."""
+    sock = lab.namespace(pod).socket(ADDRESS_FAMILY[family], socket.SOCK_STREAM)
+    sock.settimeout(10)
+    sock.bind(("", port))
+    sock.connect((str(SERVER[family]), SERVER_PORT))
+    return sock
 
 
 @pytest.mark.parametrize("node", [NODE1, NODE2], ids=["the pod's node", "the gateway"])
