@@ -282,12 +282,13 @@ def _state_problems(config: Config) -> list[str]:
             print(f"{service.service.ref} (IPv{service.family}) has no egress: {service.obstacle.detail}")
     names = {service.service.ref for service in surveyed.services}
     pods = sum(len(service.pods) for service in surveyed.services)
-    found = f"{len(cluster.nodes)} nodes, {len(names)} Services with the label, {pods} addresses of their pods"
+    labelled = f"{counted(len(names), 'Service')} with the label, {counted(pods, 'pod address')}"
     place = config.cluster.state_file or "Kubernetes API"
-    print(f"{place}: {found}; this node is {node_name(config)}")
+    print(f"{place}: {counted(len(cluster.nodes), 'node')}, {labelled}; this node is {node_name(config)}")
     wanted = pools.read(cluster, config, node_name(config))
     for path in wanted.paths:
-        print(f"return path {path.name}: {len(path.networks)} networks, {len(path.gateways)} next hops")
+        networks, hops = counted(len(path.networks), "network"), counted(len(path.gateways), "next hop")
+        print(f"return path {path.name}: {networks}, {hops}")
         print(*(f"return path {path.name}: {note}\n" for note in path.notes), sep="", end="")
     rejected = (*cluster.rejections, *surveyed.rejections, *wanted.rejections)
     gap = surveyed.gap(node_name(config))

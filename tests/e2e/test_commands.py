@@ -107,7 +107,7 @@ def test_check_tells_what_is_good_and_what_the_state_holds(node: Node) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     state, config = done.stdout.splitlines()
     assert state.startswith(f"{node.daemon.state_file}: 3 nodes, 1 Service")
-    assert state.endswith(", 4 addresses of their pods; this node is node1")
+    assert state.endswith(", 4 pod addresses; this node is node1")
     assert config == f"{node.daemon.config_file}: good"
 
 
