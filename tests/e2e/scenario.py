@@ -65,7 +65,7 @@ def foreign(lab: Lab, node: LabNode) -> dict[str, str]:
         for family in FAMILIES:
             lines = namespace.run("ip", "-d", f"-{family}", *what.split()).splitlines()
             view[f"{what} {family}"] = "\n".join(line for line in lines if ours not in line)
-    view["nftables"] = _without_our_table(namespace.run("nft", "-s", "list", "ruleset"))
+    view["nftables"] = _OUR_TABLE.sub("", namespace.run("nft", "-s", "list", "ruleset"))
     if lab.options.flavour is Flavour.IPTABLES_LEGACY:
         for program in ("iptables-legacy-save", "ip6tables-legacy-save"):
             saved = namespace.run(program)
@@ -81,16 +81,11 @@ def ours(lab: Lab, node: LabNode) -> dict[str, str]:
         for family in FAMILIES:
             lines = namespace.run("ip", "-d", f"-{family}", *what.split()).splitlines()
             view[f"{what} {family}"] = "\n".join(sorted(line for line in lines if tag in line))
-    ruleset = namespace.run("nft", "-s", "list", "ruleset")
-    view["nftables"] = namespace.run("nft", "-s", "list", "table", "inet", "metaleg_node") if _OURS in ruleset else ""
+    view["nftables"] = "".join(_OUR_TABLE.findall(namespace.run("nft", "-s", "list", "ruleset")))
     return view
 
 
-_OURS = "table inet metaleg_node"
-
-
-def _without_our_table(ruleset: str) -> str:
-    return re.sub(rf"^{_OURS} \{{\n.*?^\}}\n", "", ruleset, flags=re.MULTILINE | re.DOTALL)
+_OUR_TABLE = re.compile(r"^table inet metaleg_node \{\n.*?^\}\n", flags=re.MULTILINE | re.DOTALL)
 
 
 @dataclass(slots=True)
