@@ -1,0 +1,141 @@
+"""A node of the lab on which the Debian package is installed, in a booted container; the other nodes run as always."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import toml
+
+from metaleg_node.core.model import FAMILIES
+from metaleg_node.lab import probes
+from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, LabPod
+from tests.e2e.scenario import NODE1, NODE2, NODE3, egress_service, expect, texts
+from tests.package.container import Container
+
+CONFIG = "/etc/metaleg-node/config.toml"
+DROP_INS = "/run/systemd/system/metaleg-node.service.d"
+STATE_FOLDER = "/srv/cluster"
+"""Where the container sees the lab's state file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """node1 of `lab`, with a pod whose gateway is node2."""
+
+    lab: Lab
+    container: Container
+
+    @property
+    def pod(self) -> LabPod:
+        return self.lab.pod(NODE1)
+
+    @property
+    def address(self) -> set[str]:
+        """What the pod leaves with when all is well."""
+        return texts(self.lab.services["web"].addresses)
+
+    def reset(self) -> None:
+        """The usual Service, the usual configuration, nothing left of an earlier test, and the service stopped."""
+        self.container.run("systemctl", "stop", "metaleg-node")
+        self.container.run("rm", "--recursive", "--force", DROP_INS, "/etc/metaleg-node/kubeconfig")
+        self.container.run("systemctl", "daemon-reload")
+        self.container.run("systemctl", "reset-failed")
+        self.configure()
+        self.lab.set_services(egress_service(self.lab))
+        for node in (NODE2, NODE3):
+            daemon = self.lab.daemons[node]
+            if not daemon.running:
+                daemon.configure({})
+                daemon.start()
+                daemon.wait_ready()
+
+    def configure(self, **sections: Mapping[str, Any]) -> None:
+        """Writes the configuration: the state file, and `sections`."""
+        config = {"cluster": {"state_file": f"{STATE_FOLDER}/state.yaml"}, **sections}
+        self.container.write(CONFIG, toml.dumps(config))
+
+    def drop_in(self, text: str) -> None:
+        """A drop-in for the unit, until the next test."""
+        self.container.write(f"{DROP_INS}/test.conf", text)
+        self.container.run("systemctl", "daemon-reload")
+
+    def start(self) -> None:
+        self.container.run("systemctl", "start", "metaleg-node")
+
+    def expect(self, sources: set[str]) -> None:
+        expect(self.lab, self.pod, sources)
+
+    def status(self) -> subprocess.CompletedProcess[str]:
+        """`metaleg-node status`, which need not be 0."""
+        return self.container.run("metaleg-node", "status", check=False)
+
+
+@contextmanager
+def booted(lab: Lab, root: Path) -> Iterator[Node]:
+    """A node that has booted; the package is not there yet."""
+    with ExitStack() as stack:
+        folder = lab.daemons[NODE1].state_file.parent
+        container = Container(root, NODE1.name, lab.namespace(NODE1), {STATE_FOLDER: folder})
+        stack.callback(container.kill)
+        container.boot()
+        stack.callback(container.power_off)
+        for node in NODES:
+            stack.callback(lab.daemons[node].kill)
+        yield Node(lab=lab, container=container)
+
+
+@dataclass(slots=True)
+class Stream:
+    """Connections of a pod to the server outside, while the `with` block runs: one after the other, and one in each
+    family that lasts. `seen` counts the sources by which the server knew the new ones, `lost` says what went wrong."""
+
+    node: Node
+    seen: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    _ending: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._thread
+        self._ending.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        namespace = self.node.lab.namespace(self.node.pod)
+        with ExitStack() as stack:
+            lasting = [stack.enter_context(probes.open_tcp(namespace, SERVER[f], SERVER_PORT, 2)) for f in FAMILIES]
+            while not self._ending.wait(0.005):
+                for family in FAMILIES:
+                    self._count(self.node.lab.ask(self.node.pod, "tcp", family, timeout=2))
+                for connection in lasting:
+                    try:
+                        connection.sendall(b"still there\n")
+                        answer = connection.recv(2048).decode()
+                    except OSError as error:
+                        answer = str(error)
+                    if not answer.endswith("still there\n"):
+                        self.lost.append(f"{time.monotonic():.3f}: the lasting connection: {answer!r}")
+                        return
+
+    def _count(self, answer: probes.Answer) -> None:
+        if answer.error:
+            self.lost.append(f"{time.monotonic():.3f}: a new connection: {answer.error}")
+        else:
+            self.seen[answer.source] += 1

@@ -1,0 +1,145 @@
+"""The installed service, as systemd and an administrator meet it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from tests.api.harness import write_kubeconfig
+from tests.e2e.api_lab import api_lab
+from tests.e2e.scenario import NODE3, egress_service, sources, texts
+from tests.package.node import Node
+
+KUBECONFIG = "/etc/metaleg-node/kubeconfig"
+KUBELET = """
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'nft list table inet metaleg_node >/tmp/kubelet-saw 2>&1 || true'
+[Install]
+WantedBy=multi-user.target
+"""
+"""Stands for the kubelet: notes what is in place when it is started."""
+NOBODY_THERE = "https://192.168.10.99:6443"
+"""An address of the nodes' network that no machine has."""
+TEN_SECONDS = 11.0
+"""With room for a busy machine."""
+EX_CONFIG = "78"
+
+
+# --- started ---------------------------------------------------------------------------------------------------------
+
+
+def test_enable_now_with_a_state_file(fresh: Node) -> None:
+    container, lab = fresh.container, fresh.lab
+    container.run("systemctl", "enable", "--now", "metaleg-node")
+    assert sources(lab, fresh.pod) == fresh.address
+    assert sources(lab, lab.pod(NODE3)) == texts(NODE3.addresses)
+    lab.failover("web", NODE3)
+    fresh.expect(fresh.address)
+    assert fresh.status().returncode == 0
+    assert container.property("StatusText").startswith("1 service, 4 pod addresses")
+    assert container.property("NRestarts") == "0"
+    own = f"_SYSTEMD_INVOCATION_ID={container.property('InvocationID')}"
+    assert "runs for node node1" in container.run("journalctl", "--output=cat", "--priority=info", own).stdout
+    assert container.run("journalctl", "--output=cat", "--priority=warning", own).stdout == ""
+
+
+def test_it_is_not_root_has_one_capability_and_little_else(running: Node) -> None:
+    container = running.container
+    process = container.property("MainPID")
+    facts = dict(re.findall(r"^(\w+):\s*(\S+)", container.run("cat", f"/proc/{process}/status").stdout, re.MULTILINE))
+    net_admin = f"{1 << 12:016x}"
+    assert facts["Uid"] == container.run("id", "-u", "metaleg-node").stdout.strip() != "0"
+    assert {facts[f"Cap{kind}"] for kind in ("Eff", "Prm", "Bnd", "Amb")} == {net_admin}
+    assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2")
+    container.run("systemd-analyze", "security", "--threshold=20", "--no-pager", "metaleg-node")
+
+
+def test_everybody_may_ask_for_the_status_but_the_state_is_its_own(running: Node) -> None:
+    container = running.container
+    done = container.run("setpriv", "--reuid=nobody", "--clear-groups", "metaleg-node", "status")
+    assert "default/web" in done.stdout
+    assert container.run("stat", "-c", "%U %a", "/var/lib/metaleg-node").stdout == "metaleg-node 700\n"
+
+
+def test_what_root_did_by_hand_does_not_stand_in_its_way(fresh: Node) -> None:
+    container = fresh.container
+    container.run("metaleg-node", "apply")
+    container.run("metaleg-node", "cleanup")
+    fresh.start()
+    fresh.expect(fresh.address)
+    owners = container.run("find", "/var/lib/metaleg-node", "-printf", "%u\n").stdout
+    assert set(owners.split()) == {"metaleg-node"}
+    assert fresh.status().returncode == 0
+
+
+# --- the API ---------------------------------------------------------------------------------------------------------
+
+
+def test_enable_now_with_the_kubernetes_api(fresh: Node, tmp_path: Path) -> None:
+    lab, container = fresh.lab, fresh.container
+    with api_lab(lab, tmp_path) as api:
+        api.set_services(egress_service(lab))
+        kubeconfig = yaml.safe_load((tmp_path / "kubeconfig").read_text())
+        authority = Path(kubeconfig["clusters"][0]["cluster"].pop("certificate-authority"))
+        encoded = base64.b64encode(authority.read_bytes()).decode()
+        kubeconfig["clusters"][0]["cluster"]["certificate-authority-data"] = encoded
+        fresh.configure(cluster={})
+        container.write(KUBECONFIG, yaml.safe_dump(kubeconfig), mode=0o600)
+        refused = container.run("systemctl", "start", "metaleg-node", check=False)
+        assert (refused.returncode, container.property("ExecMainStatus")) == (1, EX_CONFIG)
+        assert f"{KUBECONFIG}: cannot be read: Permission denied" in container.log()
+        container.run("chgrp", "metaleg-node", KUBECONFIG)
+        container.run("chmod", "640", KUBECONFIG)
+        fresh.start()
+        fresh.expect(fresh.address)
+        api.failover("web", NODE3)
+        fresh.expect(fresh.address)
+        assert fresh.status().returncode == 0
+
+
+# --- booting ---------------------------------------------------------------------------------------------------------
+
+
+def boot(node: Node, kubeconfig: Path) -> None:
+    """Boots with a kubelet; whoever has the API server's address does not answer, as on a control-plane node whose
+    own kubelet has yet to start it."""
+    container = node.container
+    node.configure(cluster={})
+    container.write(KUBECONFIG, write_kubeconfig(kubeconfig, NOBODY_THERE).read_text())
+    container.write("/etc/systemd/system/kubelet.service", KUBELET)
+    container.run("systemctl", "enable", "metaleg-node", "kubelet")
+    container.power_off()
+    container.boot()
+    container.run(
+        "rm", "/etc/systemd/system/kubelet.service", "/etc/systemd/system/multi-user.target.wants/kubelet.service"
+    )
+
+
+def test_a_node_boots_without_api_and_state_after_ten_seconds_at_the_latest(fresh: Node, tmp_path: Path) -> None:
+    container = fresh.container
+    container.run("metaleg-node", "cleanup")
+    container.run("rm", "-rf", "/var/lib/metaleg-node")
+    boot(fresh, tmp_path / "kubeconfig")
+    assert container.run("systemctl", "is-active", "metaleg-node", "kubelet").stdout == "active\nactive\n"
+    began, ready = (
+        int(container.property(f"{what}Monotonic")) for what in ("ExecMainStartTimestamp", "ActiveEnterTimestamp")
+    )
+    assert ready <= int(container.property("ExecMainStartTimestampMonotonic", "kubelet"))
+    assert (ready - began) / 1e6 < TEN_SECONDS
+    assert NOBODY_THERE in container.property("StatusText")
+
+
+def test_no_pod_starts_before_its_rules_exist(fresh: Node, tmp_path: Path) -> None:
+    container = fresh.container
+    container.run("metaleg-node", "cleanup")
+    known = {"apiVersion": "v1", "kind": "List", "items": fresh.lab.cluster_objects()}
+    container.write("/var/lib/metaleg-node/cluster-state.yaml", json.dumps(known))
+    boot(fresh, tmp_path / "kubeconfig")
+    assert str(fresh.pod.addresses[4]) in container.run("cat", "/tmp/kubelet-saw").stdout
+    fresh.expect(fresh.address)
