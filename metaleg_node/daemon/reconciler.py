@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from metaleg_node.config import Config
@@ -109,10 +109,11 @@ class Reconciler:
         sweep = diff.Step(operation=diff.SweepFlows(firewall=firewall, addresses=None)) if firewall else None
         return carry_out(self._machine, (sweep,) if sweep else ())
 
-    def apply(self, plan: Plan) -> Outcome:
+    def apply(self, plan: Plan, beat: Callable[[], object] = lambda: None) -> Outcome:
         """Carries the steps out, in order. A step that fails does not keep the next from being tried, with one
-        exception: while the packet filter still marks packets, no route or rule that they need is taken away."""
-        return carry_out(self._machine, plan.steps)
+        exception: while the packet filter still marks packets, no route or rule that they need is taken away. `beat` is
+        called before each: one may take a minute on an overloaded machine."""
+        return carry_out(self._machine, plan.steps, beat)
 
     def _held_by_routes(self, surveyed: survey.Survey) -> Mapping[Slot, NodeName]:
         """Who holds which slot, where the packet filter that names them is lost."""
@@ -127,13 +128,14 @@ class Reconciler:
         return self._surveyed[1:]
 
 
-def carry_out(machine: Machine, steps: tuple[diff.Step, ...]) -> Outcome:
+def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[], object] = lambda: None) -> Outcome:
     """Carries out ordered steps; see `Reconciler.apply`."""
     problems: list[str] = []
     done: Counter[str] = Counter()
     flushed = 0
     failed: set[type] = set()
     for step in steps:
+        beat()
         operation = step.operation
         if diff.PutFirewall in failed and isinstance(operation, _NEEDED_BY_MARKS):
             continue

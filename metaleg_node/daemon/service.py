@@ -262,7 +262,7 @@ class Service:
         log_changes(plan.changes)
         if not self._hook("pre", plan, reason) and self._config.hooks.pre_failure == "abort":
             return Outcome(problems=("hooks.pre failed and hooks.pre_failure is abort: nothing was changed",))
-        outcome = self._reconciler.apply(plan)
+        outcome = self._reconciler.apply(plan, self._heartbeat.beat)
         if self._sweep_due and outcome.ok:
             outcome = outcome.followed_by(self._reconciler.sweep_all(plan))
         self._sweep_due = outcome.unswept or (self._sweep_due and not outcome.ok)

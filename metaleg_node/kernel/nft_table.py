@@ -202,12 +202,14 @@ def _chains(firewall: Firewall) -> dict[str, Chain]:
         "translate_steer": _chain(_TRANSLATE_STEER),
         "guard": _chain(
             [
-                f"meta mark & {mask} != 0 meta mark & {mask} vmap @guard_marks",
+                f"meta mark & {mask} != 0 jump marked",
                 # A connection whose first packet was dropped here is never confirmed.
                 "ct status ! confirmed ct status snat jump transit",
             ],
-            hook=_hook("filter", "postrouting", 110) if egress else "",
+            hook=_hook("filter", "postrouting", 110) if egress or firewall.match else "",
         ),
+        "marked": _chain([f"meta mark & {mask} vmap @guard_marks", _unmark(firewall)]),
+        "right": _chain([f"{_unmark(firewall)} accept"]),
         "guard_snat": _chain(_GUARD_SNAT),
         "guard_steer": _chain(_GUARD_STEER),
         "transit": _chain(_TRANSIT),
@@ -291,6 +293,8 @@ _STRAY = (
     # handshake) the packet would go back to the router, and to and fro until its hop limit ends.
     "fib daddr type local return",
     "ct status dnat return",
+    # A client of the Service. It may have no pod to answer, and then somebody else refuses the client.
+    "tcp flags & (syn | ack) == syn return",
     f"ct state new,invalid {_DROP}",
 )
 
@@ -330,15 +334,15 @@ _TRANSLATE_STEER = (
 )
 
 _GUARD_SNAT = (
-    'ip saddr @sources4 counter name "translated" accept',
-    'ip6 saddr @sources6 counter name "translated" accept',
+    'ip saddr @sources4 counter name "translated" goto right',
+    'ip6 saddr @sources6 counter name "translated" goto right',
     _DROP,
 )
 
 _GUARD_STEER = (
     f"ct status snat {_DROP}",
-    'rt ip nexthop @next_hops4 counter name "steered" accept',
-    'rt ip6 nexthop @next_hops6 counter name "steered" accept',
+    'rt ip nexthop @next_hops4 counter name "steered" goto right',
+    'rt ip6 nexthop @next_hops6 counter name "steered" goto right',
     _DROP,
 )
 
@@ -351,10 +355,12 @@ _PATH_DIRECT = {
 }
 
 _TRANSIT = tuple(
-    # Another node steered its pod to us before we know of it: it must not leave with our own address.
+    # Another node steered its pod to us before we know of it: it must not leave with our own address, one of those that
+    # the Node object names or what a masquerade takes, one of the interface.
     f"meta nfproto ipv{v} iifname @node_interfaces ct original {ip} saddr @pod_networks{v} "
-    f"{ip} saddr @node_addresses{v} {ip} daddr != @inside{v} ct status ! dnat {_DROP}"
+    f"{own} {ip} daddr != @inside{v} ct status ! dnat {_DROP}"
     for v, ip in _IP.items()
+    for own in (f"{ip} saddr @node_addresses{v}", "fib saddr . oif type local")
 )
 
 
@@ -393,6 +399,12 @@ def _verdict(pod: EgressPod, firewall: Firewall) -> str:
 def _path_rules(match: Match, slot: Slot, path: ReturnPath, firewall: Firewall) -> list[str]:
     condition = [f"meta mark != {path.mark:#010x} accept"] if match is Match.SOURCE and path.mark is not None else []
     return [*condition, *_PATH_DIRECT[match], _set_mark(slot, firewall)]
+
+
+def _unmark(firewall: Firewall) -> str:
+    """The mark has done its work. A tunnel hands it on to the packet that it makes of this one, which must find its own
+    way."""
+    return f"meta mark set meta mark & {~firewall.mark_mask & 0xFFFFFFFF:#010x}"
 
 
 def _set_mark(slot: Slot, firewall: Firewall) -> str:

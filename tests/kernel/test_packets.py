@@ -309,6 +309,14 @@ def test_what_belongs_to_no_connection_of_a_pod_that_this_node_does_not_know_doe
     wait_for_drop()
 
 
+@pytest.mark.parametrize("known", [[NODE], []], ids=["address in the Node object", "address of the interface"])
+def test_a_pod_of_another_node_does_not_leave_with_this_ones_address(net: Net, known: list[str]) -> None:
+    """This node would masquerade it: another one steers it here, which does not know it yet."""
+    net.put(None, node_interfaces=frozenset({"pod0"}), node_addresses=addresses(*known))
+    net.open(net.pod, POD).sendto(b"x", (WEB, PORT))
+    wait_for_drop()
+
+
 def wait_for_drop() -> None:
     for _ in range(1000):
         if nftables.counters()["dropped"][0]:
@@ -367,6 +375,26 @@ def test_F24_where_no_port_is_free_packets_are_lost_and_none_leaves_with_another
     listed = json.loads(net.world.run("nft", "-j", "list", "set", "inet", "watch", "seen").stdout)
     (found,) = [item["set"]["elem"] for item in listed["nftables"] if "set" in item]
     assert {tuple(element["concat"]) for element in found} == {(LB, port) for port in (*WELL_KNOWN, 4321)}
+
+
+def test_a_client_of_a_service_without_pods_is_refused_as_ever(net: Net) -> None:
+    """kube-proxy translates nothing then, and refuses in FORWARD."""
+    net.put(SNAT)
+    refuse = f"type filter hook forward priority filter; ip daddr {LB} reject with tcp reset"
+    net.node.run("nft", f"table inet proxy {{ chain forward {{ {refuse}; }}; }}")
+    client = net.open(net.world, WEB, kind=socket.SOCK_STREAM)
+    with pytest.raises(ConnectionRefusedError):
+        client.connect((LB, 80))
+
+
+@pytest.mark.parametrize("pod", [STEER, SNAT], ids=["steered", "translated"])
+def test_a_packet_that_leaves_has_no_mark_any_more(net: Net, pod: EgressPod) -> None:
+    """A tunnel would hand the mark on, and its own packet would be sent into the tunnel again."""
+    net.put(pod)
+    marked = f"type filter hook postrouting priority 200; meta mark and {MASK:#x} != 0 counter"
+    net.node.run("nft", f"table inet late {{ chain post {{ {marked}; }}; }}")
+    assert net.seen(net.server(), net.open(net.pod, POD)) == [str(pod.source or POD)]
+    assert "counter packets 0 " in net.node.run("nft", "list", "table", "inet", "late").stdout
 
 
 # --- holding ---------------------------------------------------------------------------------------------------------
