@@ -146,6 +146,9 @@ def _document(file: Path) -> Raw:
         raise CredentialsError(
             f"{file}: does not exist; put a kubeconfig there (docs/kubernetes.md), or set cluster.kubeconfig"
         ) from error
+    except PermissionError as error:
+        advice = f"let the service's user read it: chgrp metaleg-node {file}; chmod 640 {file}"
+        raise CredentialsError(f"{file}: cannot be read: {error.strerror}; {advice}") from error
     except OSError as error:
         raise CredentialsError(f"{file}: cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import json
 import socket
 import threading
@@ -200,6 +201,16 @@ def test_a_broken_kubeconfig_is_told_with_file_and_place(tmp_path: Path, text: s
         credentials.load(str(file))
     assert str(caught.value).startswith(f"{file}: ")
     assert problem in str(caught.value)
+
+
+def test_a_kubeconfig_of_roots_alone_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    file = tmp_path / "kubeconfig"
+    with pytest.raises(CredentialsError, match=f"Permission denied; .*: chgrp metaleg-node {file}; chmod 640"):
+        credentials.load(str(file))
 
 
 def test_missing_files_are_told(tmp_path: Path) -> None:
