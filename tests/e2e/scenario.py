@@ -88,14 +88,18 @@ def ours(lab: Lab, node: LabNode) -> dict[str, str]:
 _OUR_TABLE = re.compile(r"^table inet metaleg_node \{\n.*?^\}\n", flags=re.MULTILINE | re.DOTALL)
 
 
+PAUSE = 0.004
+
+
 @dataclass(slots=True)
 class Flows:
-    """New flows of pods without end, while the `with` block runs: TCP, UDP and ICMP, both families, every few
-    milliseconds. Nothing waits for answers; the server's own record tells what came out. `answers` counts the source
+    """New flows of pods without end, while the `with` block runs: TCP, UDP and ICMP, both families, every
+    `pause` seconds. Nothing waits for answers; the server's own record tells what came out. `answers` counts the source
     addresses that UDP answers told of."""
 
     lab: Lab
     pods: tuple[LabPod, ...]
+    pause: float = PAUSE
     answers: Counter[str] = field(default_factory=Counter)
     started: int = 0
     _open: deque[tuple[float, socket.socket]] = field(default_factory=deque)
@@ -115,7 +119,7 @@ class Flows:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._ending.wait(0.004):
+        while not self._ending.wait(self.pause):
             for pod in self.pods:
                 for family in FAMILIES:
                     self._start(self.lab.namespace(pod), family)
