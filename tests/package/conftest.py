@@ -75,7 +75,7 @@ def booted(directory: Path, archive: Archive, package: Path) -> Iterator[Node]:
     root = directory / "node"
     archive.make_root(root, tree.dependencies(package))
     with ExitStack() as stack:
-        lab = stack.enter_context(Lab(LabOptions(flavour=Flavour.NFT)))
+        lab = stack.enter_context(Lab(LabOptions(flavour=Flavour.NFT, rp_filter=1)))
         try:
             made = stack.enter_context(node.booted(lab, root))
         except BootError as error:

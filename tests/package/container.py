@@ -22,13 +22,17 @@ class BootError(Exception):
 
 
 class Container:
-    """systemd-nspawn(1) on a root directory. `folders` of the host, by their path inside, can be read there."""
+    """systemd-nspawn(1) on a root directory. `folders` of the host, by their path inside, can be read there. `group` is
+    what its command line begins with."""
 
-    def __init__(self, root: Path, host_name: str, network: Namespace, folders: Mapping[str, Path]) -> None:
+    def __init__(
+        self, root: Path, host_name: str, network: Namespace, folders: Mapping[str, Path], group: Sequence[str]
+    ) -> None:
         self.root = root
         self._host_name = host_name
         self._network = network
         self._folders = folders
+        self._group = group
         self._console = root.with_name(f"{root.name}.console")
         self._process: subprocess.Popen[bytes] | None = None
         self._leader = 0
@@ -54,6 +58,9 @@ class Container:
             except TimeoutError as error:
                 self.kill()
                 raise BootError(f"{self._host_name} does not boot: {self._console.read_text()[-3000:]}") from error
+        # A machine has one boot id; nspawn gives another one to all but sandboxes with a /proc of their own. journald
+        # has begun with that one, so journalctl's --boot finds nothing.
+        self.run("umount", "/proc/sys/kernel/random/boot_id")
         self.run("systemctl", "is-system-running", "--wait", check=False)
 
     def power_off(self) -> None:
@@ -104,8 +111,8 @@ class Container:
         return self.run("systemctl", "show", f"--property={name}", "--value", unit).stdout.strip()
 
     def log(self, unit: str = "metaleg-node") -> str:
-        """The unit's messages since the last boot."""
-        return self.run("journalctl", "--boot", "--output=cat", f"--unit={unit}").stdout
+        """The unit's messages, of all boots."""
+        return self.run("journalctl", "--output=cat", f"--unit={unit}").stdout
 
     def wait(self, *command: str, timeout: float = 10) -> None:
         """Waits until a command inside succeeds."""
@@ -114,6 +121,7 @@ class Container:
 
     def _command(self) -> list[str]:
         return [
+            *self._group,
             "systemd-nspawn",
             "--quiet",
             "--boot",

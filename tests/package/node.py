@@ -20,6 +20,7 @@ from metaleg_node.lab import probes
 from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, LabPod
 from tests.e2e.scenario import NODE1, NODE2, NODE3, egress_service, expect, texts
+from tests.package.cgroups import own_group
 from tests.package.container import Container
 
 CONFIG = "/etc/metaleg-node/config.toml"
@@ -85,7 +86,8 @@ def booted(lab: Lab, root: Path) -> Iterator[Node]:
     """A node that has booted; the package is not there yet."""
     with ExitStack() as stack:
         folder = lab.daemons[NODE1].state_file.parent
-        container = Container(root, NODE1.name, lab.namespace(NODE1), {STATE_FOLDER: folder})
+        group = stack.enter_context(own_group())
+        container = Container(root, NODE1.name, lab.namespace(NODE1), {STATE_FOLDER: folder}, group)
         stack.callback(container.kill)
         container.boot()
         stack.callback(container.power_off)

@@ -49,6 +49,12 @@ def test_enable_now_with_a_state_file(fresh: Node) -> None:
     assert container.run("journalctl", "--output=cat", "--priority=warning", own).stdout == ""
 
 
+def test_it_may_set_what_it_needs_of_the_kernel(running: Node) -> None:
+    """The nodes check reverse paths strictly until the service starts."""
+    values = running.container.run("sh", "-c", "cat /proc/sys/net/ipv4/conf/*/rp_filter").stdout.split()
+    assert "2" in values
+
+
 def test_it_is_not_root_has_one_capability_and_little_else(running: Node) -> None:
     container = running.container
     process = container.property("MainPID")

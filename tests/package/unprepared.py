@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.package.cgroups import own_group
+
 PACKAGES = ("ca-certificates", "git")
 TREE = "srv/metaleg-node"
 """Where the source tree is in the machine."""
@@ -63,15 +65,10 @@ def running(root: Path, command: str) -> Iterator[Running]:
         *(f"--setenv={key}={value}" for key, value in {**settings, **proxies}.items()),
     ]
     log = root.with_name(f"{root.name}.log")
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["nice", "-n19", *container, "sh", "-c", command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    with process:
-        try:
-            yield Running(process=process, log=log)
-        finally:
-            process.terminate()
+    with own_group() as group, log.open("wb") as output:
+        whole = [*group, "nice", "-n19", *container, "sh", "-c", command]
+        with subprocess.Popen(whole, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT) as process:
+            try:
+                yield Running(process=process, log=log)
+            finally:
+                process.terminate()
