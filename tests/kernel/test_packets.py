@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import re
 import socket
 import struct
 import uuid
@@ -20,7 +21,16 @@ from ipaddress import ip_address
 import pytest
 
 from metaleg_node.core import flows
-from metaleg_node.core.model import DestinationFilter, EgressPod, Firewall, NodeName, Slot, Treatment
+from metaleg_node.core.model import (
+    DestinationFilter,
+    EgressPod,
+    Firewall,
+    Match,
+    NodeName,
+    ReturnPath,
+    Slot,
+    Treatment,
+)
 from metaleg_node.core.survey import filter_key
 from metaleg_node.kernel import conntrack, nftables
 from tests.firewalls import MASK, addresses, networks
@@ -395,6 +405,21 @@ def test_a_packet_that_leaves_has_no_mark_any_more(net: Net, pod: EgressPod) -> 
     net.node.run("nft", f"table inet late {{ chain post {{ {marked}; }}; }}")
     assert net.seen(net.server(), net.open(net.pod, POD)) == [str(pod.source or POD)]
     assert "counter packets 0 " in net.node.run("nft", "list", "table", "inet", "late").stdout
+
+
+@pytest.mark.parametrize("egress", [True, False])
+def test_a_reply_that_leaves_by_its_path_has_no_mark_any_more(net: Net, egress: bool) -> None:
+    path = ReturnPath(holder=NodeName("path:x"), networks=networks(f"{PLAIN}/32"))
+    off = {} if egress else {"sources": frozenset(), "pod_networks": frozenset()}
+    net.put(None, return_paths={Slot(2): path}, match=frozenset({Match.SOURCE}), **off)
+    marked = f"meta mark and {MASK:#x} != 0 counter"
+    chains = [
+        f"chain {n} {{ type filter hook postrouting priority {p}; {marked}; }};" for n, p in (("a", 0), ("b", 200))
+    ]
+    net.node.run("nft", f"table inet watch {{ {' '.join(chains)} }}")
+    assert net.seen(net.server()) == []
+    counted = re.findall(r"counter packets (\d+)", net.node.run("nft", "list", "table", "inet", "watch").stdout)
+    assert counted == ["1", "0"], "marked until it is about to leave, and then no more"
 
 
 # --- holding ---------------------------------------------------------------------------------------------------------
