@@ -410,12 +410,11 @@ def test_a_packet_that_leaves_has_no_mark_any_more(net: Net, pod: EgressPod) -> 
 @pytest.mark.parametrize("egress", [True, False])
 def test_a_reply_that_leaves_by_its_path_has_no_mark_any_more(net: Net, egress: bool) -> None:
     path = ReturnPath(holder=NodeName("path:x"), networks=networks(f"{PLAIN}/32"))
-    off = {} if egress else {"sources": frozenset(), "pod_networks": frozenset()}
+    off: dict[str, object] = {} if egress else {"sources": frozenset(), "pod_networks": frozenset()}
     net.put(None, return_paths={Slot(2): path}, match=frozenset({Match.SOURCE}), **off)
     marked = f"meta mark and {MASK:#x} != 0 counter"
-    chains = [
-        f"chain {n} {{ type filter hook postrouting priority {p}; {marked}; }};" for n, p in (("a", 0), ("b", 200))
-    ]
+    hooks = {"before": 0, "after": 200}
+    chains = [f"chain {n} {{ type filter hook postrouting priority {p}; {marked}; }};" for n, p in hooks.items()]
     net.node.run("nft", f"table inet watch {{ {' '.join(chains)} }}")
     assert net.seen(net.server()) == []
     counted = re.findall(r"counter packets (\d+)", net.node.run("nft", "list", "table", "inet", "watch").stdout)
