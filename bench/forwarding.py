@@ -1,5 +1,5 @@
-"""What a packet costs on its way through a node: with nothing of ours, with metaleg-node, and with the layout of one
-ipset and one rule per Service.
+"""What a packet costs on its way through a node: with nothing of ours, with metaleg-node, with the least that steers or
+translates when written by hand, and with the layout of one ipset and one rule per Service.
 
 Every layout stands in a namespace of its own. In each round every one is measured once, in turn; connections are made
 anew before each measurement and forgotten after it, so that no layout has the warmer or fuller connection table.
@@ -35,23 +35,26 @@ _FORGET_CONNECTIONS = 0x0102
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Packets of one kind through one layout; `answers` come back from the servers."""
+    """Packets of one kind through one layout; `answers` come back from the servers. What is measured is either."""
 
     layout: str
     kind: str
     packets: Stream
     answers: Stream
+    back: bool = False
 
 
 def measure(rounds: int, *, services: int = 1000, others: int = 2) -> list[Figure]:
     """Ratios of packets per second, layout by layout, to the node with nothing of ours; `others` nodes are gateways."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    names = ("plain", "plain-again", "steer", "gateway", "ipset-steer", "ipset-gateway")
+    names = ("plain", "plain-again", "steer", "gateway", "hand-steer", "hand-gateway", "ipset-steer", "ipset-gateway")
     with nodes(names, others + 1) as spaces, workspace() as directory:
         for name, cluster in _clusters(services, others).items():
             Daemon(spaces[name], directory / name).apply(cluster)
-        _ipset_layout(spaces["ipset-steer"], services, gateway=False)
-        _ipset_layout(spaces["ipset-gateway"], services, gateway=True)
+        for gateway in (False, True):
+            role = "gateway" if gateway else "steer"
+            _by_hand(spaces[f"hand-{role}"], gateway=gateway)
+            _ipset_layout(spaces[f"ipset-{role}"], services, gateway=gateway)
         costs: dict[tuple[str, str], list[float]] = {}
         cases = list(_cases(_PODS // services))
         for _ in range(rounds):
@@ -103,13 +106,16 @@ def _base(hook: str, priority: int, *rules: str) -> str:
 _PARTS = {
     "nothing of ours": "",
     "one policy rule": "",
-    "an empty chain in prerouting": _base("prerouting", -90),
-    "what prerouting asks first: confirmed, without the label": _base(
-        "prerouting", -90, "ct status confirmed ct label ! 91 accept"
+    "a chain in prerouting with the cheapest question": _base("prerouting", -90, "ct direction reply accept"),
+    "what prerouting asks first: a reply? confirmed, without the label?": _base(
+        "prerouting", -90, "ct direction reply accept", "ct status confirmed ct label ! 91 accept"
     ),
-    "an empty chain in postrouting": _base("postrouting", 110),
-    "what the guard asks: no mark, confirmed": _base(
+    "what the guard asks: no mark? confirmed?": _base(
         "postrouting", 110, "meta mark & 0x3f000000 != 0 drop", "ct status ! confirmed ct status snat accept"
+    ),
+    "in the egress hook of the network card, where nft could hand packets on without a policy rule: a mark?": (
+        f"}}\ntable netdev part {{\nchain egress {{ type filter hook egress device {LAN} priority 0;\n"
+        "meta mark & 0x3f000000 != 0 drop\n}"
     ),
     "nothing of ours, a second time (the method's error)": "",
 }
@@ -125,17 +131,21 @@ def _clusters(services: int, others: int) -> Mapping[str, Cluster]:
 
 
 def _cases(share: int) -> Iterator[Case]:
-    other, egress = from_pods(OTHER_PODS), from_pods(FIRST_POD)
     masqueraded = to_address(IPv4Address(ADDRESS), share=_PODS)
-    for layout in ("plain", "plain-again", "steer", "gateway", "ipset-steer"):
-        yield Case(layout=layout, kind="other pods", packets=other, answers=masqueraded)
-    yield Case(layout="plain", kind="egress pods", packets=egress, answers=masqueraded)
-    for layout in ("steer", "ipset-steer"):
-        yield Case(layout=layout, kind="egress pods", packets=egress, answers=to_address(FIRST_POD))
-    for layout in ("gateway", "ipset-gateway"):
-        yield Case(
-            layout=layout, kind="egress pods", packets=egress, answers=to_address(FIRST_LOAD_BALANCER, share=share)
-        )
+    translated = to_address(FIRST_LOAD_BALANCER, share=share)
+    others = ("plain", "plain-again", "steer", "gateway", "hand-steer", "hand-gateway", "ipset-steer")
+    egress = {
+        "plain": masqueraded,
+        **dict.fromkeys(("steer", "hand-steer", "ipset-steer"), to_address(FIRST_POD)),
+        **dict.fromkeys(("gateway", "ipset-gateway"), translated),
+        "hand-gateway": to_address(FIRST_LOAD_BALANCER, share=_PODS),
+    }
+    for layout in others:
+        case = Case(layout=layout, kind="other pods", packets=from_pods(OTHER_PODS), answers=masqueraded)
+        yield from (case, replace(case, kind=f"{case.kind}, answers", back=True))
+    for layout, answers in egress.items():
+        case = Case(layout=layout, kind="egress pods", packets=from_pods(FIRST_POD), answers=answers)
+        yield from (case, replace(case, kind=f"{case.kind}, answers", back=True))
 
 
 def from_pods(pods: IPv4Address) -> Stream:
@@ -157,7 +167,7 @@ def cost(node: Namespace, case: Case) -> float:
             sender.send(_WARM_UP // less)
         with Sender(answers, LAN) as sender:
             sender.send(_WARM_UP // less)
-        with Sender(packets, PODS) as sender:
+        with Sender(answers, LAN) if case.back else Sender(packets, PODS) as sender:
             end = time.monotonic() + _SECONDS
             bursts = [sender.send(_BURST // less)]
             while time.monotonic() < end:
@@ -165,6 +175,22 @@ def cost(node: Namespace, case: Case) -> float:
         with NetlinkSocket(NETLINK_NETFILTER) as netlink:
             netlink.change(_FORGET_CONNECTIONS, [bytes(4)], "forget all connections")
     return statistics.median(bursts)
+
+
+def _by_hand(node: Namespace, *, gateway: bool) -> None:
+    """The least that treats all egress pods alike: one set, one mark and one gateway, or one LoadBalancer address; no
+    packet is looked at a second time."""
+    pods = ", ".join(str(FIRST_POD + number) for number in range(_PODS))
+    chosen = "ct direction original ip daddr != { 10.244.0.0/15, 192.168.10.0/24 } ip saddr @pods"
+    if gateway:
+        # Translation is decided at a connection's first packet, so this costs later ones next to nothing.
+        chain = f"type nat hook postrouting priority 90; {chosen} snat to {FIRST_LOAD_BALANCER}"
+    else:
+        chain = f"type filter hook prerouting priority -90; {chosen} meta mark set 1"
+        node.run("iptables", "-t", "nat", "-I", "POSTROUTING", "-m", "mark", "--mark", "1", "-j", "ACCEPT")
+        node.ip(["rule add pref 4700 fwmark 1 lookup 101", "route add default via 192.168.10.12 table 101"])
+    layout = f"set pods {{ type ipv4_addr; elements = {{ {pods} }}; }}\nchain hand {{ {chain}; }}"
+    node.run("nft", "-f", "-", stdin=f"table ip by_hand {{\n{layout}\n}}\n")
 
 
 def _ipset_layout(node: Namespace, services: int, *, gateway: bool) -> None:
@@ -189,19 +215,18 @@ def _ipset_layout(node: Namespace, services: int, *, gateway: bool) -> None:
 
 def _figures(costs: Mapping[tuple[str, str], list[float]]) -> Iterator[Figure]:
     titles = {
-        ("plain-again", "other pods"): "the same node a second time (the method's error)",
-        ("steer", "other pods"): "metaleg-node, pods behind no Service",
-        ("gateway", "other pods"): "metaleg-node on a gateway, pods behind no Service",
-        ("steer", "egress pods"): "metaleg-node, egress pods, steered",
-        ("gateway", "egress pods"): "metaleg-node, egress pods, translated here",
-        ("ipset-steer", "other pods"): "one ipset and rule per Service, pods behind no Service",
-        ("ipset-steer", "egress pods"): "one ipset and rule per Service, egress pods, steered",
-        ("ipset-gateway", "egress pods"): "one ipset and rule per Service, egress pods, translated here",
+        "plain": "nothing of ours",
+        "plain-again": "the same node a second time (the method's error)",
+        "steer": "metaleg-node",
+        "gateway": "metaleg-node as the gateway",
+        "hand-steer": "the least by hand",
+        "hand-gateway": "the least by hand as the gateway",
+        "ipset-steer": "one ipset and rule per Service",
+        "ipset-gateway": "one ipset and rule per Service as the gateway",
     }
-    for kind in ("other pods", "egress pods"):
-        yield Figure(name=f"nothing of ours, {kind}", unit="ns/packet", values=tuple(costs["plain", kind]))
-    for (layout, kind), title in titles.items():
-        aim = 0.95 if layout in ("steer", "gateway") else None
-        yield Figure(name=title, unit="ns/packet", values=tuple(costs[layout, kind]))
-        ratios = ratio(costs["plain", kind], costs[layout, kind])
-        yield Figure(name=f"{title}: packets/s", unit="ratio", values=ratios, at_least=aim)
+    for (layout, kind), values in sorted(costs.items(), key=lambda item: item[0][1].startswith("egress")):
+        yield Figure(name=f"{titles[layout]}: {kind}", unit="ns/packet", values=tuple(values))
+        if layout != "plain":
+            ratios = ratio(costs["plain", kind], values)
+            aim = 0.95 if layout in ("steer", "gateway") else None
+            yield Figure(name=f"{titles[layout]}: {kind}: packets/s", unit="ratio", values=ratios, at_least=aim)

@@ -273,10 +273,11 @@ def _hook(kind: str, hook: str, priority: int) -> str:
 _DROP = 'counter name "dropped" drop'
 
 _PREROUTING = (
-    # Most packets end here, before any look-up: confirmed connections without the label are no egress, or began before
-    # the Service opted in. `accept` ends only our own base chain: other people's chains still see the packet.
-    f"ct status confirmed ct label ! {CONNTRACK_LABEL} accept",
+    # Most packets end here, before any look-up: replies, and confirmed connections without the label, which are no
+    # egress or began before the Service opted in. The cheaper question comes first. `accept` ends only our own base
+    # chain: other people's chains still see the packet.
     "ct direction reply accept",
+    f"ct status confirmed ct label ! {CONNTRACK_LABEL} accept",
     "ip saddr vmap @pods4",
     "ip6 saddr vmap @pods6",
     # It began as egress traffic of a pod that is none any more, and is still bound to the source that it had: it must
@@ -376,11 +377,12 @@ def _filter(key: str, field: str, verdict: str, *, restricted: bool) -> list[str
 
 def _pod_rules(pod: EgressPod, firewall: Firewall) -> list[str]:
     """Connections that were found to be egress stay so, until they are forgotten; others are judged, and labelled with
-    their first packet."""
+    their first packet. `prerouting` lets no confirmed connection come here without the label: the label, which costs
+    more to look at, need not be asked for again."""
     verdict = _verdict(pod, firewall)
     chosen = [f"jump filter_f{pod.filter}"] if pod.filter else []
     label = f"ct status ! confirmed ct label set {CONNTRACK_LABEL}"
-    return [f"ct label {CONNTRACK_LABEL} {verdict}", "jump judge", *chosen, label, verdict]
+    return [f"ct status confirmed {verdict}", "jump judge", *chosen, label, verdict]
 
 
 def _verdict(pod: EgressPod, firewall: Firewall) -> str:
