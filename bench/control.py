@@ -29,7 +29,7 @@ def update(rounds: int) -> list[Figure]:
     for title, cluster, form, aim in (
         ("10 Services", SMALL, documents, 50.0),
         ("1,000 Services, 10,000 pods, YAML documents", LARGE, documents, 1000.0),
-        ("1,000 Services, 10,000 pods, one kind: List", LARGE, one_list, None),
+        ("1,000 Services, 10,000 pods, one kind: List", LARGE, one_list, 1000.0),
     ):
         with _daemon(cluster, form) as daemon:
             with daemon.running() as process:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Final
 
 import yaml
@@ -30,6 +31,9 @@ _CONSTANTS: Final[dict[str, bool | None]] = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
 _INTEGER: Final = re.compile(r"[-+]?[0-9]{1,18}")
+_ITEMS: Final = re.compile(rb"(?m)^items:[ \t]*\r?\n(?=( *)- )")
+_AFTER_ITEMS: Final = re.compile(rb"(?m)^[^ \t\r\n#]")
+_AFTER_FLUSH_ITEMS: Final = re.compile(rb"(?m)^(?!- )[^ \t\r\n#]")
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 
 
@@ -87,22 +91,62 @@ def _skip_blanks(text: str, position: int) -> int:
 
 def read_yaml(text: str, configmap: tuple[str, str]) -> list[Parsed]:
     """The documents of a YAML text; empty ones give an empty result each. Raises DocumentError."""
-    parts: list[Parsed] = []
+    return [part for part, _ in _documents(text, configmap)]
+
+
+def read_item(text: str, configmap: tuple[str, str]) -> Parsed:
+    """An item that `split_list` has found. Raises DocumentError, also where it is none."""
+    return _lone(text, configmap, lambda kind: isinstance(kind, str) and not kind.endswith("List"))
+
+
+def read_frame(text: str, configmap: tuple[str, str]) -> Parsed:
+    """What `split_list` has left of a list. Raises DocumentError, also where it is none."""
+    return _lone(text, configmap, lambda kind: kind == "List")
+
+
+def _lone(text: str, configmap: tuple[str, str], fits: Callable[[object], bool]) -> Parsed:
+    found = list(_documents(text, configmap))
+    if len(found) != 1 or not fits(found[0][1]):
+        raise DocumentError("is no part of a list", line=None, document=1)
+    return found[0][0]
+
+
+def split_list(document: bytes) -> tuple[bytes, Iterator[bytes]] | None:
+    """A `kind: List`, as kubectl prints it, without its items, and these, each as a document of its own; None where the
+    text has not that form. It goes by the beginnings of lines alone; of what it takes apart wrongly (a quoted text with
+    a line that looks like an item) `read_item` or `read_frame` refuses some part."""
+    found = _ITEMS.search(document)
+    if not found:
+        return None
+    margin = found[1]
+    start = found.end()
+    after = (_AFTER_ITEMS if margin else _AFTER_FLUSH_ITEMS).search(document, start)
+    end = after.start() if after else len(document)
+    cuts = [match.start() for match in re.finditer(rb"(?m)^" + margin + b"- ", document[start:end])]
+    pieces = (document[start + a : start + b] for a, b in pairwise([*cuts, end - start]))
+    indent = margin + b"  "
+    return document[:start] + document[end:], (indent + piece[len(indent) :] for piece in pieces)
+
+
+def _documents(text: str, configmap: tuple[str, str]) -> Iterator[tuple[Parsed, object]]:
+    """Each document, and its kind."""
+    documents = 0
     builder = _Builder(configmap)
     try:
         for _ in _until_ends(text, builder):
-            parts.append(builder.finish())
+            kind = builder.kind
+            yield builder.finish(), kind
+            documents += 1
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
         told = ", ".join(part for part in (error.context, error.problem) if part)
-        raise DocumentError(f"not valid YAML: {told}", line=line, document=len(parts) + 1) from error
+        raise DocumentError(f"not valid YAML: {told}", line=line, document=documents + 1) from error
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
-        raise DocumentError(f"not valid YAML: {problem}", line=None, document=len(parts) + 1) from error
+        raise DocumentError(f"not valid YAML: {problem}", line=None, document=documents + 1) from error
     except _RefusedError as error:
-        raise DocumentError(str(error), line=error.line, document=len(parts) + 1) from error
-    return parts
+        raise DocumentError(str(error), line=error.line, document=documents + 1) from error
 
 
 def _until_ends(text: str, builder: _Builder) -> Iterator[None]:
@@ -177,6 +221,11 @@ class _Builder:
         self._open: list[dict[str, object] | list[object]] = []
         self._keys: list[str | None] = []
         self._items: list[Parsed] = []
+
+    @property
+    def kind(self) -> object:
+        """The kind of the document that just ended; None where it has none."""
+        return self._root.get("kind") if isinstance(self._root, dict) else None
 
     def finish(self) -> Parsed:
         """The document that just ended."""

@@ -13,7 +13,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,16 @@ from typing import Final
 from metaleg_node.config import Config
 from metaleg_node.core.manifests import Parsed, merge
 from metaleg_node.core.model import ClusterObject, Rejection
-from metaleg_node.sources.documents import DocumentError, looks_like_json, read_json, read_yaml, yaml_warning
+from metaleg_node.sources.documents import (
+    DocumentError,
+    looks_like_json,
+    read_frame,
+    read_item,
+    read_json,
+    read_yaml,
+    split_list,
+    yaml_warning,
+)
 from metaleg_node.sources.file_watch import FileWatch, directories_of
 from metaleg_node.sources.store import Store
 
@@ -36,6 +46,7 @@ DEFAULT_CONFIGMAP: Final = ("metallb-system", "config")
 _log = logging.getLogger(__name__)
 
 _Cache = dict[bytes, tuple[Parsed, ...]]
+_Reader = Callable[[bytes, _Cache], tuple[Parsed, ...]]
 
 
 class StateFileError(Exception):
@@ -65,7 +76,8 @@ def load(path: Path, configmap: tuple[str, str] = DEFAULT_CONFIGMAP) -> Loaded:
 
 
 class StateFile:
-    """A state file, or a directory of them; reading it again translates only documents that changed."""
+    """A state file, or a directory of them; reading it again translates only documents, and items of YAML lists, that
+    changed."""
 
     def __init__(self, path: Path, configmap: tuple[str, str] = DEFAULT_CONFIGMAP) -> None:
         self.path = Path(os.path.abspath(path))
@@ -128,25 +140,48 @@ class StateFile:
         content = content.removeprefix(b"\xef\xbb\xbf")
         documents, line = 0, 0
         for chunk in [content] if looks_like_json(content) else _chunks(content):
-            digest = hashlib.blake2b(chunk, digest_size=16).digest()
-            parts = attempt.get(digest) or self._attempt.get(digest) or self._good.get(digest)
-            if parts is None:
-                try:
-                    parts = self._translate(chunk)
-                except DocumentError as error:
-                    raise _broken(file, error, line, documents) from error
-            attempt[digest] = parts
+            try:
+                parts = self._remembered(chunk, attempt, self._read_chunk)
+            except DocumentError as error:
+                raise _broken(file, error, line, documents) from error
             yield from parts
             documents += len(parts)
             line += chunk.count(b"\n")
 
-    def _translate(self, chunk: bytes) -> tuple[Parsed, ...]:
-        try:
-            text = chunk.decode()
-        except UnicodeDecodeError as error:
-            problem = f"is not UTF-8 (byte {chunk[error.start]:#04x}); save it as UTF-8"
-            raise DocumentError(problem, line=chunk.count(b"\n", 0, error.start) + 1, document=1) from error
-        return tuple((read_json if looks_like_json(chunk) else read_yaml)(text, self._configmap))
+    def _remembered(self, text: bytes, attempt: _Cache, read: _Reader) -> tuple[Parsed, ...]:
+        """What `read` makes of a text, or made of it before."""
+        digest = hashlib.blake2b(text, digest_size=16, person=read.__name__.encode()).digest()
+        parts = attempt.get(digest) or self._attempt.get(digest) or self._good.get(digest)
+        if parts is None:
+            parts = read(text, attempt)
+        attempt[digest] = parts
+        return parts
+
+    def _read_chunk(self, chunk: bytes, attempt: _Cache) -> tuple[Parsed, ...]:
+        if looks_like_json(chunk):
+            return tuple(read_json(_decoded(chunk), self._configmap))
+        if parts := split_list(chunk):
+            # If it is no list after all, or broken, the whole text tells more: the line, for one.
+            with suppress(DocumentError):
+                return (self._read_list(*parts, attempt),)
+        return tuple(read_yaml(_decoded(chunk), self._configmap))
+
+    def _read_list(self, frame: bytes, items: Iterable[bytes], attempt: _Cache) -> Parsed:
+        rest = read_frame(_decoded(frame), self._configmap)
+        found = [self._remembered(item, attempt, self._read_item)[0] for item in items]
+        return merge([*found, rest])
+
+    def _read_item(self, item: bytes, _attempt: _Cache) -> tuple[Parsed, ...]:
+        return (read_item(_decoded(item), self._configmap),)
+
+
+def _decoded(content: bytes) -> str:
+    """Raises DocumentError."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        problem = f"is not UTF-8 (byte {content[error.start]:#04x}); save it as UTF-8"
+        raise DocumentError(problem, line=content.count(b"\n", 0, error.start) + 1, document=1) from error
 
 
 def is_state_file_name(name: str) -> bool:

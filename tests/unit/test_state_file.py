@@ -10,14 +10,15 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from metaleg_node.core.manifests import Parsed
-from metaleg_node.core.model import Pod
 from metaleg_node.sources import documents, file_watch, state_file
 from metaleg_node.sources.documents import yaml_warning
 from metaleg_node.sources.file_watch import FileWatch, directories_of
@@ -698,15 +699,119 @@ def test_the_directories_that_decide_about_a_path(tmp_path: Path, path: str, exp
 # --- how long it takes -----------------------------------------------------------------------------------------------
 
 
-def test_one_changed_document_of_many_is_the_only_one_translated(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def flush_list(*names: str) -> str:
+    """As kubectl prints it."""
+    items = "".join("- " + pod(name).replace("\n", "\n  ").rstrip() + "\n" for name in names)
+    return f"apiVersion: v1\nitems:\n{items}kind: List\nmetadata:\n  resourceVersion: ''\n"
+
+
+def indented_list(*names: str) -> str:
+    items = "".join("  - " + pod(name).replace("\n", "\n    ").rstrip() + "\n" for name in names)
+    return f"---\nkind: List\nitems:\n{items}"
+
+
+@pytest.mark.parametrize("form", [pods, flush_list, indented_list])
+def test_one_changed_object_of_many_is_the_only_one_translated(
+    file: Path, monkeypatch: pytest.MonkeyPatch, form: Callable[..., str]
+) -> None:
     state = StateFile(file)
     names_ = [f"pod-{number}" for number in range(1500)]
-    file.write_text(pods(*names_))
+    file.write_text(form(*names_))
     state.read()
-    file.write_text(pods(*names_[:700], "changed", *names_[700:]))
+    file.write_text(form(*names_[:700], "changed", *names_[700:]))
     translated = []
-    translate = StateFile._translate
-    monkeypatch.setattr(StateFile, "_translate", lambda me, chunk: translated.append(chunk) or translate(me, chunk))
+    translate = documents.translate
+    monkeypatch.setattr(documents, "translate", lambda raw, name: translated.append(raw) or translate(raw, name))
     loaded = state.read()
-    assert len(translated) == 1
-    assert len([one for one in loaded.objects if isinstance(one, Pod)]) == 1501
+    assert [raw["metadata"]["name"] for raw in translated if raw["kind"] == "Pod"] == ["changed"]
+    assert names(loaded) == [*names_[:700], "changed", *names_[700:]]
+
+
+# --- lists taken apart -----------------------------------------------------------------------------------------------
+
+TEXTS = st.one_of(
+    st.text(alphabet=st.sampled_from("ab -:#'\"|>\n\t{}[]&*!%@,"), max_size=40),
+    st.sampled_from(
+        ["- x", "a\n- b\n", "items:\n- kind: Pod\n", "kind: List", "\n- kind: Pod\n  a: b\n", "x\n---\ny", "# c\n- d"]
+    ),
+)
+"""Among them texts that look like parts of a list."""
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-9, 9), TEXTS),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
+    max_leaves=6,
+)
+KINDS = st.sampled_from(["Pod", "Node", "Widget", "ConfigMap"])
+STRANGE_KINDS = st.sampled_from(["Pod", "PodList", "", None, 7])
+
+
+@st.composite
+def listed(draw: st.DrawFn, kinds: st.SearchStrategy[dict[str, object]]) -> dict[str, object]:
+    name = st.sampled_from(["a", "b", "config"])
+    metadata = st.fixed_dictionaries(
+        {"name": name, "namespace": st.just("metallb-system")}, optional={"annotations": VALUES}
+    )
+    optional = {"spec": VALUES, "status": VALUES, "peers": VALUES, "items": VALUES, "data": VALUES}
+    return {**draw(kinds), **draw(st.fixed_dictionaries({"metadata": metadata}, optional=optional))}
+
+
+TYPED = st.builds(lambda kind: {"apiVersion": "v1", "kind": kind}, KINDS)
+STRANGE = st.one_of(st.just({}), st.builds(lambda kind: {"kind": kind}, STRANGE_KINDS))
+
+
+@given(
+    items=st.one_of(
+        st.lists(listed(TYPED), min_size=1, max_size=4), st.lists(st.one_of(listed(TYPED), listed(STRANGE), VALUES))
+    ),
+    kind=st.sampled_from(["List", "List", "List", "PodList", "ConfigMapList", "Pod"]),
+    style=st.sampled_from([None, '"', "'", "|", ">"]),
+    width=st.sampled_from([5, 20, 1000]),
+    indented=st.booleans(),
+    sort=st.booleans(),
+)
+def test_a_list_taken_apart_means_what_it_means_as_a_whole(
+    items: list[object], kind: str, style: str | None, width: int, indented: bool, sort: bool
+) -> None:
+    class Dumper(yaml.SafeDumper):
+        def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+            super().increase_indent(flow, indentless and not indented)
+
+        def ignore_aliases(self, _data: object) -> bool:
+            return True
+
+    whole = {"apiVersion": "v1", "kind": kind, "items": items, "metadata": {"resourceVersion": ""}}
+    text = yaml.dump(whole, Dumper=Dumper, default_style=style, width=width, sort_keys=sort)
+    name = ("metallb-system", "config")
+    state = StateFile(Path("unused"), name)
+    assert told(lambda: state._read_chunk(text.encode(), {})) == told(lambda: documents.read_yaml(text, name))
+
+
+def told(read: Callable[[], Iterable[Parsed]]) -> object:
+    """What was read, or what is wrong and where."""
+    try:
+        return list(read())
+    except documents.DocumentError as error:
+        return error.line, error.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (flush_list("a", "b").replace("  kind: Pod", "  kind: [Pod"), "line 5, document 1: not valid YAML"),
+        (flush_list("a", "b").replace("nodeName: worker-1", "nodeName: &n 1", 1) + "x: *n\n", "line 26, document 1"),
+        (flush_list("a", "b") + "items: []\n", "line 26, document 1: the key 'items' is there twice"),
+        (pods("x") + indented_list("a", "b").replace("name: b", "name: b\n      name: c"), "line 29, document 2"),
+    ],
+)
+def test_what_is_wrong_in_a_list_is_told_with_its_line(file: Path, text: str, words: str) -> None:
+    with pytest.raises(StateFileError, match=words):
+        read(file, text)
+
+
+def test_a_quoted_text_that_looks_like_an_item_is_no_item(file: Path) -> None:
+    """YAML wants the lines of a quoted text indented; PyYAML takes them as they are."""
+    text = flush_list("a", "b").replace("name: a", 'name: "a\n- kind: Pod\n"')
+    assert names(read(file, text))[-1] == "b"
+    assert read(file, text) == state_file.Loaded(
+        objects=(found := documents.read_yaml(text, ("", ""))[0]).objects, rejections=found.rejections, documents=1
+    )
