@@ -32,6 +32,11 @@ def stale(flows: Iterable[Flow], firewall: Firewall, local: frozenset[Address]) 
             yield flow, reason
 
 
+def concerned(firewall: Firewall) -> frozenset[Address]:
+    """`stale` finds fault only with connections that begin at or go to one of these, and with those that are ours."""
+    return firewall.sources.union(firewall.pods)
+
+
 def _why_stale(flow: Flow, firewall: Firewall, *, leaves: bool) -> str:
     pod = firewall.pods.get(flow.source)
     if pod is None or not leaves:

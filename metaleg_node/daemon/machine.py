@@ -172,7 +172,9 @@ class Machine:
 
     def _sweep(self, firewall: Firewall, addresses: frozenset[Address] | None) -> int:
         local = self._routing.addresses()
-        stale = list(flows.stale(conntrack.flows(addresses), firewall, local))
+        everywhere = addresses is None
+        some = flows.concerned(firewall) if addresses is None else addresses
+        stale = list(flows.stale(conntrack.flows(some, labelled=everywhere), firewall, local))
         for flow, reason in stale[:_MANY_FLOWS]:
             log.debug("conntrack: forgetting %s %s to %s: %s", flow.protocol, flow.source, flow.reply_source, reason)
         return conntrack.delete(flow for flow, _ in stale)

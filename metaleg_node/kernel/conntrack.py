@@ -26,6 +26,8 @@ _NUMBER = 1
 _NFPROTO: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _GONE = 2
 """ENOENT: the entry does not exist."""
+_LABELS_BEGIN = struct.pack("=HH", 4 + 16, _LABELS)
+"""How the attribute with the labels begins; an entry without any label has none. The same bytes may stand elsewhere."""
 _BATCH = 100
 _FEW = 16
 """So many addresses are looked for in a whole datagram of entries at once."""
@@ -42,8 +44,9 @@ _WORDS: dict[str, tuple[tuple[str, int, str], ...]] = {
 """What names a connection beside its addresses: conntrack(8)'s word, attribute type, encoding."""
 
 
-def flows(addresses: Collection[Address] | None) -> list[Flow]:
-    """The entries whose original source or destination is in `addresses`; None: all.
+def flows(addresses: Collection[Address] | None, *, labelled: bool = False) -> list[Flow]:
+    """The entries whose original source or destination is in `addresses`, and with `labelled` those with our label;
+    None: all.
 
     Of the calling thread's network namespace, both families. A protocol that conntrack(8) has no name for is told by
     its number. Raises KernelError.
@@ -54,10 +57,12 @@ def flows(addresses: Collection[Address] | None) -> list[Flow]:
         for family in FAMILIES:
             header = struct.pack("=BBH", _NFPROTO[family], 0, 0)
             decode = _decoder(family)
-            few = wanted if wanted and len(wanted) <= _FEW else ()
+            few = wanted if wanted and len(wanted) <= _FEW and not labelled else ()
             for message in netlink.dump(_GET, header, f"list the IPv{family} connections", holding=few):
                 if wanted is None or _concerns(message.body, family, wanted):
                     found.append(decode(message.body))
+                elif labelled and _LABELS_BEGIN in message.body and (flow := decode(message.body)).ours:
+                    found.append(flow)
     return found
 
 

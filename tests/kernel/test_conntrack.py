@@ -102,6 +102,10 @@ table inet t {
     }
     assert ours == {(family, port): port == "5001" for family in (4, 6) for port in ("5001", "5002", "5003")}
     assert conntrack.flows([]) == []
+    many = [ip_address(f"10.244.1.{n}") for n in range(100)]
+    for asked in ([], many):
+        labelled = conntrack.flows(asked, labelled=True)
+        assert [(flow.family, dict(flow.ports)["dport"]) for flow in labelled] == [(4, "5001"), (6, "5001")]
 
 
 def test_only_the_asked_sources_and_destinations_are_listed(inside: Netns) -> None:

@@ -81,6 +81,12 @@ def test_a_connection_is_forgotten(name: str) -> None:
     assert reason in found
 
 
+@pytest.mark.parametrize("name", STALE)
+def test_what_is_forgotten_is_looked_for(name: str) -> None:
+    found, _ = STALE[name]
+    assert found.ours or {found.source, found.destination} & flows.concerned(FULL)
+
+
 def test_a_load_balancer_address_on_this_host_gets_no_early_answers() -> None:
     early = STALE["an early answer"][0]
     assert not list(flows.stale([early], FULL, frozenset({ip_address(LB)})))
