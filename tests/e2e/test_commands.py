@@ -321,6 +321,24 @@ def test_a_pre_hook_that_fails_may_abort(node: Node) -> None:
     consent.unlink()
 
 
+def test_what_happens_while_a_pre_hook_runs_is_part_of_what_is_done_after_it(node: Node) -> None:
+    delete = "nft delete table inet metaleg_node 2>/dev/null"
+    record = recording(node)
+    hooks = {"pre": hook(node, "disturb", delete), "post": record}
+    node.start(hooks=hooks)
+    node.daemon.wait_ready()
+    node.lab.failover("web", NODE3, seen_by=[NODE1])
+    assert wait_until(lambda: len(told(node)) >= 2, SETTLED)
+    assert [environment["METALEG_RESULT"] for environment, _ in told(node)] == ["ok", "ok"]
+    # The whole table was made anew, not only what the cluster changed.
+    changes = told(node)[1][1]
+    assert any(c["object"] == "table inet metaleg_node" for c in changes)
+    assert any(c["object"].startswith("10.244.1.2 leaves through node3") for c in changes)
+    assert node.daemon.stop() == 0
+    assert node.run("apply").returncode == 0
+    assert node.run("plan").stdout == "nothing to do\n"
+
+
 def test_a_hook_that_hangs_is_killed_with_all_its_children_and_reported(node: Node) -> None:
     children = node.directory / "children"
     slow = hook(node, "slow", f"sleep 600 & echo $! > {children}; wait")
