@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import collapse_addresses, ip_network
 
 from metaleg_node.config import Config
@@ -168,12 +168,28 @@ def survey(cluster: ClusterState, config: Config) -> Survey:
         gateway = choose_gateway(announcements[_key(service)], nodes, config.egress.gateway_source)
         services += _families(service, pods[service.ref].values(), gateway, checks)
     return Survey(
-        services=tuple(services),
+        services=tuple(_told_apart(services)),
         served=_served(opted_in, cluster.endpoint_slices),
         networks=networks,
         nodes=nodes,
         rejections=tuple(rejections),
     )
+
+
+def _told_apart(services: Sequence[EgressService]) -> Iterator[EgressService]:
+    """The same Services. Those that share a LoadBalancer address should be announced by one node, since answers reach
+    only one (F9); where they are not, that is told."""
+    announcers: dict[Address, dict[NodeName, ObjectRef]] = defaultdict(dict)
+    for one in services:
+        if one.source and one.gateway:
+            announcers[one.source].setdefault(one.gateway.node.name, one.service.ref)
+    for one in services:
+        if one.source and one.gateway and len(announcers[one.source]) > 1:
+            others = [f"{n} for {ref}" for n, ref in announcers[one.source].items() if n != one.gateway.node.name]
+            why = f"{one.gateway.why}; but {one.source} is announced by {_some(others)}, too: only one gets the answers"
+            yield replace(one, gateway=replace(one.gateway, why=why, ambiguous=True))
+        else:
+            yield one
 
 
 def _served(services: Iterable[Service], slices: Iterable[EndpointSlice]) -> frozenset[int]:
@@ -310,6 +326,12 @@ class _Checks:
         self._host_addresses = networks.node_addresses | host_network
         self._never_egress = Membership(NEVER_EGRESS)
         self._addresses_of = {pod.ref: pod.addresses for pod in cluster.pods}
+        # Several: a pod that has ended keeps its address in the Pod object, while another pod has it.
+        self._pods_with: dict[Address, set[ObjectRef]] = defaultdict(set)
+        for pod in cluster.pods:
+            for address in pod.addresses:
+                self._pods_with[address].add(pod.ref)
+        self._cluster_ips = frozenset(a for service in cluster.services for a in service.cluster_ips)
 
     def claims(self, endpoint_slice: EndpointSlice) -> Iterator[tuple[PodAddress, str]]:
         """Each address of the slice with the reason why it is not taken, empty for one that is."""
@@ -319,7 +341,15 @@ class _Checks:
             of_pod = target is not None and target.kind == "Pod" and target.namespace == namespace
             for address in endpoint.addresses:
                 pod = PodAddress(address=address, node=endpoint.node, pod=target.name if target and of_pod else "")
-                yield pod, self._problem(address, target, of_pod=of_pod, controlled=endpoint_slice.controlled)
+                problem = self._problem(address, target, of_pod=of_pod, controlled=endpoint_slice.controlled)
+                yield pod, problem or self._taken(address, target, namespace)
+
+    def _taken(self, address: Address, target: ObjectRef | None, namespace: str) -> str:
+        """Why an address is not the endpoint's, where the Pods are known: whoever may write an EndpointSlice can claim
+        in it what he likes."""
+        pods = self._pods_with.get(address, set())
+        rightly = target in pods if target else any(pod.namespace == namespace for pod in pods)
+        return f"{address} is the address of {min(pods)}" if pods and not rightly else ""
 
     def _problem(self, address: Address, target: ObjectRef | None, *, of_pod: bool, controlled: bool) -> str:
         if target and not of_pod:
@@ -344,6 +374,8 @@ class _Checks:
             wrong = "is a node's own"
         elif address in self._pod_networks:
             wrong = "is in a pod network"
+        elif address in self._cluster_ips:
+            wrong = "is a Service's cluster IP"
         elif address in self._never_egress:
             wrong = "is no host's address"
         if wrong:

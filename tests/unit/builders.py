@@ -134,6 +134,11 @@ def host_pod(*texts: str) -> Pod:
     return Pod(ref=ref, node=A, host_network=True, addresses=addresses(texts))
 
 
+def pod(name: str, *texts: str, namespace: str = "shop") -> Pod:
+    ref = ObjectRef(kind="Pod", namespace=namespace, name=name)
+    return Pod(ref=ref, node=A, host_network=False, addresses=addresses(texts))
+
+
 def cluster(
     *,
     services: Sequence[Service] | None = None,

@@ -44,6 +44,7 @@ from tests.unit.builders import (
     host_pod,
     networks,
     node,
+    pod,
     service,
 )
 
@@ -184,6 +185,34 @@ def test_F9_a_load_balancer_address_that_is_somebody_elses_is_refused(text: str)
     assert text in obstacle.detail
 
 
+def test_F9_a_cluster_ip_is_no_load_balancer_address() -> None:
+    services = [service(ingress=("10.96.7.7",)), service("other", labels={}, cluster_ips=["10.96.7.7"])]
+    obstacle = only(cluster(services=services)).obstacle
+    assert obstacle
+    assert obstacle.reason is Reason.BAD_ADDRESS
+    assert "10.96.7.7 is a Service's cluster IP" in obstacle.detail
+
+
+def test_F9_one_address_of_two_services_that_two_nodes_announce_is_told() -> None:
+    services = [service(), service("old"), service("alone", ingress=("192.0.2.77",))]
+    said = [announced("a"), announced("b", service="old"), announced("a", service="alone")]
+    gateways = {
+        one.service.ref.name: one.gateway
+        for one in survey(cluster(services=services, announcements=said), config()).services
+    }
+    web, old, alone = gateways["web"], gateways["old"], gateways["alone"]
+    assert web
+    assert old
+    assert alone
+    assert (web.node.name, web.ambiguous, old.node.name, old.ambiguous) == (A, True, B, True)
+    assert f"but {LB4} is announced by b for Service shop/old, too" in web.why
+    assert f"but {LB4} is announced by a for Service shop/web, too" in old.why
+    assert not alone.ambiguous
+    together = [announced("a"), announced("a", service="old"), announced("a", service="alone")]
+    agreed = survey(cluster(services=services, announcements=together), config()).services
+    assert not any(one.gateway and one.gateway.ambiguous for one in agreed)
+
+
 # --- annotations -----------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +297,36 @@ def test_a_claim_is_refused_with_its_reason(name: str) -> None:
     (rejection,) = found.rejections
     assert reason in rejection.reason
     assert str(bad.addresses[0]) in rejection.reason
+
+
+TAKEN = {
+    "by another pod": (endpoint("10.244.1.5", name="web-0"), [pod("web-1", "10.244.1.5")], "Pod shop/web-1"),
+    "by another namespace's pod": (
+        endpoint("10.244.1.5", name="made-up"),
+        [pod("p", "10.244.1.5", namespace="victim")],
+        "Pod victim/p",
+    ),
+    "by another namespace's pod, without a name": (
+        endpoint("10.244.1.5", kind=None),
+        [pod("p", "10.244.1.5", namespace="victim")],
+        "Pod victim/p",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_where_pods_are_known_nobody_elses_address_can_be_claimed(name: str) -> None:
+    claim, pods, owner = TAKEN[name]
+    found = survey(cluster(slices=[endpoint_slice(claim)], pods=pods), config())
+    assert [s.pods for s in found.services] == [()]
+    (rejection,) = found.rejections
+    assert rejection.reason == f"10.244.1.5 is the address of {owner}"
+
+
+def test_a_pod_that_has_ended_does_not_keep_its_address_from_the_next() -> None:
+    ended, running = pod("job", "10.244.1.5", namespace="batch"), pod("web-0", "10.244.1.5")
+    for pods in ([ended, running], [running, ended]):
+        assert claimed(cluster(slices=[endpoint_slice(endpoint("10.244.1.5"))], pods=pods)) == {"web": ["10.244.1.5"]}
 
 
 def test_a_slice_by_hand_counts_when_it_names_pods_of_its_namespace() -> None:
