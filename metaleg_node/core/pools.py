@@ -89,14 +89,46 @@ class WantedPaths:
 def read(cluster: ClusterState, config: Config, me: NodeName) -> WantedPaths:
     """The return paths that this node is asked to have."""
     wanted: list[tuple[WantedPath, tuple[Range, ...]]] = []
-    rejections: list[Rejection] = []
+    if not (config.return_path.l2 or config.return_path.bgp.enabled):
+        return WantedPaths()
+    cluster, rejections = _of_metallb(cluster, config)
     for settings in config.return_path.l2:
         wanted.append(_l2(settings, cluster.pools))
     if config.return_path.bgp.enabled:
-        gateways, rejections = _peers(cluster, config, me)
+        gateways, refused = _peers(cluster, config, me)
+        rejections += refused
         ranges = prefixes.merged(_announced(cluster))
         wanted.append((WantedPath(kind=PathKind.BGP, name="bgp", networks=frozenset(), gateways=gateways), ranges))
     return WantedPaths(paths=tuple(_owning(wanted)), rejections=tuple(rejections))
+
+
+def _of_metallb(cluster: ClusterState, config: Config) -> tuple[ClusterState, list[Rejection]]:
+    """The state with just the objects that MetalLB itself goes by: those of its namespace, and either its custom
+    resources or its old configuration, whose entries have no namespace. The API is asked for no others; a state file
+    may hold anything."""
+    namespace, which = config.cluster.metallb_namespace, config.cluster.metallb_config
+    places = {pool.ref.namespace for pool in cluster.pools}
+    custom = which == "crds" or (which == "auto" and (namespace in places or "" not in places))
+    rejections: list[Rejection] = []
+
+    def used(one: AddressPool | Advertisement | BGPPeer) -> bool:
+        if one.ref.namespace == (namespace if custom else ""):
+            return True
+        if one.ref.namespace in ("", namespace):
+            form = "custom resources are" if custom else "old configuration is"
+            reason = f"is not used, since MetalLB's {form} (cluster.metallb_config is {which})"
+        else:
+            reason = f"is not in MetalLB's namespace {namespace} (cluster.metallb_namespace)"
+        rejections.append(Rejection(ref=one.ref, reason=reason))
+        return False
+
+    kept = replace(
+        cluster,
+        pools=tuple(filter(used, cluster.pools)),
+        advertisements=tuple(filter(used, cluster.advertisements)),
+        peers=tuple(filter(used, cluster.peers)),
+    )
+    return kept, rejections
 
 
 def _owning(wanted: Iterable[tuple[WantedPath, tuple[Range, ...]]]) -> Iterator[WantedPath]:

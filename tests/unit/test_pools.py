@@ -60,6 +60,51 @@ def hops(found: pools.WantedPaths, index: int = 0) -> dict[str, int]:
     return {str(gateway.address): gateway.weight for gateway in found.paths[index].gateways}
 
 
+# --- whose objects ---
+
+OLD = {
+    "peers": [{"peer-address": "10.0.0.9"}],
+    "address-pools": [{"name": "old", "protocol": "bgp", "addresses": ["198.51.100.0/28"]}],
+}
+CUSTOM = (pool("new", "192.0.2.0/28"), advertise(), peer("p", "10.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "objects", "expected"),
+    [
+        ("auto", (OLD, *CUSTOM), (["192.0.2.0/28"], {"10.0.0.1"})),
+        ("crds", (OLD, *CUSTOM), (["192.0.2.0/28"], {"10.0.0.1"})),
+        ("configmap", (OLD, *CUSTOM), (["198.51.100.0/28"], {"10.0.0.9"})),
+        ("auto", (OLD,), (["198.51.100.0/28"], {"10.0.0.9"})),
+        ("auto", CUSTOM, (["192.0.2.0/28"], {"10.0.0.1"})),
+        ("crds", (OLD,), ([], set())),
+        ("configmap", CUSTOM, ([], set())),
+    ],
+)
+def test_either_custom_resources_or_the_old_configuration_counts(
+    mode: str, objects: Sequence[dict[str, Any]], expected: tuple[list[str], set[str]]
+) -> None:
+    found = read(*objects, text=f'cluster.metallb_config = "{mode}"\n{BGP}')
+    assert (networks(found), set(hops(found))) == expected
+    unused = {rejection.ref.kind for rejection in found.rejections}
+    assert unused <= {"AddressPool", "BGPPeer", "IPAddressPool", "BGPAdvertisement"}
+    assert bool(unused) == (len(objects) == 4 or not expected[0])
+    assert all(f"(cluster.metallb_config is {mode})" in rejection.reason for rejection in found.rejections)
+
+
+def test_what_is_not_in_metallbs_namespace_does_not_count_and_is_told() -> None:
+    strangers = [dict(one, metadata={**one["metadata"], "namespace": "tenant"}) for one in CUSTOM]
+    strangers[2]["spec"] = {"peerAddress": "10.0.0.66"}
+    found = read(*CUSTOM, *strangers)
+    assert (networks(found), set(hops(found))) == (["192.0.2.0/28"], {"10.0.0.1"})
+    assert {str(rejection.ref) for rejection in found.rejections} == {
+        "IPAddressPool tenant/new",
+        "BGPAdvertisement tenant/all",
+        "BGPPeer tenant/p",
+    }
+    assert all("is not in MetalLB's namespace metallb-system" in r.reason for r in found.rejections)
+
+
 # --- which pools -----------------------------------------------------------------------------------------------------
 
 POOLS = (
