@@ -16,6 +16,7 @@ from typing import NoReturn, get_args
 
 import metaleg_node
 from metaleg_node import config as configuration
+from metaleg_node import config_file
 from metaleg_node.config import Config, ConfigError
 from metaleg_node.core import pools, survey
 from metaleg_node.core.model import ClusterState
@@ -134,7 +135,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _cleanup(options: argparse.Namespace) -> int:
     settings = _options(options)
     try:
-        config = configuration.load(settings.config_file)
+        config = config_file.load(settings.config_file)
     except ConfigError as error:
         print(*error.problems, "cleaning up all the same", sep="\n", file=sys.stderr)
         config = Config()

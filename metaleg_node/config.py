@@ -14,7 +14,6 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from metaleg_node import settings as s
@@ -276,22 +275,6 @@ class ConfigError(Exception):
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = problems
-
-
-def load(path: Path | str) -> Config:
-    """Reads a configuration file. Raises ConfigError, also when the file cannot be read."""
-    file = str(path)
-    try:
-        text = Path(path).read_bytes().decode()
-    except OSError as error:
-        advice = "run as root, or let this user read it" if isinstance(error, PermissionError) else "create it"
-        message = f"cannot be read: {error.strerror}; {advice}, or name another with --config"
-        raise ConfigError((Problem(file=file, message=message),)) from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        message = f"line {line}: not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8"
-        raise ConfigError((Problem(file=file, message=message),)) from error
-    return parse(text, file=file)
 
 
 def parse(text: str, *, file: str) -> Config:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import metaleg_node
 from metaleg_node import config as configuration
+from metaleg_node import config_file
 from metaleg_node.config import Config, ConfigError, Problem
 from metaleg_node.core.model import ClusterState, NodeState
 from metaleg_node.daemon import health, hooks, notify, report, status
@@ -55,7 +56,7 @@ class Options:
 
     def load(self) -> Config:
         """The configuration, with what the command line overrides. Raises ConfigError."""
-        config = configuration.load(self.config_file)
+        config = config_file.load(self.config_file)
         if missing := [*self._not_built(config)]:
             raise ConfigError(tuple(missing))
         if self.log_level:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from metaleg_node import regular_file
 from metaleg_node.config import Config
 from metaleg_node.core.manifests import Parsed, merge
 from metaleg_node.core.model import ClusterObject, Rejection
+from metaleg_node.regular_file import Flaw, FlawError
 from metaleg_node.sources.documents import (
     DocumentError,
     looks_like_json,
@@ -42,6 +43,12 @@ STOP_TIMEOUT: Final = 2.0
 """How long a stop waits, in seconds; a very large file may be read right now."""
 SOURCE: Final = "state file"
 DEFAULT_CONFIGMAP: Final = ("metallb-system", "config")
+
+_FLAWS: Final = {
+    Flaw.IRREGULAR: "is no regular file (a pipe, device or socket); write the state to a plain file",
+    Flaw.TOO_LARGE: f"is larger than {MAX_BYTES >> 20} MiB; keep only the objects that are needed",
+    Flaw.CHANGED: "changed while it was read; it is read again when it stays as it is",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -207,25 +214,11 @@ def _chunks(content: bytes) -> Iterator[bytes]:
 def _content(file: Path) -> bytes:
     """All bytes of a regular file. Raises StateFileError."""
     try:
-        _check_regular(file, file.stat())
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as opened:
-            before = os.fstat(descriptor)
-            _check_regular(file, before)
-            content = opened.read(MAX_BYTES + 1)
-            after = os.fstat(descriptor)
+        return regular_file.read(file, MAX_BYTES)
+    except FlawError as error:
+        raise StateFileError(f"{file}: {_FLAWS[error.flaw]}") from None
     except OSError as error:
         raise _unreadable(file, error) from error
-    if len(content) > MAX_BYTES:
-        raise StateFileError(f"{file}: is larger than {MAX_BYTES >> 20} MiB; keep only the objects that are needed")
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise StateFileError(f"{file}: changed while it was read; it is read again when it stays as it is")
-    return content
-
-
-def _check_regular(file: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise StateFileError(f"{file}: is no regular file (a pipe, device or socket); write the state to a plain file")
 
 
 def _unreadable(file: Path, error: OSError) -> StateFileError:

@@ -164,6 +164,19 @@ def test_from_the_start_over_reloads_to_the_stop(manager: Manager) -> None:
     assert any(line.startswith("<4>") and "egress.enabeld" in line for line in lines)
 
 
+def test_a_pipe_in_place_of_the_configuration_stops_nothing(manager: Manager) -> None:
+    manager.configure()
+    manager.start()
+    manager.until("READY=1")
+    pipe = manager.directory / "pipe"
+    os.mkfifo(pipe)
+    pipe.replace(manager.directory / "config.toml")
+    assert "is no regular file" in last_status(manager.until("READY=1"))
+    manager.until("WATCHDOG=1")
+    manager.send(signal.SIGTERM)
+    assert manager.end() == 0
+
+
 def test_why_it_does_not_start_is_an_error_in_the_journal(manager: Manager) -> None:
     manager.configure(egress={"enabled": 1}, hooks={"timeout": 10})
     manager.start()

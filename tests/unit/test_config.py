@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 
 import pytest
 
-from metaleg_node.config import Config, ConfigError, load, not_yet_effective, parse
+from metaleg_node.config import Config, ConfigError, not_yet_effective, parse
 from metaleg_node.core.model import AnnouncedBy
 
 L2 = '[[return_path.l2]]\nname = "a"\ninterface = "eth0"\npools = ["p"]\n'
@@ -249,43 +247,6 @@ def test_bad_toml_is_one_problem_with_its_place(text: str, message: str) -> None
     (problem,) = problems(text)
     assert problem.startswith("F: not valid TOML: ")
     assert message in problem
-
-
-def load_problem(path: Path) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load(path)
-    (problem,) = caught.value.problems
-    return str(problem)
-
-
-def test_load_reads_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    path.write_bytes(b'[node]\r\nname = "n1"\r\n')
-    assert load(path).node.name == "n1"
-    assert load(str(path)) == load(path)
-
-
-def test_a_missing_file_is_a_problem_that_says_what_to_do(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    assert load_problem(path) == (
-        f"{path}: cannot be read: No such file or directory; create it, or name another with --config"
-    )
-
-
-def test_a_directory_is_not_a_configuration(tmp_path: Path) -> None:
-    assert "Is a directory" in load_problem(tmp_path)
-
-
-def test_an_unreadable_file_is_a_problem(tmp_path: Path) -> None:
-    path = tmp_path / "loop.toml"
-    os.symlink(path, path)
-    assert "cannot be read" in load_problem(path)
-
-
-def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    path.write_bytes(b"# ok\n# caf\xe9\n")
-    assert load_problem(path) == f"{path}: line 2: not UTF-8 (byte 0xe9); save the file as UTF-8"
 
 
 def test_keys_of_features_to_come_are_named_only_when_they_differ_from_the_default() -> None:

@@ -1,0 +1,77 @@
+"""How the configuration's file is read, whatever stands at its path."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from metaleg_node import config_file
+from metaleg_node.config import Config, ConfigError
+from metaleg_node.config_file import load
+
+
+def load_problem(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    (problem,) = caught.value.problems
+    return str(problem)
+
+
+def test_load_reads_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b'[node]\r\nname = "n1"\r\n')
+    assert load(path).node.name == "n1"
+    assert load(str(path)) == load(path)
+
+
+def test_a_missing_file_is_a_problem_that_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    assert load_problem(path) == (
+        f"{path}: cannot be read: No such file or directory; create it, or name another with --config"
+    )
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    fifo, unix = tmp_path / "fifo.toml", tmp_path / "socket.toml"
+    os.mkfifo(fifo)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(unix))
+        for path in (tmp_path, fifo, unix, Path("/dev/zero")):
+            assert load_problem(path).startswith(f"{path}: is no regular file")
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"#" * config_file.MAX_BYTES)
+    assert load(path) == Config()
+    os.truncate(path, 1 << 40)
+    assert load_problem(path).startswith(f"{path}: is larger than 1 MiB")
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[egress]\n")
+    real = os.fstat
+
+    def changed_after_each_look(descriptor: int) -> os.stat_result:
+        status = real(descriptor)
+        path.write_text("[egress]\nenabled = false\n")
+        return status
+
+    monkeypatch.setattr(os, "fstat", changed_after_each_look)
+    assert "changed while it was read" in load_problem(path)
+
+
+def test_an_unreadable_file_is_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "loop.toml"
+    os.symlink(path, path)
+    assert "cannot be read" in load_problem(path)
+
+
+def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"# ok\n# caf\xe9\n")
+    assert load_problem(path) == f"{path}: line 2: not UTF-8 (byte 0xe9); save the file as UTF-8"
