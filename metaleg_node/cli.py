@@ -88,12 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    watch = config_file.Watch(options.config)
     settings, config = _settings(options)
     _need_source(config, settings)
     for key in configuration.not_yet_effective(config):
         log.warning("%s: %s has no effect in this version", settings.config_file, key)
     with lock.single_instance():
-        Service(settings, config).run()
+        Service(settings, config, watch).run()
     return 0
 
 

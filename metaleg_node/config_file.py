@@ -1,7 +1,8 @@
-"""The configuration's file: how it is read, and what is wrong when it cannot be."""
+"""The configuration's file: how it is read, what is wrong when it cannot be, and when a changed one is to be read."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from metaleg_node import regular_file
@@ -10,6 +11,8 @@ from metaleg_node.regular_file import Flaw, FlawError
 
 MAX_BYTES = 1 << 20
 """The size of the largest file that is read, far above what any configuration needs."""
+SETTLE_SECONDS = 2.0
+"""How long a changed file must have been left alone: half of it may be valid too."""
 
 _FLAWS = {
     Flaw.IRREGULAR: "is no regular file (a directory, pipe, device or socket); put a file there, or name one with "
@@ -19,10 +22,39 @@ _FLAWS = {
 }
 
 
-def load(path: Path | str) -> Config:
-    """Reads a configuration file. Raises ConfigError, also when the file cannot be read."""
+def load(path: Path | str, *, may_be_empty: bool = True) -> Config:
+    """Reads a configuration file. Raises ConfigError, also when the file cannot be read.
+
+    `may_be_empty` is for the start alone: later, somebody may have emptied the file in order to rewrite it.
+    """
     file = str(path)
-    return parse(_text(Path(path), file), file=file)
+    text = _text(Path(path), file)
+    if not may_be_empty and not text.strip():
+        raise _error(file, "is empty, as while somebody writes it; if all defaults are wanted, write a comment into it")
+    return parse(text, file=file)
+
+
+class Watch:
+    """Tells a program that runs when to read its file again. Times are seconds of a clock that never jumps."""
+
+    def __init__(self, path: Path, settle: float = SETTLE_SECONDS) -> None:
+        """To be made before the file is read for the first time, so that no change is missed."""
+        self._path = path
+        self._settle = settle
+        self._read = self._seen = _stamp(path)
+        self._seen_since = -math.inf
+
+    def wait(self, now: float) -> float:
+        """Looks at the file. Returns the seconds until it is to be read if it stays as it is: 0 is now, infinity never,
+        since it was read as it is."""
+        found = _stamp(self._path)
+        if found != self._seen:
+            self._seen, self._seen_since = found, now
+        return math.inf if found == self._read else max(0.0, self._seen_since + self._settle - now)
+
+    def reading(self) -> None:
+        """The file as it is now is about to be read."""
+        self._read = _stamp(self._path)
 
 
 def _text(path: Path, file: str) -> str:
@@ -37,6 +69,15 @@ def _text(path: Path, file: str) -> str:
         line = error.object.count(b"\n", 0, error.start) + 1
         message = f"line {line}: not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8"
         raise _error(file, message) from error
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Changes when the file is written to or replaced, through symlinks too, or when others may read it now."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _error(file: str, message: str) -> ConfigError:

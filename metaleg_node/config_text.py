@@ -18,16 +18,17 @@ NOT_YET = "not yet in effect"
 
 _SAMPLE_HEAD = """\
 # metaleg-node: every setting with its default; all of them may be left out.
-# Durations are strings with units (ms, s, m, h). A change of this file is taken over at once;
-# `metaleg-node check` tells what is wrong with it.
+# Durations are strings with units (ms, s, m, h). A change of this file is taken over once it has been left alone for
+# two seconds; `metaleg-node check` tells what is wrong with it.
 """
 
 INTRODUCTION = """\
 `metaleg-node` reads one TOML file, `/etc/metaleg-node/config.toml` unless `--config` names another. Every key may be
 left out; an unknown key is an error. Durations are strings with units: `"20ms"`, `"10s"`, `"5m"`, `"1h30m"`. A CIDR
-without a prefix length means that one address. SIGHUP and a change of the file load it again; a file with errors
-changes nothing: the errors are reported and the old configuration stays in force. `metaleg-node check` prints all of
-them, each with file, key and value, and exits with status 78.
+without a prefix length means that one address. SIGHUP loads the file again at once; without it a changed file is loaded
+when it has been left alone for two seconds. A file with errors, or an empty one, changes nothing: the errors are
+reported and the old configuration stays in force. `metaleg-node check` prints all of them, each with file, key and
+value, and exits with status 78.
 
 Keys marked *not yet in effect* are known and checked, but no feature of this version uses them.
 """

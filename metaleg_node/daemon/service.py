@@ -54,9 +54,9 @@ class Options:
     state_dir: Path
     log_level: configuration.LogLevel | None = None
 
-    def load(self) -> Config:
+    def load(self, *, may_be_empty: bool = True) -> Config:
         """The configuration, with what the command line overrides. Raises ConfigError."""
-        config = config_file.load(self.config_file)
+        config = config_file.load(self.config_file, may_be_empty=may_be_empty)
         if missing := [*self._not_built(config)]:
             raise ConfigError(tuple(missing))
         if self.log_level:
@@ -85,7 +85,7 @@ def _be_quick() -> None:
 class Service:
     """`run` turns the loop; everything that it starts is stopped again before it returns."""
 
-    def __init__(self, options: Options, config: Config) -> None:
+    def __init__(self, options: Options, config: Config, watch: config_file.Watch) -> None:
         self._options = options
         self._config = config
         self._events = Events()
@@ -98,7 +98,7 @@ class Service:
         self._readiness = notify.Readiness(self._notifier)
         self._heartbeat = notify.Heartbeat(self._notifier)
         self._started = _now()
-        self._config_stamp = _stamp(options.config_file)
+        self._watch = watch
         self._config_problems: tuple[str, ...] = ()
         self._server_problems: tuple[str, ...] = ()
         self._hook_problems: dict[hooks.Kind, list[str]] = {}
@@ -188,9 +188,9 @@ class Service:
         self._events.put(Event.FIREWALL if hint is Hint.FIREWALL else Event.KERNEL)
 
     def _next_events(self) -> set[Event]:
-        at_most = min(_TICK_SECONDS, self._heartbeat.beat())
+        at_most = min(_TICK_SECONDS, self._heartbeat.beat(), self._watch.wait(time.monotonic()))
         events = self._events.next(settle=self._config.reconcile.settle, at_most=at_most)
-        if _stamp(self._options.config_file) != self._config_stamp:
+        if not self._watch.wait(time.monotonic()):
             events.add(Event.RELOAD)
         return events
 
@@ -308,10 +308,10 @@ class Service:
         configuration that runs stays in force."""
         self._notifier.reloading()
         self._readiness.expect()
-        self._config_stamp = _stamp(self._options.config_file)
+        self._watch.reading()
         before = self._config
         try:
-            self._config = self._options.load()
+            self._config = self._options.load(may_be_empty=False)
             self._config_problems = ()
             self._metrics.config_loaded()
             log.info("configuration read again: %s", "changed" if self._config != before else "no change")
@@ -423,12 +423,3 @@ def _traffic() -> Traffic | None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Changes when the file is rewritten or replaced, through symlinks too."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

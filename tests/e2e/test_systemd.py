@@ -164,6 +164,29 @@ def test_from_the_start_over_reloads_to_the_stop(manager: Manager) -> None:
     assert any(line.startswith("<4>") and "egress.enabeld" in line for line in lines)
 
 
+def test_half_a_configuration_and_an_empty_one_are_not_taken(manager: Manager) -> None:
+    manager.configure(egress={"enabled": False})
+    manager.start()
+    assert last_status(manager.until("READY=1")) == "STATUS=0 services, 0 pod addresses"
+    file = manager.directory / "config.toml"
+    text = file.read_text()
+    with file.open("w") as writer:
+        writer.write(text.replace("[egress]\nenabled = false\n", ""))
+        writer.flush()
+        # The loop turns, and so has seen it.
+        assert [manager.hear() for _ in range(3)] == ["WATCHDOG=1"] * 3
+        writer.write("[egress]\nenabled = false\n")
+    manager.until("READY=1")
+    assert "configuration read again: no change" in manager.log()
+    assert "configuration read again: changed" not in manager.log()
+
+    file.write_text("")
+    assert f"{file}: is empty" in last_status(manager.until("READY=1"))
+    assert not has_table(manager)
+    manager.configure()
+    assert last_status(manager.until("READY=1")) == "STATUS=1 service, 4 pod addresses"
+
+
 def test_a_pipe_in_place_of_the_configuration_stops_nothing(manager: Manager) -> None:
     manager.configure()
     manager.start()

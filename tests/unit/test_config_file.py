@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from metaleg_node import config_file
 from metaleg_node.config import Config, ConfigError
-from metaleg_node.config_file import load
+from metaleg_node.config_file import Watch, load
 
 
 def load_problem(path: Path) -> str:
@@ -75,3 +76,68 @@ def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path) -> No
     path = tmp_path / "config.toml"
     path.write_bytes(b"# ok\n# caf\xe9\n")
     assert load_problem(path) == f"{path}: line 2: not UTF-8 (byte 0xe9); save the file as UTF-8"
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \t\r\n\n"])
+def test_an_empty_file_is_all_defaults_but_not_for_a_program_that_runs(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    assert load(path) == Config()
+    with pytest.raises(ConfigError, match=r"config\.toml: is empty, .* write a comment"):
+        load(path, may_be_empty=False)
+    path.write_text(f"{text}# all defaults\n")
+    assert load(path, may_be_empty=False) == Config()
+
+
+# --- when it is to be read again -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text("[egress]\nenabled = false\n")
+    return path
+
+
+def append(file: Path, text: str) -> None:
+    with file.open("a") as writer:
+        writer.write(text)
+
+
+def test_a_file_that_stays_as_it_was_read_is_not_read_again(file: Path) -> None:
+    watch = Watch(file)
+    assert [watch.wait(now) for now in (0, 10)] == [math.inf, math.inf]
+
+
+def test_a_file_is_read_when_it_was_left_alone_for_long_enough(file: Path) -> None:
+    watch = Watch(file, settle=2)
+    file.write_text("[egress]\n")
+    assert [watch.wait(now) for now in (10, 11.5)] == [2, 0.5]
+    append(file, "enabled = ")
+    assert watch.wait(11.75) == 2
+    append(file, "false\n")
+    assert [watch.wait(now) for now in (13.5, 14.5, 15.5, 16)] == [2, 1, 0, 0]
+    watch.reading()
+    assert watch.wait(17) == math.inf
+
+
+def test_a_change_before_the_first_look_and_one_while_the_file_is_read_are_not_missed(file: Path) -> None:
+    watch = Watch(file, settle=2)
+    append(file, "# 1\n")
+    assert [watch.wait(now) for now in (0, 2)] == [2, 0]
+    watch.reading()
+    append(file, "# 2\n")
+    assert [watch.wait(now) for now in (2, 4)] == [2, 0]
+
+
+def test_a_replaced_file_a_missing_one_and_one_that_may_be_read_now_are_changes(file: Path) -> None:
+    watch = Watch(file, settle=2)
+    for change in (
+        lambda: (file.parent / "new").write_text("") or (file.parent / "new").replace(file),
+        lambda: file.chmod(0o600),
+        file.unlink,
+        lambda: file.write_text("# back\n"),
+    ):
+        change()
+        assert [watch.wait(now) for now in (0, 2)] == [2, 0]
+        watch.reading()
