@@ -168,9 +168,9 @@ def _check(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     document = status.read(_options(options).runtime_dir)
-    running = lock.is_held()
-    if document is None or not running:
-        print("metaleg-node is not running" if not running else "metaleg-node runs, but has not told anything yet")
+    holder = lock.holder_of()
+    if document is None or holder is None or holder.pid != document["pid"]:
+        print(_silence(document, holder))
         return 3
     report.refresh(document["paths"])
     if options.json:
@@ -178,6 +178,20 @@ def _status(options: argparse.Namespace) -> int:
     else:
         print(status.render(document, datetime.now(UTC)), end="")
     return 0 if document["healthy"] else 1
+
+
+def _silence(document: status.StatusDocument | None, holder: lock.Holder | None) -> str:
+    """Why there is nothing to show, or only what another process left."""
+    if not lock.is_held():
+        return "metaleg-node is not running"
+    if holder is None:
+        return "metaleg-node is not running: its lock is held by a process that does not answer; `ss -xap` names it"
+    if holder.is_stranger:
+        return f"metaleg-node is not running: {lock.complaint(holder)}"
+    if document is None:
+        return f"metaleg-node runs, but has not told anything yet ({holder})"
+    left = f"the status that is there is of process {document['pid']}"
+    return f"metaleg-node is not running, or just begins: {holder} has its lock, {left}"
 
 
 def _kubeconfig(options: argparse.Namespace) -> int:

@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,6 +232,54 @@ def test_while_the_service_runs_nobody_else_changes_anything_but_may_look(node: 
     assert node.ours == before
     done = node.run("plan")
     assert (done.returncode, done.stdout) == (0, "nothing to do\n")
+
+
+TAKE = """
+import os, socket, sys
+os.setuid(int(sys.argv[1]))
+with socket.socket(socket.AF_UNIX) as taken:
+    taken.bind("\\0metaleg-node")
+    taken.listen()
+    print("taken", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def lock_taken(node: Node, user: int) -> Iterator[int]:
+    """Another process of this user holds the lock; its number."""
+    with node.namespace.inside():
+        process = subprocess.Popen(
+            [sys.executable, "-c", TAKE, str(user)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    with process:
+        assert process.stdout
+        assert process.stdout.readline() == "taken\n"
+        yield process.pid
+
+
+def test_what_a_service_left_that_was_killed_is_not_shown_as_running_because_another_process_has_the_lock(
+    node: Node,
+) -> None:
+    node.start()
+    node.daemon.wait_ready()
+    killed = node.daemon.process_id
+    node.daemon.kill()
+    assert node.daemon.status()["healthy"]
+    with lock_taken(node, 0) as other:
+        for words in (["status"], ["status", "--json"]):
+            done = node.run(*words)
+            assert done.returncode == 3
+            assert "not running" in done.stdout
+            assert f"process {other} of user root" in done.stdout
+            assert f"process {killed}\n" in done.stdout
+    with lock_taken(node, 65534) as other:
+        done, refused = node.run("status"), node.run("run")
+        assert (done.returncode, refused.returncode) == (3, 1)
+        assert done.stdout.startswith("metaleg-node is not running: ")
+        for text in (done.stdout, refused.stderr):
+            assert f"process {other} of user nobody (uid 65534) holds" in text
+            assert f"ps -fp {other}" in text
 
 
 # --- hooks -----------------------------------------------------------------------------------------------------------
