@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from metaleg_node import settings as s
 from metaleg_node.core.model import Address, AnnouncedBy, Match, Network
 from metaleg_node.settings import Many, Section, Setting, section, sections, setting
+from metaleg_node.text import endpoint
 
 MetallbConfig = Literal["auto", "crds", "configmap"]
 PreFailure = Literal["continue", "abort"]
@@ -321,8 +322,8 @@ class _Reader:
         self.file = file
         self.problems: list[Problem] = []
 
-    def add(self, key: str, message: str, value: object = None) -> None:
-        text = "" if value is None else _shown(value)
+    def add(self, key: str, message: str, value: object = None, *, hexadecimal: bool = False) -> None:
+        text = "" if value is None else _shown(value, hexadecimal=hexadecimal)
         self.problems.append(Problem(file=self.file, key=key, value=text, message=message))
 
     def is_good(self, key: str) -> bool:
@@ -382,7 +383,7 @@ class _Reader:
             return kind.read(raw)
         except ValueError as error:
             hint = f"; {error}" if str(error) else ""
-            self.add(key, f"must be {kind.allowed}{hint}", raw)
+            self.add(key, f"must be {kind.allowed}{hint}", raw, hexadecimal=kind.hexadecimal)
             return fallback
 
 
@@ -391,16 +392,20 @@ def _join(parent: str, name: str) -> str:
     return f"{parent}.{written}" if parent else written
 
 
-def _shown(value: object) -> str:
-    """A value about as TOML writes it, in printable ASCII, shortened; tables only hinted at."""
+def _shown(value: object, *, hexadecimal: bool = False) -> str:
+    """A value about as TOML writes it, in printable ASCII, shortened; tables only hinted at. `hexadecimal`: as integers
+    of its key are written."""
     if isinstance(value, list):
         return _short(f"[{', '.join('[...]' if isinstance(item, list) else _shown(item) for item in value)}]")
     if isinstance(value, dict):
         return "{...}" if value else "{}"
+    if isinstance(value, tuple):
+        return _short(json.dumps(endpoint(*value)))
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value) if abs(value) < 1 << 64 else _short(hex(value))
+        # TOML has no negative hexadecimal numbers, and Python refuses to write very long decimal ones.
+        return _short(hex(value)) if (hexadecimal and value >= 0) or abs(value) >= 1 << 64 else str(value)
     return _short(repr(value) if isinstance(value, float) else json.dumps(value))
 
 
@@ -447,10 +452,19 @@ def _masquerade_mark_is_free(config: Config) -> str:
     return f"overlaps firewall.mark_mask ({mask:#x}); change one of the two"
 
 
+def _health_address_is_free(config: Config) -> str:
+    listen = config.health.listen
+    # Port 0 is one of the kernel's choice, another each time.
+    if listen is None or listen != config.metrics.listen or not listen[1]:
+        return ""
+    return "is the address of metrics.listen as well; change the port of one of the two"
+
+
 _RELATIONS: tuple[tuple[str, str, Callable[[Config], str]], ...] = (
     ("return_path.bgp.table", "firewall.route_table_base", _bgp_table_is_free),
     ("return_path.bgp.rule_priority", "firewall.rule_priority", _bgp_priority_is_free),
     ("external_ip.masquerade_mark", "firewall.mark_mask", _masquerade_mark_is_free),
+    ("health.listen", "metrics.listen", _health_address_is_free),
 )
 """The key that is blamed, the other that it depends on, and what says what is wrong (empty: nothing)."""
 
@@ -459,12 +473,19 @@ def _relate(config: Config, reader: _Reader) -> None:
     """Checks what needs several values, where those are good in themselves."""
     for key, other, check in _RELATIONS:
         if reader.is_good(key) and reader.is_good(other) and (message := check(config)):
-            leaf: Any = config
-            for name in key.split("."):
-                leaf = getattr(leaf, name)
-            reader.add(key, message, leaf)
+            value, kind = _leaf(config, key)
+            reader.add(key, message, value, hexadecimal=kind.hexadecimal)
     if reader.is_good("return_path.l2"):
         _relate_l2(config.return_path.l2, reader)
+
+
+def _leaf(config: Config, key: str) -> tuple[Any, s.Kind[Any]]:
+    """A setting's value and what it may hold."""
+    value: Any = config
+    entry: Any = None
+    for name in key.split("."):
+        entry, value = dict(s.entries(type(value)))[name], getattr(value, name)
+    return value, entry.kind
 
 
 def _relate_l2(paths: tuple[L2Settings, ...], reader: _Reader) -> None:

@@ -34,3 +34,8 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def endpoint(host: str, port: int) -> str:
+    """An address to listen on, as it is written."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

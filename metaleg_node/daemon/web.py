@@ -19,6 +19,8 @@ from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 
+from metaleg_node.text import endpoint
+
 log = logging.getLogger(__name__)
 
 _MAX_CONNECTIONS = 16
@@ -75,9 +77,8 @@ class WebServer:
             ]
             self._server = _Server(family, address, self._pages)
         except OSError as error:
-            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             reason = _ADVICE.get(error.errno or 0) or error.strerror
-            raise ListenError(f'{self._key} = "{where}": cannot listen: {reason}') from error
+            raise ListenError(f'{self._key} = "{endpoint(host, port)}": cannot listen: {reason}') from error
         threading.Thread(target=self._server.serve_forever, args=(_TICK_SECONDS,), name=self._key, daemon=True).start()
 
     def stop(self) -> None:

@@ -210,6 +210,42 @@ def test_all_problems_come_at_once() -> None:
     ]
 
 
+SHARED = [
+    ('metrics.listen = "[::1]:1"\nhealth.listen = "[::1]:1"', '"[::1]:1"'),
+    ('health.listen = "127.0.0.1:21793"', '"127.0.0.1:21793"'),
+    ('metrics.listen = "127.0.0.1:21794"', '"127.0.0.1:21794"'),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), SHARED)
+def test_metrics_and_health_cannot_share_an_address(text: str, value: str) -> None:
+    message = "is the address of metrics.listen as well; change the port of one of the two"
+    assert problems(text) == [f"F: health.listen = {value}: {message}"]
+
+
+@pytest.mark.parametrize("listen", ['"127.0.0.1:0"', '""'])
+def test_addresses_that_are_off_or_of_the_kernels_choice_do_not_clash(listen: str) -> None:
+    assert parse(f"metrics.listen = {listen}\nhealth.listen = {listen}", file="F").metrics.listen != (
+        "127.0.0.1",
+        21793,
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("firewall.mark_mask", "0x5"),
+        ("firewall.mark_mask", "0x100000000"),
+        ("firewall.mark_mask", "-1"),
+        ("external_ip.masquerade_mark", "0x1000000"),
+        ("external_ip.masquerade_mark", "0x0"),
+    ],
+)
+def test_a_bad_mark_is_shown_as_it_is_written(key: str, value: str) -> None:
+    (problem,) = problems(f"{key} = {value}")
+    assert problem.startswith(f"F: {key} = {value}: ")
+
+
 def test_a_bad_value_does_not_cause_further_problems() -> None:
     text = "firewall.rule_priority = 0\n[return_path.bgp]\nrule_priority = 4700\n"
     assert len(problems(text)) == 1

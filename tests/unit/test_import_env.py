@@ -150,7 +150,7 @@ BAD = [
     ("FIREWALL_BACKEND", "nftables", "must be iptables"),
     ("FIREWALL_MASK", "0x00F0F000", "there is a gap between its bits"),
     ("FIREWALL_MASK", "15728640", "it is not hexadecimal"),
-    ("FIREWALL_MASK", "0x0000F000", "external_ip.masquerade_mark = 16384 overlaps firewall.mark_mask (0xf000)"),
+    ("FIREWALL_MASK", "0x0000F000", "external_ip.masquerade_mark = 0x4000 overlaps firewall.mark_mask (0xf000)"),
     ("FIREWALL_EXCLUDE_DST_CIDRS", "10.0.0.0/8,10.0.0.0/33", "; '10.0.0.0/33' is none"),
     ("FIREWALL_EXCLUDE_DST_CIDRS", "10.0.0.1", "; '10.0.0.1' is none"),
     ("FIREWALL_EXCLUDE_DST_CIDRS", ",", "it names no network"),
