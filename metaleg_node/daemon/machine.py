@@ -110,15 +110,14 @@ class Machine:
         return {key: int(originals.get(path, present[path])) for path, key in paths.items() if path in present}
 
     def sysctls(self, wanted: Iterable[str]) -> dict[str, str]:
-        """The present values of the wanted sysctls and of those that we changed."""
-        return self._sysctls.read({*wanted, *self._remembered()})
+        """The present values of the wanted sysctls and of those that are as we changed them."""
+        return self._sysctls.read({*wanted, *self._originals()})
 
     def _originals(self) -> Mapping[str, str]:
-        """What the operator had set, where we have changed it: decisions must not rest on our own doing."""
-        return {name: original for name, (original, _) in self._remembered().items()}
+        """What the operator had set, where it is as we changed it: decisions must not rest on our own doing.
 
-    def _remembered(self) -> Mapping[str, tuple[str, str]]:
-        """An unreadable record must not keep the rest from working; `set` refuses until it is mended."""
+        An unreadable record must not keep the rest from working; `set` refuses until it is mended.
+        """
         try:
             return self._sysctls.remembered()
         except KernelError as error:

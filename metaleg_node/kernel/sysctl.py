@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from metaleg_node.kernel.errors import KernelError, refusal
@@ -19,8 +20,17 @@ _BOOT_ID = _ROOT / "kernel/random/boot_id"
 _RP_FILTER = _ROOT / "net/ipv4/conf"
 _SWAP = str.maketrans("./", "/.")
 
-Record = tuple[str, str]
-"""The value found before our first change, and the value that we set."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """The value found before our first change, and what we set; two values while the second is being written."""
+
+    original: str
+    ours: tuple[str, ...]
+
+    def holds(self, name: str) -> bool:
+        """Whether the setting is still as we left it. Else somebody has decided since, and the record is void."""
+        return _read(name) in self.ours
 
 
 class Sysctls:
@@ -50,46 +60,35 @@ class Sysctls:
         present = _read(name)
         if present is None:
             raise KernelError(f"cannot set {name} to {value}: there is no {_path(name)}; is the interface gone?")
-        records = self.remembered()
-        record = (records[name][0] if name in records else present, value)
-        if present != value and records.get(name) != record:
-            self._save({**records, name: record})
-        if present != value:
+        if present == value:
+            return
+        records = self._records()
+        if name not in records:
+            self._save({**records, name: _Record(original=present, ours=(value,))})
             _write(name, value)
+            return
+        # Whichever of the two a kill leaves there is ours.
+        original = records[name].original
+        self._save({**records, name: _Record(original=original, ours=(present, value))})
+        _write(name, value)
+        self._save({**records, name: _Record(original=original, ours=(value,))})
 
-    def remembered(self) -> dict[str, Record]:
-        """What was changed since the machine's boot and not restored: (original, ours) by name.
+    def remembered(self) -> dict[str, str]:
+        """What was there before, by name, of every setting that is still as we changed it since the machine's boot.
 
         Raises KernelError when the record cannot be read.
         """
-        try:
-            document = json.loads(self._file.read_text())
-            if document["boot_id"] != _boot_id():
-                return {}
-            return {str(name): (str(original), str(ours)) for name, (original, ours) in document["sysctls"].items()}
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise KernelError(
-                f"cannot read {self._file}: {error.strerror}; it tells which sysctls to put back", code=error.errno or 0
-            ) from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise KernelError(
-                f"{self._file} is damaged ({error}): compare the sysctls by hand, then delete the file"
-            ) from error
+        return {name: record.original for name, record in self._records().items()}
 
     def restore(self, name: str) -> None:
         """Puts the remembered value back, unless somebody else has changed it since, and forgets the record.
 
         A name without record and a setting that no longer exists are fine. Raises KernelError.
         """
-        records = self.remembered()
-        if name not in records:
-            return
-        original, ours = records.pop(name)
-        if _read(name) == ours:
-            _write(name, original)
-        self._save(records)
+        records = self._records()
+        if name in records:
+            _write(name, records.pop(name).original)
+            self._save(records)
 
     def rp_filter(self) -> dict[str, int]:
         """net.ipv4.conf.NAME.rp_filter (0 off, 1 strict, 2 loose; RFC 3704) of every interface, of `all`, and of
@@ -101,8 +100,30 @@ class Sysctls:
                 found[interface] = int(value)
         return found
 
-    def _save(self, records: dict[str, Record]) -> None:
-        content = json.dumps({"boot_id": _boot_id(), "sysctls": records}, indent=2, sort_keys=True) + "\n"
+    def _records(self) -> dict[str, _Record]:
+        """Those that hold. The others go with the next change of the file."""
+        return {name: record for name, record in self._load().items() if record.holds(name)}
+
+    def _load(self) -> dict[str, _Record]:
+        try:
+            document = json.loads(self._file.read_text())
+            if document["boot_id"] != _boot_id():
+                return {}
+            return {str(name): _record(*values) for name, values in document["sysctls"].items()}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise KernelError(
+                f"cannot read {self._file}: {error.strerror}; it tells which sysctls to put back", code=error.errno or 0
+            ) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise KernelError(
+                f"{self._file} is damaged ({error}): compare the sysctls by hand, then delete the file"
+            ) from error
+
+    def _save(self, records: Mapping[str, _Record]) -> None:
+        values = {name: (record.original, *record.ours) for name, record in records.items()}
+        content = json.dumps({"boot_id": _boot_id(), "sysctls": values}, indent=2, sort_keys=True) + "\n"
         try:
             self._file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             _replace(self._file, content)
@@ -111,6 +132,10 @@ class Sysctls:
                 f"cannot write {self._file}: {error.strerror}; no sysctl is changed unless it can be put back",
                 code=error.errno or 0,
             ) from error
+
+
+def _record(original: object, *ours: object) -> _Record:
+    return _Record(original=str(original), ours=tuple(map(str, ours)))
 
 
 def _path(name: str) -> Path:

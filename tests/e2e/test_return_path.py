@@ -351,6 +351,21 @@ def test_interfaces_without_a_value_of_their_own_keep_what_all_gave_them(stack: 
     assert rp_filters(here) == before
 
 
+def test_rp_filter_that_the_operator_turns_off_meanwhile_stays_off(stack: ExitStack) -> None:
+    here = scene(stack, LabOptions(flavour=Flavour.IPTABLES_LEGACY))
+    namespace, daemon = here.lab.namespace(NODE1), here.lab.daemons[NODE1]
+    namespace.sysctl({"ipv4/conf/eth1/rp_filter": 1})
+    here.lab.start_daemons(l2())
+    assert rp_filters(here)["eth1"] == "2"
+    namespace.sysctl({"ipv4/conf/eth1/rp_filter": 0})
+    assert daemon.command("plan").stdout.endswith("\nnothing to do\n")
+    daemon.stop()
+    assert daemon.command("apply").returncode == 0
+    assert rp_filters(here)["eth1"] == "0"
+    assert daemon.command("cleanup").returncode == 0
+    assert rp_filters(here)["eth1"] == "0"
+
+
 def test_strict_arp_is_set_and_put_back(plain: Scene) -> None:
     def shown() -> list[str]:
         return (

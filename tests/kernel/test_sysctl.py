@@ -6,9 +6,11 @@ import json
 import stat
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from metaleg_node.kernel import sysctl
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.sysctl import Sysctls
 from tests.netns import Netns
@@ -51,7 +53,7 @@ def test_the_value_before_the_first_change_comes_back(sysctls: Sysctls, inside: 
     sysctls.set(NAME, "2")
     assert present(inside) == "2"
     again = Sysctls(tmp_path)
-    assert again.remembered() == {NAME: ("1", "2")}
+    assert again.remembered() == {NAME: "1"}
     again.restore(NAME)
     assert present(inside) == "1"
     assert again.remembered() == {}
@@ -66,19 +68,46 @@ def test_a_value_that_is_right_already_is_neither_written_nor_remembered(sysctls
 def test_an_operators_later_change_survives_the_restore(sysctls: Sysctls, inside: Netns) -> None:
     sysctls.set(NAME, "2")
     inside.run("sysctl", "-q", "-w", f"{NAME}=0")
+    assert sysctls.remembered() == {}
     sysctls.restore(NAME)
     assert present(inside) == "0"
-    assert sysctls.remembered() == {}
 
 
-def test_a_kill_between_remembering_and_writing_is_harmless(sysctls: Sysctls, inside: Netns) -> None:
+def test_an_operators_later_change_is_what_comes_back(sysctls: Sysctls, inside: Netns) -> None:
     sysctls.set(NAME, "2")
-    inside.run("sysctl", "-q", "-w", f"{NAME}=1")
+    inside.run("sysctl", "-q", "-w", f"{NAME}=0")
     sysctls.set(NAME, "2")
-    assert sysctls.remembered() == {NAME: ("1", "2")}
-    inside.run("sysctl", "-q", "-w", f"{NAME}=1")
+    assert sysctls.remembered() == {NAME: "0"}
+    sysctls.restore(NAME)
+    assert present(inside) == "0"
+
+
+def set_but_be_killed(sysctls: Sysctls, name: str, value: str) -> None:
+    """Gets as far as the record; the kernel is not written any more."""
+    with patch.object(sysctl, "_write", side_effect=InterruptedError), pytest.raises(InterruptedError):
+        sysctls.set(name, value)
+
+
+def test_a_kill_before_the_first_write_is_harmless(sysctls: Sysctls, inside: Netns) -> None:
+    set_but_be_killed(sysctls, NAME, "2")
+    assert (present(inside), sysctls.remembered()) == ("1", {})
+    sysctls.set(NAME, "2")
+    assert sysctls.remembered() == {NAME: "1"}
+
+
+def test_a_kill_before_the_second_write_forgets_nothing(sysctls: Sysctls, inside: Netns) -> None:
+    sysctls.set(NAME, "0")
+    set_but_be_killed(sysctls, NAME, "2")
+    assert (present(inside), sysctls.remembered()) == ("0", {NAME: "1"})
     sysctls.restore(NAME)
     assert present(inside) == "1"
+
+
+def test_after_a_second_change_the_first_is_no_longer_ours(sysctls: Sysctls, inside: Netns) -> None:
+    sysctls.set(NAME, "0")
+    sysctls.set(NAME, "2")
+    inside.run("sysctl", "-q", "-w", f"{NAME}=0")
+    assert sysctls.remembered() == {}
 
 
 def test_the_record_is_for_root_alone_and_leaves_no_half_written_file(sysctls: Sysctls, tmp_path: Path) -> None:
