@@ -157,6 +157,11 @@ class Machine:
             case diff.DeleteForeignRule(item=item):
                 self._routing.delete_foreign_rule(item)
 
+    def prune(self) -> None:
+        """Forgets the sysctls of interfaces that are gone, and those that others changed. Raises KernelError."""
+        if self.remembers:
+            self._sysctls.prune()
+
     def _put_firewall(self, firewall: Firewall | None) -> None:
         before = monitor.generation()
         seen = self._seen or nftables.observe()

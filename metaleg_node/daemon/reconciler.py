@@ -147,6 +147,11 @@ def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[],
             log.error("%s", error)
         else:
             done.update(change.kind for change in step.changes)
+    try:
+        machine.prune()
+    except KernelError as error:
+        problems.append(str(error))
+        log.error("%s", error)
     return Outcome(problems=tuple(problems), unswept=diff.SweepFlows in failed, flushed=flushed, done=done)
 
 

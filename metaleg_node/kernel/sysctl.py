@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metaleg_node.kernel.errors import KernelError, refusal
@@ -23,14 +24,17 @@ _SWAP = str.maketrans("./", "/.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Record:
-    """The value found before our first change, and what we set; two values while the second is being written."""
+    """The value found before our first change, and what we set: two values while the second is being written.
+    `interface` is the index of the one that it belongs to, 0 for none."""
 
     original: str
     ours: tuple[str, ...]
+    interface: int
 
     def holds(self, name: str) -> bool:
-        """Whether the setting is still as we left it. Else somebody has decided since, and the record is void."""
-        return _read(name) in self.ours
+        """Whether the setting is still as we left it. Else somebody has decided since, or the interface is gone, maybe
+        with another of its name in its place: the record is void."""
+        return _read(name) in self.ours and self.interface in (0, _interface(name))
 
 
 class Sysctls:
@@ -63,15 +67,16 @@ class Sysctls:
         if present == value:
             return
         records = self._records()
+        record = _Record(original=present, ours=(value,), interface=_interface(name))
         if name not in records:
-            self._save({**records, name: _Record(original=present, ours=(value,))})
+            self._save({**records, name: record})
             _write(name, value)
             return
         # Whichever of the two a kill leaves there is ours.
-        original = records[name].original
-        self._save({**records, name: _Record(original=original, ours=(present, value))})
+        record = replace(record, original=records[name].original)
+        self._save({**records, name: replace(record, ours=(present, value))})
         _write(name, value)
-        self._save({**records, name: _Record(original=original, ours=(value,))})
+        self._save({**records, name: record})
 
     def remembered(self) -> dict[str, str]:
         """What was there before, by name, of every setting that is still as we changed it since the machine's boot.
@@ -90,6 +95,16 @@ class Sysctls:
             _write(name, records.pop(name).original)
             self._save(records)
 
+    def prune(self) -> None:
+        """Forgets what is no longer as we left it, such as the settings of interfaces that are gone.
+
+        Raises KernelError.
+        """
+        found = self._load()
+        records = _holding(found)
+        if records != found:
+            self._save(records)
+
     def rp_filter(self) -> dict[str, int]:
         """net.ipv4.conf.NAME.rp_filter (0 off, 1 strict, 2 loose; RFC 3704) of every interface, of `all`, and of
         `default`, which future interfaces begin with."""
@@ -101,15 +116,19 @@ class Sysctls:
         return found
 
     def _records(self) -> dict[str, _Record]:
-        """Those that hold. The others go with the next change of the file."""
-        return {name: record for name, record in self._load().items() if record.holds(name)}
+        """Those that hold; the others go when the file is next written."""
+        return _holding(self._load())
 
     def _load(self) -> dict[str, _Record]:
         try:
             document = json.loads(self._file.read_text())
             if document["boot_id"] != _boot_id():
                 return {}
-            return {str(name): _record(*values) for name, values in document["sysctls"].items()}
+            interfaces = document.get("interfaces", {})
+            return {
+                str(name): _record(int(interfaces.get(name, 0)), *values)
+                for name, values in document["sysctls"].items()
+            }
         except FileNotFoundError:
             return {}
         except OSError as error:
@@ -122,8 +141,12 @@ class Sysctls:
             ) from error
 
     def _save(self, records: Mapping[str, _Record]) -> None:
-        values = {name: (record.original, *record.ours) for name, record in records.items()}
-        content = json.dumps({"boot_id": _boot_id(), "sysctls": values}, indent=2, sort_keys=True) + "\n"
+        document = {
+            "boot_id": _boot_id(),
+            "interfaces": {name: record.interface for name, record in records.items() if record.interface},
+            "sysctls": {name: (record.original, *record.ours) for name, record in records.items()},
+        }
+        content = json.dumps(document, indent=2, sort_keys=True) + "\n"
         try:
             self._file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             _replace(self._file, content)
@@ -134,8 +157,20 @@ class Sysctls:
             ) from error
 
 
-def _record(original: object, *ours: object) -> _Record:
-    return _Record(original=str(original), ours=tuple(map(str, ours)))
+def _holding(records: Mapping[str, _Record]) -> dict[str, _Record]:
+    return {name: record for name, record in records.items() if record.holds(name)}
+
+
+def _record(interface: int, original: object, *ours: object) -> _Record:
+    return _Record(original=str(original), ours=tuple(map(str, ours)), interface=interface)
+
+
+def _interface(name: str) -> int:
+    """The index of the interface that a setting belongs to, which no later interface gets; 0: there is none."""
+    try:
+        return socket.if_nametoindex(_path(name).parent.name)
+    except OSError:
+        return 0
 
 
 def _path(name: str) -> Path:

@@ -10,6 +10,8 @@ from unittest.mock import patch
 
 import pytest
 
+from metaleg_node.daemon.machine import Machine
+from metaleg_node.daemon.reconciler import carry_out, cleanup_plan
 from metaleg_node.kernel import sysctl
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.sysctl import Sysctls
@@ -154,6 +156,69 @@ def test_restoring_for_an_interface_that_is_gone_only_forgets(sysctls: Sysctls, 
     sysctls.restore(NAME)
     assert sysctls.remembered() == {}
     sysctls.restore("net/ipv4/conf/never/rp_filter")
+
+
+def make_anew(netns: Netns, value: str) -> None:
+    netns.run("ip", "link", "delete", "v0")
+    netns.run("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    netns.run("sysctl", "-q", "-w", f"{NAME}={value}")
+
+
+def test_an_interface_that_is_made_anew_does_not_inherit(sysctls: Sysctls, inside: Netns) -> None:
+    sysctls.set(NAME, "2")
+    make_anew(inside, "2")
+    assert sysctls.remembered() == {}
+    sysctls.restore(NAME)
+    assert present(inside) == "2"
+
+
+def test_a_record_without_the_interface_counts_for_any(sysctls: Sysctls, inside: Netns, tmp_path: Path) -> None:
+    sysctls.set(NAME, "2")
+    file = tmp_path / "sysctls.json"
+    document = json.loads(file.read_text())
+    del document["interfaces"]
+    file.write_text(json.dumps(document))
+    assert sysctls.remembered() == {NAME: "1"}
+    sysctls.restore(NAME)
+    assert present(inside) == "1"
+
+
+def test_short_lived_interfaces_leave_no_records(sysctls: Sysctls, inside: Netns, tmp_path: Path) -> None:
+    sysctls.set("net/ipv4/conf/all/rp_filter", "2")
+    for number in range(5):
+        inside.run("ip", "link", "add", f"pod{number}", "type", "veth", "peer", "name", "p")
+        inside.run("sysctl", "-q", "-w", f"net.ipv4.conf.pod{number}.rp_filter=1")
+        sysctls.set(f"net/ipv4/conf/pod{number}/rp_filter", "2")
+        inside.run("ip", "link", "delete", f"pod{number}")
+    assert recorded(tmp_path) == {"net/ipv4/conf/all/rp_filter", "net/ipv4/conf/pod4/rp_filter"}
+    sysctls.prune()
+    assert recorded(tmp_path) == {"net/ipv4/conf/all/rp_filter"}
+
+
+def recorded(directory: Path) -> set[str]:
+    return set(json.loads((directory / "sysctls.json").read_text())["sysctls"])
+
+
+def test_pruning_writes_nothing_when_all_is_as_we_left_it(sysctls: Sysctls, tmp_path: Path) -> None:
+    sysctls.prune()
+    assert list(tmp_path.iterdir()) == []
+    sysctls.set(NAME, "2")
+    before = (tmp_path / "sysctls.json").stat()
+    sysctls.prune()
+    assert (tmp_path / "sysctls.json").stat() == before
+
+
+def test_a_cleanup_forgets_interfaces_that_are_gone_and_a_plan_does_not_mention_them(
+    sysctls: Sysctls, inside: Netns, tmp_path: Path
+) -> None:
+    sysctls.set(NAME, "2")
+    inside.run("ip", "link", "delete", "v0")
+    with Machine(tmp_path) as machine:
+        plan = cleanup_plan(machine)
+        assert plan.steps == ()
+        assert recorded(tmp_path) == {NAME}
+        assert carry_out(machine, plan.steps).ok
+    assert recorded(tmp_path) == set()
 
 
 def test_setting_for_an_interface_that_is_gone_says_so(sysctls: Sysctls) -> None:

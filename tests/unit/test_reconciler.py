@@ -32,6 +32,9 @@ class Refusing:
         self.done.append(type(operation).__name__)
         return 1
 
+    def prune(self) -> None:
+        """Nothing is remembered."""
+
 
 STEPS = tuple(
     diff.Step(operation=operation)
