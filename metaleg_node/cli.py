@@ -143,11 +143,11 @@ def _cleanup(options: argparse.Namespace) -> int:
     logs.setup(level=config.log.level, form=config.log.format)
     with lock.single_instance(), Machine(settings.state_dir) as machine:
         plan = cleanup_plan(machine)
+        _print_problems(plan)
         log_changes(plan.changes)
         outcome = carry_out(machine, plan.steps)
-        whole = machine.remembers
     print(f"{_counted(plan, 'object')} removed or put back" if plan.changes else "nothing to clean up")
-    return 0 if outcome.ok and whole else 1
+    return 0 if outcome.ok and not plan.problems else 1
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -40,8 +40,8 @@ class Machine:
     def __init__(self, state_dir: Path) -> None:
         self._routing = RoutingControl()
         self._sysctls = Sysctls(state_dir)
-        self.remembers = True
-        """Whether the record of changed sysctls could be read so far."""
+        self.record_problem = ""
+        """Why the record of changed sysctls could not be read at the last look."""
         self._seen: nftables.Observed | None = None
         self._generation: int | None = None
 
@@ -119,11 +119,12 @@ class Machine:
         An unreadable record must not keep the rest from working; `set` refuses until it is mended.
         """
         try:
-            return self._sysctls.remembered()
+            originals = self._sysctls.remembered()
         except KernelError as error:
-            log.error("%s", error)
-            self.remembers = False
+            self.record_problem = str(error)
             return {}
+        self.record_problem = ""
+        return originals
 
     # --- acting ------------------------------------------------------------------------------------------------------
 
@@ -159,7 +160,7 @@ class Machine:
 
     def prune(self) -> None:
         """Forgets the sysctls of interfaces that are gone, and those that others changed. Raises KernelError."""
-        if self.remembers:
+        if not self.record_problem:
             self._sysctls.prune()
 
     def _put_firewall(self, firewall: Firewall | None) -> None:

@@ -31,11 +31,12 @@ class IncompleteError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What would be done now, and what it rests on."""
+    """What would be done now, and what it rests on. `problems` are the machine's own."""
 
     desired: desired.Desired
     steps: tuple[diff.Step, ...]
     survey: survey.Survey | None = None
+    problems: tuple[str, ...] = ()
 
     @property
     def changes(self) -> tuple[diff.Change, ...]:
@@ -101,7 +102,7 @@ class Reconciler:
             why=egress.why(result.services),
             damage=view.damage,
         )
-        return Plan(desired=result, steps=steps, survey=surveyed)
+        return Plan(desired=result, steps=steps, survey=surveyed, problems=_problems(self._machine))
 
     def sweep_all(self, plan: Plan) -> Outcome:
         """Deletes all conntrack entries that contradict a plan's firewall: what an earlier run may have left undone."""
@@ -161,7 +162,11 @@ def cleanup_plan(machine: Machine) -> Plan:
     view = machine.firewall()
     before = NodeState(routing=machine.routing(()), firewall=view.firewall, sysctls=machine.sysctls(()))
     steps = diff.steps(before, NodeState(), why=lambda _: "", damage=view.damage)
-    return Plan(desired=desired.Desired(state=NodeState()), steps=steps)
+    return Plan(desired=desired.Desired(state=NodeState()), steps=steps, problems=_problems(machine))
+
+
+def _problems(machine: Machine) -> tuple[str, ...]:
+    return (machine.record_problem,) if machine.record_problem else ()
 
 
 def log_changes(changes: tuple[diff.Change, ...]) -> None:

@@ -128,6 +128,7 @@ def _path(report: PathReport, config: Config) -> PathStatus:
 
 def problems(plan: Plan) -> Iterator[str]:
     """All that the operator should know: what does not work, and which objects are not used."""
+    yield from plan.problems
     yield from plan.desired.problems
     for report in plan.desired.services:
         if report.obstacle:

@@ -346,7 +346,7 @@ class Service:
         failed = self._outcome.problems if self._outcome else ()
         hook_problems = [problem for found in self._hook_problems.values() for problem in found]
         from_plan = report.problems(self._plan) if self._plan else ()
-        return [
+        found = (
             *self._config_problems,
             *self._server_problems,
             *self._source.problems,
@@ -354,7 +354,9 @@ class Service:
             *hook_problems,
             *from_plan,
             *report.rejections(snapshot.rejections),
-        ]
+        )
+        # What keeps a plan from being whole may also be why a step of it failed.
+        return list(dict.fromkeys(found))
 
     def _publish(self) -> None:
         plan, snapshot, source = self._plan, self._source.state() or ClusterState(), self._source.status()

@@ -221,6 +221,39 @@ def test_status_tells_of_the_running_service_only(node: Node) -> None:
     assert (done.returncode, done.stdout) == (3, "metaleg-node is not running\n")
 
 
+def test_a_damaged_record_of_sysctls_is_a_problem_that_is_told_once(node: Node) -> None:
+    assert node.run("apply").returncode == 0
+    record = node.directory / "lib" / "sysctls.json"
+    content = record.read_text()
+    record.write_text(content[:-3])
+    assert "sysctls.json is damaged" in node.run("plan").stderr
+    node.start()
+    node.daemon.wait_ready()
+    (problem,) = node.daemon.status()["problems"]
+    assert f"{record} is damaged" in problem
+    assert node.run("status").returncode == 1
+    for _ in range(3):
+        _wake(node)
+    assert node.daemon.log().count(problem) == 1
+    record.write_text(content)
+    _wake(node)
+    assert node.daemon.status()["problems"] == []
+    assert f"solved: {problem}" in node.daemon.log()
+    assert node.daemon.stop() == 0
+    record.write_text(content[:-3])
+    done = node.run("cleanup")
+    assert (done.returncode, "sysctls.json is damaged" in done.stderr, node.ours) == (1, True, {})
+    record.write_text(content)
+    assert node.run("cleanup").returncode == 0
+
+
+def _wake(node: Node) -> None:
+    """Makes the service look at the kernel once more."""
+    before = node.daemon.status()["last_reconcile"]["time"]
+    node.namespace.ip(["address add 192.0.2.77/32 dev lo", "address delete 192.0.2.77/32 dev lo"])
+    assert wait_until(lambda: node.daemon.status()["last_reconcile"]["time"] != before, SETTLED)
+
+
 def test_while_the_service_runs_nobody_else_changes_anything_but_may_look(node: Node) -> None:
     node.start()
     node.daemon.wait_ready()
