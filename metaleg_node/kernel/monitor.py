@@ -1,4 +1,4 @@
-"""Hears what others do to our rules, routes and firewall table, so that it is repaired within a second.
+"""Hears what others do to our rules, routes, firewall table and rp_filter, so that it is repaired within a second.
 
 A hint says where to look, not what happened: whoever gets one observes again. It is therefore fine to hint too often,
 never to miss a change. What the kernel tells is filtered by hand, on bytes, because a node may see thousands of
@@ -7,6 +7,9 @@ foreign changes a second; taking each apart with pyroute2 would cost a core.
 Rtnetlink notifications carry the port id of the socket that caused them, which tells our own changes; those that the
 kernel makes by itself carry 0. nf_tables packs the notifications of one transaction together, whatever their tables
 (nft_commit_notify), so every message of a datagram counts, not only the first.
+
+Of the sysctls that concern us the kernel tells only rp_filter, when it changes (devinet_conf_proc), not arp_ignore
+and arp_announce. Who wrote it is not told: a write of our own is followed by one more look, which finds nothing to do.
 """
 
 from __future__ import annotations
@@ -41,11 +44,13 @@ log = logging.getLogger(__name__)
 _MAIN = 254
 _COMPAT = 252
 """RT_TABLE_COMPAT: the table's number does not fit the header and stands in an attribute."""
-_ROUTE_GROUPS = (1, 5, 7, 8, 9, 11, 19)
-"""RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE."""
+_ROUTE_GROUPS = (1, 5, 7, 8, 9, 11, 19, 24)
+"""RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE, _IPV4_NETCONF."""
 _NFTABLES_GROUP = 7
 _RTM_LINK, _RTM_ADDRESS, _RTM_ROUTE, _RTM_RULE = {16, 17}, {20, 21}, {24, 25}, {32, 33}
+_RTM_NEWNETCONF = 80
 _RTMSG_SIZE, _RTA_TABLE, _FRA_TABLE, _FRA_PROTOCOL = 12, 15, 15, 21
+_NETCONF_SIZE, _NETCONFA_RP_FILTER = 4, 3
 _CLONED = 0x200
 """RTM_F_CLONED: a cache entry, no route."""
 
@@ -73,10 +78,12 @@ class Hint(enum.StrEnum):
     without a word."""
     ADDRESSES = "addresses"
     """An address of this host."""
+    SYSCTLS = "sysctls"
+    """rp_filter of an interface, of `all` or of `default`; also told for our own writes."""
     FIREWALL = "firewall"
     """Our nf_tables table; also told for our own commits, which `generation` tells apart."""
     OVERFLOW = "overflow"
-    """Notifications about routes, rules, links or addresses were lost: look at all of them."""
+    """Notifications about anything but the firewall were lost: look at all of them."""
 
 
 class Monitor:
@@ -167,6 +174,8 @@ class Monitor:
                 yield Hint.RULES
         elif message.kind in _RTM_ROUTE:
             yield from self._about_route(message.body)
+        elif message.kind == _RTM_NEWNETCONF and _NETCONFA_RP_FILTER in attributes(message.body, _NETCONF_SIZE):
+            yield Hint.SYSCTLS
 
     def _about_route(self, body: bytes) -> Iterator[Hint]:
         _, _, _, _, table, protocol, _, _, flags = struct.unpack_from("=8BI", body)

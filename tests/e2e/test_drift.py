@@ -23,6 +23,10 @@ def _ip(*commands: str) -> Callable[[Lab, LabNode], None]:
     return lambda lab, node: void([lab.namespace(node).run("ip", *command.split()) for command in commands])
 
 
+def _sysctl(*settings: str) -> Callable[[Lab, LabNode], None]:
+    return lambda lab, node: void(lab.namespace(node).run("sysctl", "-q", "-w", *settings))
+
+
 def void(_: object) -> None:
     """Drops a result."""
 
@@ -64,13 +68,20 @@ DAMAGES: dict[str, tuple[LabNode, Callable[[Lab, LabNode], None]]] = {
     "the whole table flushed": (NODE1, _ip("-4 route flush table 1000001", "-6 route flush table 1000001")),
     "the route led elsewhere": (NODE1, _ip("-4 route replace default via 192.168.10.13 table 1000001 proto 201")),
     "a foreign route in our table": (NODE1, _ip("route add 198.51.100.0/24 via 192.168.10.1 table 1000001")),
+    "strict rp_filter on the pod's node": (NODE1, _sysctl("net.ipv4.conf.eth0.rp_filter=1")),
+    "strict rp_filter on the gateway": (NODE2, _sysctl("net.ipv4.conf.eth0.rp_filter=1")),
+    "every rp_filter as sysctl --system sets it": (
+        NODE1,
+        _sysctl(*(f"net.ipv4.conf.{name}.rp_filter=1" for name in ("all", "default", "eth0"))),
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def mended() -> Iterator[Lab]:
-    """One lab for all damages, since each is repaired. The settings are those of `running`."""
-    with Lab(LabOptions(flavour=Flavour.IPTABLES_LEGACY, forward_drop=True)) as lab:
+    """One lab for all damages, since each is repaired. The settings are those of `running`, but reverse paths are
+    checked strictly, so that there is a sysctl to change."""
+    with Lab(LabOptions(flavour=Flavour.IPTABLES_LEGACY, forward_drop=True, rp_filter=1)) as lab:
         lab.set_services(egress_service(lab))
         lab.start_daemons()
         yield lab
@@ -80,17 +91,36 @@ def mended() -> Iterator[Lab]:
 def test_damage_is_repaired_within_a_second_and_counted(mended: Lab, name: str) -> None:
     node, damage = DAMAGES[name]
     counted = _repairs(mended, node)
-    before = ours(mended, node), foreign(mended, node)
+    before = _seen(mended, node)
     damage(mended, node)
     began = time.monotonic()
-    repaired = wait_until(lambda: (ours(mended, node), foreign(mended, node)) == before, SETTLED)
+    repaired = wait_until(lambda: _seen(mended, node) == before, SETTLED)
     taken = time.monotonic() - began
-    assert repaired, _difference(before, (ours(mended, node), foreign(mended, node)))
+    assert repaired, _difference(before, _seen(mended, node))
     assert taken < SECOND, f"took {taken:.2f} s"
     web = mended.services["web"]
     for pod in web.pods:
         expect(mended, pod, texts(web.addresses))
     assert wait_until(lambda: _repairs(mended, node) > counted, SETTLED)
+
+
+def test_our_own_write_of_a_sysctl_makes_us_look_once_more_and_not_again(mended: Lab) -> None:
+    before, times = _seen(mended, NODE1), set[str]()
+    _, damage = DAMAGES["strict rp_filter on the pod's node"]
+    damage(mended, NODE1)
+    assert wait_until(lambda: _seen(mended, NODE1) == before, SETTLED)
+
+    def restless() -> bool:
+        times.add(mended.daemons[NODE1].status()["last_reconcile"]["time"])
+        return len(times) > 3
+
+    assert not wait_until(restless, SECOND), "it does not come to rest"
+
+
+def _seen(lab: Lab, node: LabNode) -> tuple[dict[str, str], ...]:
+    """What is ours, what is not, and the sysctls that may be either's."""
+    strictness = lab.namespace(node).run("sysctl", "-a", "-r", r"^net\.ipv4\.conf\..*\.rp_filter$")
+    return ours(lab, node), foreign(lab, node), {"rp_filter": strictness}
 
 
 def _repairs(lab: Lab, node: LabNode) -> int:

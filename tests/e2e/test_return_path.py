@@ -16,7 +16,7 @@ from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.plan import NODES, SERVER_PORT, SERVICE_PORT, Flavour, LabNode, LabOptions, LabService
 from metaleg_node.lab.server import ADDRESS_FAMILY, Server, wait_until
 from tests.e2e import second_way
-from tests.e2e.scenario import NODE1, NODE2, NODE3, SETTLED, foreign, ours
+from tests.e2e.scenario import NODE1, NODE2, NODE3, SECOND, SETTLED, foreign, ours
 from tests.e2e.second_way import (
     BOTH_POOLS,
     CLIENT,
@@ -349,6 +349,20 @@ def test_interfaces_without_a_value_of_their_own_keep_what_all_gave_them(stack: 
     here.lab.daemons[NODE1].stop()
     here.lab.daemons[NODE1].command("cleanup")
     assert rp_filters(here) == before
+
+
+def test_rp_filter_that_others_set_back_is_off_again_within_a_second(stack: ExitStack) -> None:
+    strict = scene(stack, STRICT)
+    before = rp_filters(strict)
+    strict.lab.start_daemons(l2({**L2_PATH, "rp_filter": "off"}))
+    now = rp_filters(strict)
+    assert now != before
+    for name in ("all", "eth1"):
+        strict.lab.namespace(NODE1).sysctl({f"ipv4/conf/{name}/rp_filter": 1})
+        assert wait_until(lambda: rp_filters(strict) == now, SECOND)
+    strict.lab.daemons[NODE1].stop()
+    strict.lab.daemons[NODE1].command("cleanup")
+    assert rp_filters(strict) == before
 
 
 def test_rp_filter_that_the_operator_turns_off_meanwhile_stays_off(stack: ExitStack) -> None:
