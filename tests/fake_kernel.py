@@ -1,5 +1,8 @@
 """A kernel that carries out steps as strictly as the real one: what is there cannot be added, what is not there cannot
 be deleted, and a mark must always find its way.
+
+A foreign item may be `in_place_of` a route or rule of ours, which then cannot be there, as the real one has it: the
+route put there replaces it, and its deletion after that takes ours away; a rule with "not" counts as the rule itself.
 """
 
 from __future__ import annotations
@@ -10,6 +13,15 @@ from ipaddress import ip_network
 
 from metaleg_node.core import diff
 from metaleg_node.core.model import Firewall, ForeignItem, NodeState, Route, RouteType, Routing, Rule, Treatment
+
+
+def in_place_of(ours: Route | Rule) -> ForeignItem:
+    """What others put where a route or rule of ours belongs."""
+    return ForeignItem(text=f"not {ours}", raw=(("place", ours.key if isinstance(ours, Route) else ours),))
+
+
+def _taken(items: Iterable[ForeignItem], place: object) -> list[ForeignItem]:
+    return [item for item in items if ("place", place) in item.raw]
 
 
 class FakeKernel:
@@ -43,21 +55,6 @@ class FakeKernel:
 
     def _do(self, operation: diff.Operation) -> None:
         match operation:
-            case diff.PutRoute(route=route):
-                assert self.routes.get(route.key) != route, f"written although it is there: {route}"
-                self.routes[route.key] = route
-            case diff.DeleteRoute(route=route):
-                assert self.routes.pop(route.key) == route
-            case diff.AddRule(rule=rule):
-                assert rule not in self.rules, f"File exists: {rule}"
-                assert any(r.table == rule.table for r in self.routes.values()), f"rule into an empty table: {rule}"
-                self.rules.add(rule)
-            case diff.DeleteRule(rule=rule):
-                self.rules.remove(rule)
-            case diff.DeleteForeignRoute(item=item):
-                self.foreign_routes.remove(item)
-            case diff.DeleteForeignRule(item=item):
-                self.foreign_rules.remove(item)
             case diff.PutFirewall(firewall=firewall):
                 self.firewall = firewall
             case diff.SetSysctl(name=name, value=value):
@@ -67,6 +64,36 @@ class FakeKernel:
                 self.variables[name] = self.originals.pop(name)
             case diff.SweepFlows(firewall=swept):
                 assert swept is not None
+            case diff.PutRoute() | diff.DeleteRoute() | diff.DeleteForeignRoute():
+                self._do_route(operation)
+            case _:
+                self._do_rule(operation)
+
+    def _do_route(self, operation: diff.PutRoute | diff.DeleteRoute | diff.DeleteForeignRoute) -> None:
+        match operation:
+            case diff.PutRoute(route=route):
+                assert self.routes.get(route.key) != route, f"written although it is there: {route}"
+                self.routes[route.key] = route
+                self.foreign_routes.difference_update(_taken(self.foreign_routes, route.key))
+            case diff.DeleteRoute(route=route):
+                assert self.routes.pop(route.key) == route
+            case diff.DeleteForeignRoute(item=item):
+                if item in self.foreign_routes:
+                    self.foreign_routes.remove(item)
+                else:
+                    del self.routes[dict(item.raw)["place"]]
+
+    def _do_rule(self, operation: diff.AddRule | diff.DeleteRule | diff.DeleteForeignRule) -> None:
+        match operation:
+            case diff.AddRule(rule=rule):
+                assert rule not in self.rules, f"File exists: {rule}"
+                assert any(r.table == rule.table for r in self.routes.values()), f"rule into an empty table: {rule}"
+                if not _taken(self.foreign_rules, rule):
+                    self.rules.add(rule)
+            case diff.DeleteRule(rule=rule):
+                self.rules.remove(rule)
+            case diff.DeleteForeignRule(item=item):
+                self.foreign_rules.remove(item)
 
     def leaks(self) -> list[str]:
         """Pods that are steered by a mark that does not lead into a closed table, and tables read by a rule that are

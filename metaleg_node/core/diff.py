@@ -2,7 +2,7 @@
 
 The order that keeps packets from leaving with a wrong source lives here alone. A packet is marked only while the
 rule and the table for its mark stand: routes, then rules, then the firewall when adding; the firewall, then rules,
-then routes when removing.
+then routes when removing. What others put among ours goes before ours is put: the kernel may delete one for the other.
 """
 
 from __future__ import annotations
@@ -156,12 +156,12 @@ def steps(before: NodeState, after: NodeState, *, why: Why, damage: Iterable[str
     rules = before.routing.rules, after.routing.rules
     return (
         *_set_sysctls(before.sysctls, after.sysctls),
+        *_delete_foreign(before),
         *_put_routes(before, after),
         *(
             Step(operation=AddRule(rule=rule), changes=(_change(Action.ADD, "rule", rule),))
             for rule in sorted(rules[1] - rules[0], key=str)
         ),
-        *_delete_foreign(before),
         *_put_firewall(before.firewall, after.firewall, why, tuple(damage)),
         *(
             Step(operation=DeleteRule(rule=rule), changes=(_change(Action.REMOVE, "rule", rule),))
@@ -224,6 +224,9 @@ def _delete_routes(before: NodeState, after: NodeState) -> Iterator[Step]:
 
 
 def _delete_foreign(before: NodeState) -> Iterator[Step]:
+    """A foreign route may stand in the place of ours, and be told from it by less than the kernel looks at when it
+    deletes: an IPv6 route by its source or MTU, a rule by its "not". Deleted after ours was put, it would take ours
+    along. Until ours is put, the unreachable route or the guard stops what was marked."""
     reason = "not ours, but in a table that is ours alone"
     for item in sorted(before.routing.foreign_routes, key=lambda i: i.text):
         change = _change(Action.REMOVE, "route", item.text, reason)

@@ -82,7 +82,7 @@ class RoutingControl:
         self._ipr = _attempt("open a netlink socket", partial(IPRoute, strict_check=True, ext_ack=True))
         # The kernel gives the socket its port id at the first message.
         complete_dump("list the IPv4 rules", partial(self._ipr.get_rules, family=SOCKET_FAMILY[4]))
-        self._ports = frozenset({int(self._ipr.getsockname()[0]), self._raw.port})
+        self._ports = frozenset({int(self._ipr.getsockname()[0])})
 
     def close(self) -> None:
         """Closes the sockets; closing twice is fine."""
@@ -102,7 +102,10 @@ class RoutingControl:
     @property
     def port_ids(self) -> frozenset[int]:
         """What notifications carry as port id in their header when they tell of our own changes; empty when closed.
-        May be read by any thread."""
+        May be read by any thread.
+
+        What happens to foreign items is not among them: the kernel compares less than it tells, so that a request to
+        delete one may hit a rule or route of ours that was added meanwhile. Whoever listens should look again."""
         return self._ports
 
     # --- observing ---
@@ -212,7 +215,8 @@ class RoutingControl:
         _attempt(what, request, fine=(errno.ESRCH, errno.ENOENT))
 
     def add_rule(self, rule: Rule) -> None:
-        """Adds a rule; one that exists already, identical in everything, is fine."""
+        """Adds a rule; one that exists already is fine. To the kernel a rule with "not" is the same: such a foreign
+        rule must be deleted before."""
         _attempt(f"add the rule {rule}", partial(self._ipr.rule, "add", **rule_request(rule)), fine=(errno.EEXIST,))
 
     def delete_rule(self, rule: Rule) -> None:

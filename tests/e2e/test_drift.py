@@ -67,6 +67,14 @@ DAMAGES: dict[str, tuple[LabNode, Callable[[Lab, LabNode], None]]] = {
     ),
     "the whole table flushed": (NODE1, _ip("-4 route flush table 1000001", "-6 route flush table 1000001")),
     "the route led elsewhere": (NODE1, _ip("-4 route replace default via 192.168.10.13 table 1000001 proto 201")),
+    "the IPv6 route given a source": (
+        NODE1,
+        _ip("-6 route replace default via fd00:10::12 dev eth0 metric 1024 proto 201 table 1000001 src fd00:10::11"),
+    ),
+    "the unreachable IPv6 route made a blackhole": (
+        NODE1,
+        _ip("-6 route replace blackhole default metric 4278198272 table 1000001 proto 201"),
+    ),
     "a foreign route in our table": (NODE1, _ip("route add 198.51.100.0/24 via 192.168.10.1 table 1000001")),
     "strict rp_filter on the pod's node": (NODE1, _sysctl("net.ipv4.conf.eth0.rp_filter=1")),
     "strict rp_filter on the gateway": (NODE2, _sysctl("net.ipv4.conf.eth0.rp_filter=1")),

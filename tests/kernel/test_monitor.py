@@ -195,10 +195,16 @@ def test_a_rule_deleted_by_its_handle_is_told(quiet: Netns) -> None:
 
 
 def test_our_own_writes_are_not_told(quiet: Netns) -> None:
+    with RoutingControl() as control:
+        assert hints(quiet, lambda: write_everything(control), lambda: control.port_ids) == set()
+
+
+def test_what_is_done_to_foreign_items_is_told_since_it_may_hit_our_own(quiet: Netns) -> None:
     quiet.run("ip", "route", "add", "10.7.0.0/16", "via", "10.9.0.2", "table", str(TABLE))
     quiet.run("ip", "rule", "add", "priority", "4700", "lookup", str(TABLE))
     with RoutingControl() as control:
-        assert hints(quiet, lambda: write_everything(control), lambda: control.port_ids) == set()
+        told = hints(quiet, lambda: delete_what_is_foreign(control), lambda: control.port_ids)
+    assert told == {Hint.ROUTES, Hint.RULES}
 
 
 def test_our_own_writes_are_told_when_nobody_says_they_are_ours(quiet: Netns) -> None:
@@ -206,12 +212,15 @@ def test_our_own_writes_are_told_when_nobody_says_they_are_ours(quiet: Netns) ->
         assert hints(quiet, lambda: write_everything(control)) == {Hint.ROUTES, Hint.RULES}
 
 
-def write_everything(control: RoutingControl) -> None:
+def delete_what_is_foreign(control: RoutingControl) -> None:
     observed = control.observe({TABLE})
     for item in observed.foreign_routes:
         control.delete_foreign_route(item)
     for item in observed.foreign_rules:
         control.delete_foreign_rule(item)
+
+
+def write_everything(control: RoutingControl) -> None:
     for network, gateways in (("0.0.0.0/0", ("10.9.0.2", "10.9.0.3")), ("::/0", ("fd09::2", "fd09::3"))):
         hops = tuple(NextHop(gateway=ip_address(gateway), interface="v0") for gateway in gateways)
         one = Route(table=TABLE, destination=ip_network(network), metric=10, next_hops=hops[:1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
+from typing import TypeVar
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ from metaleg_node.core.model import (
     Treatment,
 )
 from metaleg_node.core.survey import EXCLUDE_ANNOTATION, ONLY_ANNOTATION
-from tests.fake_kernel import FakeKernel, holds
+from tests.fake_kernel import FakeKernel, holds, in_place_of
 from tests.firewalls import EXCEPT, MASK, RESTRICTED, E, R
 from tests.unit.builders import (
     A,
@@ -42,6 +43,8 @@ from tests.unit.builders import (
     node,
     service,
 )
+
+T = TypeVar("T", Route, Rule)
 
 NODES = ("a", "b", "c", "d")
 SYSCTLS = {f"net/ipv4/conf/{name}/rp_filter": "1" for name in ("eth0", "vx0")}
@@ -181,18 +184,25 @@ def sound_states(draw: st.DrawFn) -> NodeState:
 
 @st.composite
 def broken_states(draw: st.DrawFn) -> NodeState:
-    """A state of which others have taken any part."""
+    """A state of which others have taken any part, or put something of their own in its place."""
     whole = draw(sound_states())
     some = draw(st.booleans())
-    return dataclasses.replace(
-        whole,
-        routing=dataclasses.replace(
-            whole.routing,
-            rules=frozenset(r for r in sorted(whole.routing.rules, key=str) if draw(st.booleans())),
-            routes=frozenset(r for r in sorted(whole.routing.routes, key=str) if draw(st.booleans())),
-        ),
-        firewall=whole.firewall if some else None,
+    rules, foreign_rules = _broken(draw, whole.routing.rules)
+    routes, foreign_routes = _broken(draw, whole.routing.routes)
+    routing = Routing(
+        rules=rules,
+        routes=routes,
+        foreign_rules=whole.routing.foreign_rules | foreign_rules,
+        foreign_routes=whole.routing.foreign_routes | foreign_routes,
     )
+    return dataclasses.replace(whole, routing=routing, firewall=whole.firewall if some else None)
+
+
+def _broken(draw: st.DrawFn, items: frozenset[T]) -> tuple[frozenset[T], frozenset[ForeignItem]]:
+    """Those that are left, and what stands in the place of others."""
+    fates = {item: draw(st.sampled_from(["left", "taken", "replaced"])) for item in sorted(items, key=str)}
+    replaced = (in_place_of(item) for item, fate in fates.items() if fate == "replaced")
+    return frozenset(item for item, fate in fates.items() if fate == "left"), frozenset(replaced)
 
 
 def targets(state: NodeState) -> NodeState:

@@ -108,11 +108,11 @@ def test_F33_a_gateway_moves_by_adding_the_new_way_first_and_removing_the_old_on
     ]
 
 
-def test_foreign_items_in_our_tables_go_before_the_packet_filter_changes() -> None:
+def test_foreign_items_go_before_ours_are_put_which_the_kernel_might_delete_for_them() -> None:
     item = ForeignItem(text="default via 10.9.9.9", raw=())
     routing = Routing(foreign_routes=frozenset({item}), foreign_rules=frozenset({item}))
     steps = plan(NodeState(routing=routing), STEERING)
-    assert kinds(steps) == [*ADDING[:4], "DeleteForeignRoute", "DeleteForeignRule", *ADDING[4:]]
+    assert kinds(steps) == [ADDING[0], "DeleteForeignRoute", "DeleteForeignRule", *ADDING[1:]]
     assert "- rule default via 10.9.9.9  # not ours, but leads into a table that is ours alone" in lines(steps)
 
 
