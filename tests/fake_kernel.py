@@ -29,7 +29,7 @@ class FakeKernel:
 
     def __init__(self, state: NodeState, *, sysctls: dict[str, str] | None = None) -> None:
         self.rules: set[Rule] = set(state.routing.rules)
-        self.routes: dict[object, Route] = {route.key: route for route in state.routing.routes}
+        self.routes: set[Route] = set(state.routing.routes)
         self.foreign_rules: set[ForeignItem] = set(state.routing.foreign_rules)
         self.foreign_routes: set[ForeignItem] = set(state.routing.foreign_routes)
         self.firewall: Firewall | None = state.firewall
@@ -41,7 +41,7 @@ class FakeKernel:
         return NodeState(
             routing=Routing(
                 rules=frozenset(self.rules),
-                routes=frozenset(self.routes.values()),
+                routes=frozenset(self.routes),
                 foreign_rules=frozenset(self.foreign_rules),
                 foreign_routes=frozenset(self.foreign_routes),
             ),
@@ -72,22 +72,27 @@ class FakeKernel:
     def _do_route(self, operation: diff.PutRoute | diff.DeleteRoute | diff.DeleteForeignRoute) -> None:
         match operation:
             case diff.PutRoute(route=route):
-                assert self.routes.get(route.key) != route, f"written although it is there: {route}"
-                self.routes[route.key] = route
+                assert route not in self.routes, f"written although it is there: {route}"
+                there = self._routes_at(route.key)
+                assert len(there) <= 1, f"replaces only the first of {there}"
+                self.routes = (self.routes - there) | {route}
                 self.foreign_routes.difference_update(_taken(self.foreign_routes, route.key))
             case diff.DeleteRoute(route=route):
-                assert self.routes.pop(route.key) == route
+                self.routes.remove(route)
             case diff.DeleteForeignRoute(item=item):
                 if item in self.foreign_routes:
                     self.foreign_routes.remove(item)
                 else:
-                    del self.routes[dict(item.raw)["place"]]
+                    self.routes -= self._routes_at(dict(item.raw)["place"])
+
+    def _routes_at(self, key: object) -> set[Route]:
+        return {route for route in self.routes if route.key == key}
 
     def _do_rule(self, operation: diff.AddRule | diff.DeleteRule | diff.DeleteForeignRule) -> None:
         match operation:
             case diff.AddRule(rule=rule):
                 assert rule not in self.rules, f"File exists: {rule}"
-                assert any(r.table == rule.table for r in self.routes.values()), f"rule into an empty table: {rule}"
+                assert any(r.table == rule.table for r in self.routes), f"rule into an empty table: {rule}"
                 if not _taken(self.foreign_rules, rule):
                     self.rules.add(rule)
             case diff.DeleteRule(rule=rule):
@@ -115,8 +120,7 @@ class FakeKernel:
     def _closed(self, table: int, family: int) -> bool:
         everywhere = ip_network("0.0.0.0/0" if family == 4 else "::/0")
         return any(
-            r.table == table and r.type is RouteType.UNREACHABLE and r.destination == everywhere
-            for r in self.routes.values()
+            r.table == table and r.type is RouteType.UNREACHABLE and r.destination == everywhere for r in self.routes
         )
 
     def copy(self) -> FakeKernel:

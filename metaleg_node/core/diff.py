@@ -20,6 +20,7 @@ from metaleg_node.core.model import (
     Network,
     NodeState,
     Route,
+    RouteKey,
     RouteType,
     Rule,
     Treatment,
@@ -157,6 +158,7 @@ def steps(before: NodeState, after: NodeState, *, why: Why, damage: Iterable[str
     return (
         *_set_sysctls(before.sysctls, after.sysctls),
         *_delete_foreign(before),
+        *_delete_crowds(before, after),
         *_put_routes(before, after),
         *(
             Step(operation=AddRule(rule=rule), changes=(_change(Action.ADD, "rule", rule),))
@@ -204,16 +206,40 @@ def _restore_sysctls(before: Mapping[str, str], after: Mapping[str, str]) -> Ite
 # --- routes and rules ------------------------------------------------------------------------------------------------
 
 
+def _crowds(before: NodeState, after: NodeState) -> dict[RouteKey, list[Route]]:
+    """Several routes of ours with one key, where one is wanted. The first counts, and the kernel refuses to replace it
+    by one that is there already."""
+    if before.routing.routes <= after.routing.routes:
+        return {}
+    wanted = {route.key for route in after.routing.routes}
+    found: dict[RouteKey, list[Route]] = {}
+    for route in sorted(before.routing.routes, key=str):
+        found.setdefault(route.key, []).append(route)
+    return {key: routes for key, routes in found.items() if len(routes) > 1 and key in wanted}
+
+
+def _delete_crowds(before: NodeState, after: NodeState) -> Iterator[Step]:
+    """All of a crowd go, since to delete one may hit another; then the wanted one is put. Meanwhile the unreachable
+    route stops what was marked."""
+    for routes in _crowds(before, after).values():
+        for route in routes:
+            change = _change(Action.REMOVE, "route", route, "a second one in the place of ours")
+            yield Step(operation=DeleteRoute(route=route), changes=() if route in after.routing.routes else (change,))
+
+
 def _put_routes(before: NodeState, after: NodeState) -> Iterator[Step]:
     """Unreachable routes first: where a table is new, nothing can fall through it from the beginning."""
-    have = {route.key: route for route in before.routing.routes}
+    crowds = _crowds(before, after)
+    have = {route.key: route for route in before.routing.routes if route.key not in crowds}
     wanted = sorted(after.routing.routes, key=lambda r: (r.type is not RouteType.UNREACHABLE, str(r)))
     for route in wanted:
         old = have.get(route.key)
         if old != route:
             action = Action.CHANGE if old else Action.ADD
             reason = f"was: {old}" if old else ""
-            yield Step(operation=PutRoute(route=route), changes=(_change(action, "route", route, reason),))
+            change = _change(action, "route", route, reason)
+            again = route in crowds.get(route.key, ())
+            yield Step(operation=PutRoute(route=route), changes=() if again else (change,))
 
 
 def _delete_routes(before: NodeState, after: NodeState) -> Iterator[Step]:

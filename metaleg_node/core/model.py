@@ -288,6 +288,10 @@ class NextHop:
     onlink: bool = False
 
 
+RouteKey = tuple[int, Network, int]
+"""Table, destination and metric."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """A route of ours. The kernel knows a route by (table, destination, metric); an IPv6 metric of 0 becomes 1024."""
@@ -299,7 +303,7 @@ class Route:
     next_hops: tuple[NextHop, ...] = ()
 
     @property
-    def key(self) -> tuple[int, Network, int]:
+    def key(self) -> RouteKey:
         return self.table, self.destination, self.metric
 
     def __str__(self) -> str:

@@ -268,7 +268,7 @@ class Service:
         if self._sweep_due and outcome.ok:
             outcome = outcome.followed_by(self._reconciler.sweep_all(plan))
         self._sweep_due = outcome.unswept or (self._sweep_due and not outcome.ok)
-        if drifted:
+        if drifted and outcome.ok:
             self._count_repairs(plan)
         self._last_state = plan.desired.state if outcome.ok else self._last_state
         self._hook("post", plan, reason, result="ok" if outcome.ok else "failed")

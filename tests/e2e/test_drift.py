@@ -75,6 +75,14 @@ DAMAGES: dict[str, tuple[LabNode, Callable[[Lab, LabNode], None]]] = {
         NODE1,
         _ip("-6 route replace blackhole default metric 4278198272 table 1000001 proto 201"),
     ),
+    "a second IPv4 route before ours": (
+        NODE1,
+        _ip("route prepend default via 192.168.10.13 dev eth0 proto 201 table 1000001"),
+    ),
+    "a second IPv4 route after ours": (
+        NODE1,
+        _ip("route append default via 192.168.10.13 dev eth0 proto 201 table 1000001"),
+    ),
     "a foreign route in our table": (NODE1, _ip("route add 198.51.100.0/24 via 192.168.10.1 table 1000001")),
     "strict rp_filter on the pod's node": (NODE1, _sysctl("net.ipv4.conf.eth0.rp_filter=1")),
     "strict rp_filter on the gateway": (NODE2, _sysctl("net.ipv4.conf.eth0.rp_filter=1")),

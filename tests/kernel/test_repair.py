@@ -62,6 +62,24 @@ DAMAGES: dict[str, tuple[str, ...]] = {
         f"route replace blackhole default metric {WORST} proto 201 table {TABLE}",
     ),
     "v4 blackhole in place of a throw route": (f"route replace blackhole 10.244.1.0/24 proto 201 table {TABLE}",),
+    "v4 second route before ours": (f"route prepend default via 10.9.0.70 dev v0 proto 201 table {TABLE}",),
+    "v4 second route after ours": (f"route append default via 10.9.0.70 dev v0 proto 201 table {TABLE}",),
+    "v4 many routes around ours": (
+        f"route prepend default via 10.9.0.70 dev v0 proto 201 table {TABLE}",
+        f"route prepend default dev v0 scope link proto 201 table {TABLE}",
+        f"route append default via 10.9.0.2 dev v0 onlink proto 201 table {TABLE}",
+        f"route append unreachable default proto 201 table {TABLE}",
+        f"route append default proto 201 table {TABLE} nexthop via 10.9.0.70 nexthop via 10.9.0.71",
+    ),
+    "v4 two others in the place of ours": (
+        f"route replace default via 10.9.0.70 dev v0 proto 201 table {TABLE}",
+        f"route append default via 10.9.0.71 dev v0 proto 201 table {TABLE}",
+    ),
+    "v4 a way on before the unreachable route": (
+        f"route prepend throw default metric {WORST} proto 201 table {TABLE}",
+    ),
+    "v6 second route beside ours": (f"-6 route append default dev v0 metric 1024 proto 201 table {TABLE}",),
+    "v6 second hop beside ours": (f"-6 route append default via fd09::70 dev v0 metric 1024 proto 201 table {TABLE}",),
     "v4 rule turned round": (f"rule delete {RULE}", f"rule add not {RULE} proto 201"),
     "v6 rule turned round": (f"-6 rule delete {RULE}", f"-6 rule add not {RULE} proto 201"),
     "v4 rule of another protocol": (f"rule delete {RULE}", f"rule add {RULE} proto static"),
@@ -76,10 +94,10 @@ def machine(inside: Netns, tmp_path: Path) -> Iterator[Machine]:
         yield opened
 
 
-def _repair(machine: Machine) -> tuple[diff.Step, ...]:
+def _repair(machine: Machine, wanted: Routing = WANTED) -> tuple[diff.Step, ...]:
     """One plan, carried out as the daemon does it."""
     before = NodeState(routing=machine.routing({TABLE}))
-    steps = diff.steps(before, NodeState(routing=WANTED), why=str)
+    steps = diff.steps(before, NodeState(routing=wanted), why=str)
     assert carry_out(machine, steps).problems == ()
     return steps
 
@@ -91,6 +109,14 @@ def test_one_plan_repairs_the_damage_and_the_next_finds_nothing_to_do(
     assert machine.routing({TABLE}) == WANTED
     for command in DAMAGES[name]:
         inside.run("ip", *command.split())
-    assert _repair(machine), "the damage was not seen"
+    assert diff.changes(_repair(machine)), "the damage was not seen"
     assert machine.routing({TABLE}) == WANTED
     assert _repair(machine) == ()
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_whatever_the_damage_all_of_it_can_be_removed(machine: Machine, inside: Netns, name: str) -> None:
+    for command in DAMAGES[name]:
+        inside.run("ip", *command.split())
+    _repair(machine, Routing())
+    assert machine.routing({TABLE}) == Routing()

@@ -184,14 +184,19 @@ def sound_states(draw: st.DrawFn) -> NodeState:
 
 @st.composite
 def broken_states(draw: st.DrawFn) -> NodeState:
-    """A state of which others have taken any part, or put something of their own in its place."""
+    """A state of which others have taken any part, or put something in its place or beside it."""
     whole = draw(sound_states())
     some = draw(st.booleans())
     rules, foreign_rules = _broken(draw, whole.routing.rules)
     routes, foreign_routes = _broken(draw, whole.routing.routes)
+    beside = frozenset(
+        dataclasses.replace(r, type=RouteType.THROW, next_hops=())
+        for r in sorted(routes, key=str)
+        if draw(st.booleans())
+    )
     routing = Routing(
         rules=rules,
-        routes=routes,
+        routes=routes | beside,
         foreign_rules=whole.routing.foreign_rules | foreign_rules,
         foreign_routes=whole.routing.foreign_routes | foreign_routes,
     )

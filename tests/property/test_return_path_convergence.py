@@ -69,7 +69,7 @@ def marked_without_way(kernel: FakeKernel) -> list[str]:
         for version in {network.version for network in path.networks}:
             assert wall
             rules = [r for r in kernel.rules if (r.family, r.mark) == (version, wall.mark(slot))]
-            tables = {r.table for r in kernel.routes.values() if r.destination.version == version}
+            tables = {r.table for r in kernel.routes if r.destination.version == version}
             if not any(rule.table in tables for rule in rules):
                 found.append(f"{path.holder} IPv{version}")
     return found

@@ -136,6 +136,24 @@ def test_a_route_with_another_next_hop_is_replaced_not_deleted() -> None:
     ]
 
 
+def test_several_routes_in_the_place_of_one_all_go_before_that_one_is_put() -> None:
+    def via(*gateways: str) -> NodeState:
+        hops = [NextHop(gateway=ip_address(gateway), interface="eth0") for gateway in gateways]
+        everywhere = ip_network("0.0.0.0/0")
+        routes = (Route(table=1000001, destination=everywhere, metric=0, next_hops=(hop,)) for hop in hops)
+        return NodeState(routing=Routing(routes=frozenset(routes)))
+
+    beside = plan(via("10.0.0.2", "10.0.0.70"), via("10.0.0.2"))
+    assert kinds(beside) == ["DeleteRoute unicast", "PutRoute unicast"]
+    assert lines(beside) == [
+        "- route default (IPv4) via 10.0.0.70 dev eth0 table 1000001  # a second one in the place of ours"
+    ]
+    instead = plan(via("10.0.0.70", "10.0.0.71"), via("10.0.0.2"))
+    assert kinds(instead) == ["DeleteRoute unicast", "PutRoute unicast"]
+    assert lines(instead)[2:] == ["+ route default (IPv4) via 10.0.0.2 dev eth0 table 1000001"]
+    assert kinds(plan(via("10.0.0.70", "10.0.0.71"), NOTHING)) == ["DeleteRoute unicast"]
+
+
 def test_a_changed_rule_is_added_in_its_new_form_before_the_old_one_goes() -> None:
     def state(table: int) -> NodeState:
         rule = Rule(family=4, priority=4700, table=table, mark=1, mask=1)

@@ -1,0 +1,42 @@
+"""What the loop counts and remembers of a reconcile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from metaleg_node.core import desired, diff
+from metaleg_node.core.model import NodeState
+from metaleg_node.daemon.reconciler import Outcome, Plan, Reconciler
+from metaleg_node.daemon.service import Options, Service
+from tests.unit.builders import config
+
+REFUSED = Outcome(problems=("cannot set the route",))
+
+
+class Answering:
+    """Stands where the reconciler does, and plans the same repair until that went well."""
+
+    def __init__(self, *outcomes: Outcome) -> None:
+        self._outcomes = list(outcomes)
+
+    def apply(self, _plan: Plan, _beat: Callable[[], object]) -> Outcome:
+        return self._outcomes.pop(0)
+
+    def sweep_all(self, _plan: Plan) -> Outcome:
+        return Outcome()
+
+
+def test_a_repair_is_counted_once_it_went_well_however_often_it_is_tried(tmp_path: Path) -> None:
+    options = Options(config_file=tmp_path / "config.toml", runtime_dir=tmp_path, state_dir=tmp_path)
+    service = Service(options, config('[cluster]\nstate_file = "/nowhere"'))
+    change = diff.Change(action=diff.Action.CHANGE, kind="route", text="default", reason="")
+    step = diff.Step(operation=diff.RestoreSysctl(name="x"), changes=(change,))
+    plan = Plan(desired=desired.Desired(state=NodeState()), steps=(step,))
+    service._reconciler = cast(Reconciler, Answering(Outcome(), REFUSED, REFUSED, Outcome()))
+    counted = []
+    for _ in range(4):
+        service._apply(plan, "kernel changed")
+        counted.append(service._repaired.get("route", 0))
+    assert counted == [0, 0, 0, 1]
