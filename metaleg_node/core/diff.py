@@ -8,7 +8,7 @@ then routes when removing. What others put among ours goes before ours is put: t
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -155,11 +155,12 @@ def steps(before: NodeState, after: NodeState, *, why: Why, damage: Iterable[str
     parts of the packet filter that others altered.
     """
     rules = before.routing.rules, after.routing.rules
+    routes = _compare(before.routing.routes, after.routing.routes)
     return (
         *_set_sysctls(before.sysctls, after.sysctls),
         *_delete_foreign(before),
-        *_delete_crowds(before, after),
-        *_put_routes(before, after),
+        *_delete_crowds(routes),
+        *_put_routes(routes),
         *(
             Step(operation=AddRule(rule=rule), changes=(_change(Action.ADD, "rule", rule),))
             for rule in sorted(rules[1] - rules[0], key=str)
@@ -169,7 +170,7 @@ def steps(before: NodeState, after: NodeState, *, why: Why, damage: Iterable[str
             Step(operation=DeleteRule(rule=rule), changes=(_change(Action.REMOVE, "rule", rule),))
             for rule in sorted(rules[0] - rules[1], key=str)
         ),
-        *_delete_routes(before, after),
+        *_delete_routes(routes),
         *_restore_sysctls(before.sysctls, after.sysctls),
     )
 
@@ -206,46 +207,52 @@ def _restore_sysctls(before: Mapping[str, str], after: Mapping[str, str]) -> Ite
 # --- routes and rules ------------------------------------------------------------------------------------------------
 
 
-def _crowds(before: NodeState, after: NodeState) -> dict[RouteKey, list[Route]]:
-    """Several routes of ours with one key, where one is wanted. The first counts, and the kernel refuses to replace it
-    by one that is there already."""
-    if before.routing.routes <= after.routing.routes:
-        return {}
-    wanted = {route.key for route in after.routing.routes}
-    found: dict[RouteKey, list[Route]] = {}
-    for route in sorted(before.routing.routes, key=str):
-        found.setdefault(route.key, []).append(route)
-    return {key: routes for key, routes in found.items() if len(routes) > 1 and key in wanted}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Routes:
+    """How the routes of two states differ: those that only one of them has, and in `crowds`, by their key, several of
+    the first state where one is wanted. Of these the kernel goes by one, and refuses to replace it by another that is
+    there already. `wanted` are the keys of the second state, where something of the first is stale."""
+
+    fresh: frozenset[Route]
+    stale: frozenset[Route]
+    crowds: Mapping[RouteKey, Collection[Route]]
+    wanted: frozenset[RouteKey]
 
 
-def _delete_crowds(before: NodeState, after: NodeState) -> Iterator[Step]:
+def _compare(before: frozenset[Route], after: frozenset[Route]) -> _Routes:
+    """There may be thousands of routes, and mostly nothing differs: then only the sets are compared."""
+    fresh, stale = after - before, before - after
+    wanted = frozenset(route.key for route in after) if stale else frozenset()
+    there: dict[RouteKey, list[Route]] = {route.key: [] for route in stale if route.key in wanted}
+    for route in before if there else ():
+        if route.key in there:
+            there[route.key].append(route)
+    crowds = {key: routes for key, routes in there.items() if len(routes) > 1}
+    return _Routes(fresh=fresh, stale=stale, crowds=crowds, wanted=wanted)
+
+
+def _delete_crowds(routes: _Routes) -> Iterator[Step]:
     """All of a crowd go, since to delete one may hit another; then the wanted one is put. Meanwhile the unreachable
     route stops what was marked."""
-    for routes in _crowds(before, after).values():
-        for route in routes:
-            change = _change(Action.REMOVE, "route", route, "a second one in the place of ours")
-            yield Step(operation=DeleteRoute(route=route), changes=() if route in after.routing.routes else (change,))
+    for route in sorted((route for crowd in routes.crowds.values() for route in crowd), key=str):
+        change = _change(Action.REMOVE, "route", route, "a second one in the place of ours")
+        yield Step(operation=DeleteRoute(route=route), changes=(change,) if route in routes.stale else ())
 
 
-def _put_routes(before: NodeState, after: NodeState) -> Iterator[Step]:
+def _put_routes(routes: _Routes) -> Iterator[Step]:
     """Unreachable routes first: where a table is new, nothing can fall through it from the beginning."""
-    crowds = _crowds(before, after)
-    have = {route.key: route for route in before.routing.routes if route.key not in crowds}
-    wanted = sorted(after.routing.routes, key=lambda r: (r.type is not RouteType.UNREACHABLE, str(r)))
-    for route in wanted:
-        old = have.get(route.key)
-        if old != route:
-            action = Action.CHANGE if old else Action.ADD
-            reason = f"was: {old}" if old else ""
-            change = _change(action, "route", route, reason)
-            again = route in crowds.get(route.key, ())
-            yield Step(operation=PutRoute(route=route), changes=() if again else (change,))
+    replaced = {route.key: route for route in routes.stale if route.key not in routes.crowds}
+    again = {route for crowd in routes.crowds.values() for route in crowd} - routes.stale
+    for route in sorted(routes.fresh | again, key=lambda r: (r.type is not RouteType.UNREACHABLE, str(r))):
+        old = replaced.get(route.key)
+        action = Action.CHANGE if old else Action.ADD
+        change = _change(action, "route", route, f"was: {old}" if old else "")
+        yield Step(operation=PutRoute(route=route), changes=() if route in again else (change,))
 
 
-def _delete_routes(before: NodeState, after: NodeState) -> Iterator[Step]:
-    wanted = {route.key for route in after.routing.routes}
-    stale = (route for route in before.routing.routes if route.key not in wanted)
-    for route in sorted(stale, key=lambda r: (r.type is RouteType.UNREACHABLE, str(r))):
+def _delete_routes(routes: _Routes) -> Iterator[Step]:
+    gone = (route for route in routes.stale if route.key not in routes.wanted)
+    for route in sorted(gone, key=lambda r: (r.type is RouteType.UNREACHABLE, str(r))):
         yield Step(operation=DeleteRoute(route=route), changes=(_change(Action.REMOVE, "route", route),))
 
 

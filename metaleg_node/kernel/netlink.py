@@ -7,13 +7,14 @@ described them. Formats: netlink(7); attributes are type-length-value, aligned t
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from metaleg_node.kernel.errors import refusal
+from metaleg_node.kernel.errors import KernelError, refusal
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -25,7 +26,8 @@ _LENGTH_AND_KIND = struct.Struct("=IH")
 _ATTRIBUTE = struct.Struct("=HH")
 _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
-_SOL_NETLINK, _CAP_ACK = 270, 10
+_DUMP_INTERRUPTED = 0x10
+_SOL_NETLINK, _CAP_ACK, _STRICT_CHECK = 270, 10, 12
 _RECEIVE_SIZE = 1 << 17
 _TIMEOUT = 30.0
 
@@ -38,6 +40,10 @@ class Message(NamedTuple):
     sequence: int
     port: int
     body: bytes
+
+
+class InterruptedDumpError(KernelError):
+    """What was listed changed meanwhile: the answer may lack entries."""
 
 
 def messages(data: bytes) -> Iterator[Message]:
@@ -95,6 +101,8 @@ class NetlinkSocket:
             raise refusal("open a netlink socket", error.errno or 0) from error
         sock.settimeout(_TIMEOUT)
         sock.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+        # Without it the kernel ignores what a dump of routes asks for, and gives all.
+        sock.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
         self._socket = sock
 
     def close(self) -> None:
@@ -115,12 +123,17 @@ class NetlinkSocket:
         """The port id that notifications carry in their header when this socket caused them."""
         return int(self._opened().getsockname()[0])
 
-    def dump(self, kind: int, body: bytes, what: str, holding: Collection[bytes] = ()) -> Iterator[Message]:
+    def dump(
+        self, kind: int, body: bytes, what: str, *, holding: Collection[bytes] = (), whole: bool = False
+    ) -> Iterator[Message]:
         """The messages that answer a dump request. `what` names the request in errors. Raises KernelError.
 
         `holding`: datagrams in which none of these stands may be passed over, which costs a tenth of reading them.
+        `whole`: an answer during which something changed ends in an InterruptedDumpError. It is read to its end, since
+        the kernel takes no other request for a dump before that (EBUSY).
         """
         sequence = self._send(kind, NLM_F_REQUEST | NLM_F_DUMP, [body])
+        interrupted = 0
         while True:
             data = self._receive(what)
             if holding and not any(part in data for part in holding) and not _has_end(data):
@@ -128,8 +141,11 @@ class NetlinkSocket:
             for message in messages(data):
                 if message.sequence != sequence:
                     continue
+                interrupted |= message.flags & _DUMP_INTERRUPTED
                 if message.kind in (NLMSG_ERROR, NLMSG_DONE):
                     _raise_for(message, what)
+                    if whole and interrupted:
+                        raise InterruptedDumpError(f"cannot {what}: it changed meanwhile", code=errno.EINTR)
                     return
                 yield message
 

@@ -1,8 +1,8 @@
 """Policy rules and routes: what the kernel holds of ours and in our tables, and the way to change it.
 
-Everything goes through one pyroute2 object, used by one thread. Dumps are filtered by the kernel (a node may have
-many thousands of routes of others). What the library does differently between its versions stays in this module and
-in `rtmessages`.
+Changes go through one pyroute2 object, used by one thread; what the library does differently between its versions stays
+in this module, `rule_messages` and `route_messages`. Dumps of routes are filtered by the kernel (a node may have many
+thousands of routes of others) and read on bytes (it may have thousands of ours).
 """
 
 from __future__ import annotations
@@ -32,29 +32,33 @@ from metaleg_node.core.model import (
     Rule,
 )
 from metaleg_node.kernel.errors import KernelError, refusal
-from metaleg_node.kernel.netlink import NETLINK_ROUTE, NLMSG_ERROR, NetlinkSocket, error_code
-from metaleg_node.kernel.rtmessages import (
-    SOCKET_FAMILY,
-    Message,
+from metaleg_node.kernel.netlink import NETLINK_ROUTE, NLMSG_ERROR, InterruptedDumpError, NetlinkSocket, error_code
+from metaleg_node.kernel.route_messages import (
     delete_route_body,
-    delete_rule_body,
-    destination,
+    dump_body,
     foreign_route,
-    foreign_rule,
     get_route_body,
     hops_request,
     interface_name,
+    is_ours,
+    read_connected,
     read_lookup,
     read_route,
-    read_rule,
     route_request,
+)
+from metaleg_node.kernel.rule_messages import (
+    SOCKET_FAMILY,
+    Message,
+    delete_rule_body,
+    foreign_rule,
+    read_rule,
     rule_request,
     rule_table,
 )
 
 _RTM_DELROUTE, _RTM_GETROUTE, _RTM_DELRULE = 25, 26, 33
-_UNICAST, _BY_KERNEL, _UP = 1, 2, 1
-"""RTN_UNICAST, RTPROT_KERNEL (linux/rtnetlink.h), IFF_UP (linux/if.h)."""
+_BY_KERNEL, _UP = 2, 1
+"""RTPROT_KERNEL (linux/rtnetlink.h), IFF_UP (linux/if.h)."""
 _DUMP_INTERRUPTED = 0x10
 _DUMP_ATTEMPTS = 10
 _EMPTY = {errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
@@ -126,12 +130,13 @@ class RoutingControl:
                 rules.add(rule)
             elif message.get_attr("FRA_PROTOCOL") == ROUTE_PROTOCOL or rule_table(message) in tables:
                 foreign_rules.add(foreign_rule(message))
-        for message in self._routes(tables):
-            route = read_route(message)
+        name_of = cache(interface_name)
+        for body in self._routes(tables):
+            route = read_route(body, name_of)
             if route is not None:
                 routes.add(route)
             else:
-                foreign_routes.add(foreign_route(message))
+                foreign_routes.add(foreign_route(body, name_of))
         return Routing(
             rules=frozenset(rules),
             routes=frozenset(routes),
@@ -153,9 +158,9 @@ class RoutingControl:
         """The networks that this host's own addresses lie in, as the kernel has put them into the main table."""
         found = set()
         for family in FAMILIES:
-            for message in self._dump_routes(family, table=MAIN_TABLE, proto=_BY_KERNEL):
-                if message["type"] == _UNICAST and message.get_attr("RTA_GATEWAY") is None and message["dst_len"]:
-                    found.add(destination(message))
+            for body in self._dump_routes(family, table=MAIN_TABLE, protocol=_BY_KERNEL):
+                if network := read_connected(body):
+                    found.add(network)
         return frozenset(found)
 
     def links(self, names: Collection[str]) -> dict[str, Link]:
@@ -244,19 +249,26 @@ class RoutingControl:
             request = partial(self._ipr.get_rules, family=SOCKET_FAMILY[family])
             yield from complete_dump(f"list the IPv{family} rules", request)
 
-    def _routes(self, tables: Collection[int]) -> Iterable[Message]:
+    def _routes(self, tables: Collection[int]) -> Iterable[bytes]:
         """Routes with our protocol number in any table, and all others in `tables`."""
         for family in FAMILIES:
-            yield from self._dump_routes(family, proto=ROUTE_PROTOCOL)
+            yield from self._dump_routes(family, protocol=ROUTE_PROTOCOL)
             for table in tables:
-                for message in self._dump_routes(family, table=table):
-                    if message["proto"] != ROUTE_PROTOCOL:
-                        yield message
+                yield from (body for body in self._dump_routes(family, table=table) if not is_ours(body))
 
-    def _dump_routes(self, family: Family, **match: int) -> list[Message]:
-        # Without dump_filter=None pyroute2 0.9 leaves the filtering to Python, at 1000 times the cost.
-        request = partial(self._ipr.route, "dump", family=SOCKET_FAMILY[family], dump_filter=None, **match)
-        return complete_dump(f"list the IPv{family} routes", request)
+    def _dump_routes(self, family: Family, *, table: int = 0, protocol: int = 0) -> list[bytes]:
+        """The messages of routes, asked for again while they change; see `complete_dump`."""
+        what, request = f"list the IPv{family} routes", dump_body(family, table=table, protocol=protocol)
+        for _ in range(_DUMP_ATTEMPTS):
+            try:
+                return [message.body for message in self._raw.dump(_RTM_GETROUTE, request, what, whole=True)]
+            except InterruptedDumpError:
+                continue
+            except KernelError as error:
+                if error.code in _EMPTY:
+                    return []
+                raise
+        raise _kept_changing(what)
 
 
 def complete_dump(what: str, request: Callable[[], Iterable[Message]]) -> list[Message]:
@@ -275,7 +287,11 @@ def complete_dump(what: str, request: Callable[[], Iterable[Message]]) -> list[M
             raise refusal(what, error.errno or 0) from error
         if not any(message["header"]["flags"] & _DUMP_INTERRUPTED for message in answer):
             return answer
-    raise KernelError(f"cannot {what}: they kept changing during {_DUMP_ATTEMPTS} attempts", code=errno.EINTR)
+    raise _kept_changing(what)
+
+
+def _kept_changing(what: str) -> KernelError:
+    return KernelError(f"cannot {what}: they kept changing during {_DUMP_ATTEMPTS} attempts", code=errno.EINTR)
 
 
 def _attempt(what: str, request: Callable[[], Any], fine: Collection[int] = ()) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
 import time
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
 
-from metaleg_node.core.model import Link, NextHop, Route, RouteType, Rule
+from metaleg_node.core.model import Link, NextHop, Route, RouteType, Routing, Rule
 from metaleg_node.kernel.errors import KernelError
+from metaleg_node.kernel.netlink import NetlinkSocket
 from metaleg_node.kernel.routing import RoutingControl, complete_dump
 from tests.netns import Netns
 
@@ -186,11 +188,28 @@ FOREIGN_ROUTES = {
         "10.8.0.0/16 nexthop via 10.9.0.2 nexthop via 10.9.0.3",
         "via 10.9.0.2 dev v0 via 10.9.0.3 dev v0",
     ),
+    "v4 prohibit": ("prohibit 10.6.1.0/24", "prohibit 10.6.1.0/24 proto boot metric 0"),
+    "v4 local": ("local 10.6.2.1/32 dev v0", "local 10.6.2.1/32 dev v0"),
+    "v4 throw": ("throw 10.6.3.0/24 metric 9", "throw 10.6.3.0/24 proto boot metric 9"),
+    "v4 by an IPv6 gateway": ("10.3.0.0/16 via inet6 fd09::2 proto 201", "10.3.0.0/16 dev v0"),
+    "v4 ours with a source": ("10.2.0.0/16 via 10.9.0.2 src 10.9.0.1 proto 201", "10.2.0.0/16 via 10.9.0.2 dev v0"),
+    "v4 ours with a realm": ("10.2.0.0/16 via 10.9.0.2 realm 5 proto 201", "10.2.0.0/16 via 10.9.0.2"),
+    "v4 ours with a realm of one hop": (
+        "10.2.0.0/16 proto 201 nexthop via 10.9.0.2 realm 5 nexthop via 10.9.0.3",
+        "via 10.9.0.2 dev v0 via 10.9.0.3 dev v0 proto 201",
+    ),
     "v4 blackhole": ("blackhole 10.6.0.0/16", "blackhole 10.6.0.0/16"),
     "v4 ours with an mtu": ("10.5.0.0/16 via 10.9.0.2 mtu 1400 proto 201", "10.5.0.0/16"),
     "v4 nexthop object": ("10.4.0.0/16 nhid 7", "10.4.0.0/16"),
     "v6 static": ("fd07::/64 via fd09::2 proto static", "fd07::/64 via fd09::2 dev v0 proto static"),
-    "v6 multipath": ("fd08::/64 nexthop via fd09::2 nexthop via fd09::3", "fd08::/64"),
+    "v6 multipath": (
+        "fd08::/64 nexthop via fd09::2 nexthop via fd09::3",
+        "fd08::/64 via fd09::2 dev v0 via fd09::3 dev v0 proto boot metric 1024",
+    ),
+    "v6 unreachable": ("unreachable fd06:1::/64", "unreachable fd06:1::/64 dev lo"),
+    "v6 ours with a source": ("fd05::/64 via fd09::2 src fd09::1 proto 201", "fd05::/64 via fd09::2 dev v0"),
+    "v6 ours that expires": ("fd05::/64 via fd09::2 mtu 1400 expires 900 proto 201", "fd05::/64 via fd09::2"),
+    "v6 by source": ("fd03::/64 from fd02::/64 via fd09::2 proto 201", "fd03::/64 via fd09::2"),
     "v6 prohibit": ("prohibit fd06::/64", "prohibit fd06::/64"),
     "v6 nexthop object": ("fd04::/64 nhid 8", "fd04::/64"),
 }
@@ -395,6 +414,60 @@ def test_many_foreign_routes_do_not_slow_an_observation(control: RoutingControl,
     begin = time.process_time()
     assert control.observe(range(TABLE, TABLE + 63)).routes == mine
     assert time.process_time() - begin < 0.5
+
+
+def test_all_that_was_put_is_observed_together_whatever_its_shape(control: RoutingControl) -> None:
+    wanted = set()
+    for family, prefix, gateways in (
+        (4, "10.{}.0.0/16", ("10.9.0.2", "10.9.0.3")),
+        (6, "fd{:02x}::/32", ("fd09::2", "fd09::3")),
+    ):
+        hops = [hop(None)] if family == 6 else [hop(None), onlink("192.0.2.1")]
+        hops += [hop(gateways[0]), onlink(gateways[1])]
+        several = [(hop(gateways[0], weight=w), hop(gateways[1], weight=v)) for w, v in ((1, 1), (2, 256), (256, 1))]
+        several += [(hop(gateways[0]), onlink(gateways[1], weight=7))]
+        shapes = [route("::/0", *one) for one in [*((one,) for one in hops), *several, ()]] + [thrown("::/0")]
+        for number, (shape, metric, table) in enumerate(
+            itertools.product(shapes, (1, 1024, WORST), (20, 254, TABLE, OTHER)), start=16
+        ):
+            destination = ip_network(prefix.format(number))
+            wanted.add(dataclasses.replace(shape, destination=destination, metric=metric, table=table))
+    for one in wanted:
+        control.put_route(one)
+    assert control.observe({20, TABLE, OTHER}) == Routing(routes=frozenset(wanted))
+
+
+def test_thousands_of_our_own_routes_are_observed_in_a_moment(control: RoutingControl, inside: Netns) -> None:
+    mine = {thrown(f"10.{n >> 8}.{n & 255}.0/24") for n in range(4000)}
+    lines = [f"route add throw {one.destination} metric {one.metric} table {TABLE} proto 201" for one in mine]
+    inside.run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
+    assert control.observe({TABLE}).routes == mine
+    begin = time.process_time()
+    control.observe({TABLE})
+    assert time.process_time() - begin < 0.12
+
+
+def test_routes_that_keep_changing_while_they_are_listed_are_listed_again(
+    control: RoutingControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = route("0.0.0.0/0", hop("10.9.0.2"))
+    control.put_route(mine)
+    left = [2]
+    receive = NetlinkSocket._receive
+
+    def disturbed(self: NetlinkSocket, what: str) -> bytes:
+        data = bytearray(receive(self, what))
+        if left[0]:
+            left[0] -= 1
+            data[6] |= 0x10  # NLM_F_DUMP_INTR, in the first message alone
+        return bytes(data)
+
+    monkeypatch.setattr(NetlinkSocket, "_receive", disturbed)
+    assert control.observe({TABLE}).routes == {mine}
+    assert left == [0]
+    left[0] = 1000
+    with pytest.raises(KernelError, match="cannot list the IPv4 routes: they kept changing"):
+        control.observe({TABLE})
 
 
 INTERRUPTED = [{"header": {"flags": 0x12}}, {"header": {"flags": 0x2}}]
