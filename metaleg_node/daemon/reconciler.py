@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from metaleg_node.config import Config
 from metaleg_node.core import desired, diff, egress, pools, slots, survey
-from metaleg_node.core.model import ClusterState, NodeName, NodeState, Slot
+from metaleg_node.core.model import ClusterState, Host, NodeName, NodeState, Questions, Slot
 from metaleg_node.daemon.machine import Machine
 from metaleg_node.kernel.errors import KernelError
 
@@ -70,6 +70,17 @@ class Outcome:
         )
 
 
+@dataclass(slots=True, kw_only=True)
+class _Known:
+    """What follows from one state of the cluster; `decided` is the last decision, with the facts that it rests on."""
+
+    cluster: ClusterState
+    survey: survey.Survey
+    paths: pools.WantedPaths
+    questions: Questions
+    decided: tuple[Host, Mapping[Slot, NodeName], desired.Desired] | None = None
+
+
 class Reconciler:
     """Plans and applies for one configuration."""
 
@@ -77,20 +88,19 @@ class Reconciler:
         self._machine = machine
         self._config = config
         self.node = node_name(config)
-        self._surveyed: tuple[ClusterState, survey.Survey, pools.WantedPaths] | None = None
+        self._known: _Known | None = None
 
     def plan(self, cluster: ClusterState) -> Plan:
         """Compares the kernel with what this state of the cluster asks for. Raises KernelError, and IncompleteError
         when the state does not tell enough to change anything."""
-        surveyed, wanted = self._survey(cluster)
-        if self._config.egress.enabled and (gap := surveyed.gap(self.node)):
+        known = self._know(cluster)
+        if self._config.egress.enabled and (gap := known.survey.gap(self.node)):
             raise IncompleteError(f"{gap}; nothing is changed until then")
         view = self._machine.firewall()
         held = view.firewall.holders if view.firewall else {}
         if view.firewall is None or view.damage:
-            held = {**self._held_by_routes(surveyed), **held}
-        host = self._machine.host(desired.questions(surveyed, wanted, self._config, self.node))
-        result = desired.desired(surveyed, wanted, self._config, self.node, host, held=held)
+            held = {**self._held_by_routes(known.survey), **held}
+        result = self._decide(known, self._machine.host(known.questions), held)
         before = NodeState(
             routing=self._machine.routing(result.tables),
             firewall=view.firewall,
@@ -102,7 +112,7 @@ class Reconciler:
             why=egress.why(result.services),
             damage=view.damage,
         )
-        return Plan(desired=result, steps=steps, survey=surveyed, problems=_problems(self._machine))
+        return Plan(desired=result, steps=steps, survey=known.survey, problems=_problems(self._machine))
 
     def sweep_all(self, plan: Plan) -> Outcome:
         """Deletes all conntrack entries that contradict a plan's firewall: what an earlier run may have left undone."""
@@ -122,11 +132,19 @@ class Reconciler:
             self._machine.routing(()).routes, surveyed.nodes.values(), self._config.firewall.route_table_base
         )
 
-    def _survey(self, cluster: ClusterState) -> tuple[survey.Survey, pools.WantedPaths]:
-        if self._surveyed is None or self._surveyed[0] is not cluster:
-            wanted = pools.read(cluster, self._config, self.node)
-            self._surveyed = cluster, survey.survey(cluster, self._config), wanted
-        return self._surveyed[1:]
+    def _know(self, cluster: ClusterState) -> _Known:
+        if self._known is None or self._known.cluster is not cluster:
+            surveyed, paths = survey.survey(cluster, self._config), pools.read(cluster, self._config, self.node)
+            questions = desired.questions(surveyed, paths, self._config, self.node)
+            self._known = _Known(cluster=cluster, survey=surveyed, paths=paths, questions=questions)
+        return self._known
+
+    def _decide(self, known: _Known, host: Host, held: Mapping[Slot, NodeName]) -> desired.Desired:
+        """The same facts lead to the same decision, and most events change none: a route of others, for example."""
+        if known.decided is None or known.decided[:2] != (host, held):
+            found = desired.desired(known.survey, known.paths, self._config, self.node, host, held=held)
+            known.decided = host, held, found
+        return known.decided[2]
 
 
 def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[], object] = lambda: None) -> Outcome:

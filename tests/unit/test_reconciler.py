@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from ipaddress import ip_network
 from typing import cast
 
 import pytest
 
-from metaleg_node.core import diff
-from metaleg_node.core.model import Firewall, Route, RouteType, Rule
-from metaleg_node.daemon.machine import Machine
-from metaleg_node.daemon.reconciler import carry_out
+from metaleg_node.core import desired, diff, survey
+from metaleg_node.core.model import (
+    ClusterState,
+    Firewall,
+    Host,
+    NodeName,
+    Questions,
+    Route,
+    RouteType,
+    Routing,
+    Rule,
+    Slot,
+)
+from metaleg_node.daemon.machine import FirewallView, Machine
+from metaleg_node.daemon.reconciler import Plan, Reconciler, carry_out
 from metaleg_node.kernel.errors import KernelError
 from tests.firewalls import FULL
+from tests.unit.builders import A, cluster, config, host
 
+HERE = '[node]\nname = "a"\n'
 ROUTE = Route(table=1000001, destination=ip_network("0.0.0.0/0"), type=RouteType.UNREACHABLE, metric=9)
 RULE = Rule(family=4, priority=4700, table=1000001, mark=1 << 24, mask=FULL.mark_mask)
 
@@ -67,3 +81,53 @@ def test_a_step_that_fails_holds_back_only_what_would_open_a_leak(
     assert outcome.ok is not bool(refused)
     assert outcome.unswept is unswept
     assert outcome.flushed == len(done)
+
+
+# --- deciding anew ---------------------------------------------------------------------------------------------------
+
+
+class Empty:
+    """A kernel that holds nothing but what the test says."""
+
+    def __init__(self, facts: Host) -> None:
+        self.facts = facts
+        self.record_problem = ""
+        self.wall: Firewall | None = Firewall(mark_mask=FULL.mark_mask)
+
+    def firewall(self) -> FirewallView:
+        return FirewallView(firewall=self.wall, damage=())
+
+    def host(self, _questions: Questions) -> Host:
+        return dataclasses.replace(self.facts)
+
+    def routing(self, _tables: Collection[int]) -> Routing:
+        return Routing()
+
+    def sysctls(self, _wanted: Collection[str]) -> dict[str, str]:
+        return {}
+
+
+def test_a_decision_is_made_anew_only_when_something_changed_that_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = cluster()
+    facts = host(survey.survey(state, config(HERE)), A)
+    machine = Empty(facts)
+    reconciler = Reconciler(cast(Machine, machine), config(HERE))
+    made: list[desired.Desired] = []
+    decide = desired.desired
+    monkeypatch.setattr(desired, "desired", lambda *args, **more: made.append(decide(*args, **more)) or made[-1])
+
+    def plan(state: ClusterState) -> tuple[int, Plan]:
+        planned = reconciler.plan(state)
+        assert planned.desired is made[-1]
+        return len(made), planned
+
+    count, first = plan(state)
+    assert plan(state) == (count, first), "nothing changed"
+    machine.facts = dataclasses.replace(facts, on_link=frozenset())
+    count, held_up = plan(state)
+    assert (count, held_up.desired.state == first.desired.state) == (2, False), "the host changed"
+    machine.facts = facts
+    assert plan(state) == (3, first), "and back"
+    machine.wall = Firewall(mark_mask=FULL.mark_mask, gateways={Slot(7): NodeName("c")})
+    assert plan(state)[0] == 4, "another slot is held"
+    assert plan(dataclasses.replace(state, pods=()))[0] == 5, "the cluster changed"
