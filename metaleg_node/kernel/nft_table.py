@@ -6,7 +6,8 @@ anybody else's) and `guard` (after everybody's translation: a marked packet with
 should have is dropped). Other packets of established connections cost four comparisons and no look-up.
 
 A reply of a return path meets `path_prerouting`, or `path_output` when this host sent it: one look-up picks the path's
-chain, which lets pass what stays on the main table and marks the rest.
+chain, which lets pass what stays on the main table and marks the rest. What is known by its source meets
+`path_prerouting_source` or `path_output_source` instead, after every DNAT.
 
 Each rule carries a comment that begins with a digest of its text: that is how a later look tells whether a rule is
 still the one that was put there, whatever form this or that version of nft lists it in.
@@ -232,17 +233,19 @@ def _chains(firewall: Firewall) -> dict[str, Chain]:
 
 
 def _path_chains(firewall: Firewall) -> dict[str, Chain]:
-    """Right after the priority of mangle, so that a mark which others restore there is not written over."""
-    if not firewall.match:
-        return {}
-    matching = ["ct direction reply jump path_replies"] if Match.CONNTRACK in firewall.match else []
-    matching += _path_look_ups(firewall, Match.SOURCE)
-    chains = {
-        "path_prerouting": _chain(matching, hook=_hook("filter", "prerouting", -149)),
-        "path_output": _chain(matching, hook=_hook("route", "output", -149)),
-    }
+    """Replies are looked at right after the priority of mangle, so that a mark which others restore there is not
+    written over. Sources are looked at after every DNAT, as egress is: a request from a path's own network may go to a
+    Service, and that its backend is inside the cluster only the translated destination tells."""
+    chains: dict[str, Chain] = {}
     if Match.CONNTRACK in firewall.match:
+        replies = ["ct direction reply jump path_replies"]
+        chains["path_prerouting"] = _chain(replies, hook=_hook("filter", "prerouting", -149))
+        chains["path_output"] = _chain(replies, hook=_hook("route", "output", -149))
         chains["path_replies"] = _chain(_path_look_ups(firewall, Match.CONNTRACK))
+    if Match.SOURCE in firewall.match:
+        sources = _path_look_ups(firewall, Match.SOURCE)
+        chains["path_prerouting_source"] = _chain(sources, hook=_hook("filter", "prerouting", -95))
+        chains["path_output_source"] = _chain(sources, hook=_hook("route", "output", -95))
     for slot, path in firewall.return_paths.items():
         for match in firewall.match:
             chains[path_chain(match, slot)] = _chain(_path_rules(match, slot, path, firewall), note=_path_note(path))
@@ -252,8 +255,6 @@ def _path_chains(firewall: Firewall) -> dict[str, Chain]:
 def _path_look_ups(firewall: Firewall, match: Match) -> list[str]:
     """One for each family that has networks. Comparing with the first and the last address of all spares most packets
     the look-up, which costs ten times as much."""
-    if match not in firewall.match:
-        return []
     rules = []
     for version, ip in _IP.items():
         networks = [n for path in firewall.return_paths.values() for n in path.networks if n.version == version]

@@ -33,23 +33,23 @@ ALL = {(p, f): True for p in second_way.PROTOCOLS for f in FAMILIES}
 NONE = dict.fromkeys(ALL, False)
 
 
-def services(lab: Lab) -> tuple[LabService, LabService, LabService]:
-    """externalTrafficPolicy Cluster and Local, and a backend on node1's host network; not one asks for egress."""
+def services(lab: Lab, host: LabNode) -> tuple[LabService, LabService, LabService]:
+    """externalTrafficPolicy Cluster and Local, and a backend on a node's host network; not one asks for egress."""
     pods = (lab.pod(NODE1), lab.pod(NODE2))
     return (
         LabService(name="cluster", number=0, pods=pods, gateway=None, labelled=False),
         LabService(name="local", number=1, pods=pods, gateway=None, labelled=False, local=True),
-        LabService(name="host", number=2, pods=(HostPod(node=NODE1, number=9),), gateway=None, labelled=False),
+        LabService(name="host", number=2, pods=(HostPod(node=host, number=9),), gateway=None, labelled=False),
     )
 
 
 class Scene:
-    """A lab with a second way in; node1 announces the Services there."""
+    """A lab with a second way in; node1 announces the Services there. `host` has the backend of the host network."""
 
-    def __init__(self, lab: Lab, second: SecondWay) -> None:
+    def __init__(self, lab: Lab, second: SecondWay, host: LabNode) -> None:
         self.lab = lab
         self.second = second
-        self.services = services(lab)
+        self.services = services(lab, host)
         lab.set_services(*self.services)
         for service in self.services:
             second.announce(service, NODE1)
@@ -85,14 +85,14 @@ class Scene:
         return found
 
 
-def scene(stack: ExitStack, options: LabOptions, *, addresses: bool = False) -> Scene:
+def scene(stack: ExitStack, options: LabOptions, *, addresses: bool = False, host: LabNode = NODE1) -> Scene:
     lab = stack.enter_context(Lab(options))
     second = stack.enter_context(SecondWay(lab, addresses=addresses))
     backends = Server()
     stack.callback(backends.stop)
-    backends.listen(lab.namespace(NODE1), "host-node1", SERVER_PORT)
+    backends.listen(lab.namespace(host), f"host-{host.name}", SERVER_PORT)
     backends.start()
-    return Scene(lab, second)
+    return Scene(lab, second, host)
 
 
 @pytest.fixture
@@ -132,6 +132,19 @@ def test_R9_replies_leave_by_the_way_the_request_came(stack: ExitStack, flavour:
     assert here.lab.daemons[NODE1].command("cleanup").returncode == 0
     here.settle(NONE, 1)
     assert not any(ours(here.lab, NODE1).values())
+
+
+@pytest.mark.parametrize("match", [["conntrack"], ["conntrack", "source"]], ids="+".join)
+def test_a_client_inside_the_paths_own_network_is_answered_wherever_the_backend_runs(
+    stack: ExitStack, match: list[str]
+) -> None:
+    """Its requests have a source of the path, and a destination inside the cluster only after DNAT."""
+    here = scene(stack, LabOptions(flavour=Flavour.IPTABLES_LEGACY), host=NODE2)
+    path = {**L2_PATH, "pools": [], "cidrs": [str(n) for n in POOL_NETWORK.values()]}
+    here.lab.start_daemons(l2(path, match=match))
+    router = here.second.machine("router2")
+    wanted = [address for service in here.services for address in service.addresses.values()]
+    assert [str(a) for a in wanted if probes.tcp(router, a, SERVICE_PORT, 1.0).error] == []
 
 
 def test_source_alone_does_not_work_behind_DNAT(plain: Scene) -> None:
