@@ -5,7 +5,7 @@ They share marks and tables, so one place hands these out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from metaleg_node.config import Config
@@ -28,7 +28,7 @@ from metaleg_node.core.model import (
 )
 from metaleg_node.core.pools import PathKind, WantedPaths
 from metaleg_node.core.return_path import Path
-from metaleg_node.core.survey import Survey
+from metaleg_node.core.survey import Survey, merged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +75,10 @@ def desired(
     reports = tuple(_report(path, out.granted, config) for path in found)
     leaving = [(path, out.granted[path.exit_holder]) for path in found if path.exit_holder in out.granted]
     rules = frozenset([*out.state.routing.rules, *_rules(reports, leaving, config)])
-    routes = frozenset(
-        [*out.state.routing.routes, *_routes(reports, leaving, config), *_ways_back(rules, survey.networks.pods)]
-    )
+    own = {route.key: route for route in (*out.state.routing.routes, *_routes(reports, leaving, config))}
+    back = {route.key: route for route in _ways_back(rules, reports, survey, host)}
+    # A network that is a path's own and, say, an interface's at once is the path's: two routes cannot have one key.
+    routes = frozenset((back | own).values())
     present = [report.path for report in reports]
     tables = {route.table for route in routes} | return_path.managed_tables(wanted.paths, config)
     return Desired(
@@ -122,14 +123,17 @@ def _rules(reports: Iterable[PathReport], leaving: Leaving, config: Config) -> I
         yield from return_path.exit_rules(path, slot, config)
 
 
-def _ways_back(rules: Iterable[Rule], pods: Collection[Network]) -> Iterator[Route]:
+def _ways_back(rules: Iterable[Rule], reports: Iterable[PathReport], survey: Survey, host: Host) -> Iterator[Route]:
     """In each table of a mark: pods are where the main table says. No packet to a pod has a mark, but a reverse-path
     filter may look for the way back to a pod by the mark of its packet (ip-sysctl, src_valid_mark), and would find
-    another interface than the pod's."""
+    another interface than the pod's. A return path's mark is also on what nodes and neighbours of this host send, such
+    as the answer of a Service's backend in another node's host network."""
+    paths = {report.table for report in reports if report.slot is not None}
+    near = merged([*survey.networks.hosts, *host.connected]) if paths else frozenset[Network]()
     for rule in rules:
-        for network in pods:
+        metric = egress.DEFAULT_METRIC[rule.family]
+        for network in near if rule.table in paths else survey.networks.pods:
             if network.version == rule.family:
-                metric = egress.DEFAULT_METRIC[rule.family]
                 yield Route(table=rule.table, destination=network, type=RouteType.THROW, metric=metric)
 
 

@@ -114,9 +114,10 @@ class EgressService:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Networks:
     """The networks that decide what is inside the cluster; `inside` are in addition the destinations that the
-    configuration excludes from egress."""
+    configuration excludes from egress. `hosts` are the pods and the nodes, in the fewest networks."""
 
     pods: frozenset[Network]
+    hosts: frozenset[Network]
     cluster: frozenset[Network]
     inside: frozenset[Network]
     node_addresses: frozenset[Address]
@@ -279,13 +280,14 @@ class Membership:
 def _networks(cluster: ClusterState, config: Config) -> Networks:
     pods = merged([*(net for node in cluster.nodes for net in node.pod_cidrs), *config.cluster.pod_cidrs])
     addresses = frozenset(a for node in cluster.nodes for a in (*node.addresses, *node.internal_ips))
-    inside = [*NEVER_EGRESS, *pods, *config.cluster.service_cidrs]
+    hosts = merged([*pods, *map(ip_network, addresses)])
+    inside = [*NEVER_EGRESS, *hosts, *config.cluster.service_cidrs]
     inside += [net for cidr in cluster.service_cidrs for net in cidr.networks]
-    inside += [ip_network(a) for a in addresses]
     inside += [ip_network(a) for service in cluster.services for a in service.cluster_ips]
     own = merged(inside)
     return Networks(
         pods=pods,
+        hosts=hosts,
         cluster=own,
         inside=merged([*own, *config.egress.exclude_cidrs]) if config.egress.exclude_cidrs else own,
         node_addresses=addresses,

@@ -319,6 +319,34 @@ def test_F17_F18_strict_reverse_path_filtering(stack: ExitStack, mode: str) -> N
     assert rp_filters(strict) == before
 
 
+RPFILTER = """\
+table inet firewalld {
+    chain filter_PREROUTING {
+        type filter hook prerouting priority filter + 10;
+        icmpv6 type { nd-router-advert, nd-neighbor-solicit } accept
+        iifname "eth1" accept
+        meta nfproto ipv6 fib saddr . mark . iif oif missing drop
+    }
+}
+"""
+"""As firewalld's IPv6_rpfilter, with an exception for the path's interface."""
+
+
+@pytest.mark.parametrize("filter_by", ["src_valid_mark", "firewalld"])
+def test_F18_backends_in_another_nodes_host_network_pass_a_filter_that_goes_by_marks(
+    stack: ExitStack, filter_by: str
+) -> None:
+    here = scene(stack, STRICT, host=NODE2)
+    here.lab.start_daemons(l2({**L2_PATH, "rp_filter": "off"}))
+    here.settle(ALL)
+    node = here.lab.namespace(NODE1)
+    if filter_by == "firewalld":
+        node.run("nft", "-f", "-", stdin=RPFILTER)
+    else:
+        node.sysctl({"ipv4/conf/all/src_valid_mark": 1})
+    assert here.answers(0.5) == {service.name: ALL for service in here.services}
+
+
 def test_F17_loose_is_not_enough_on_an_interface_without_an_address_and_status_says_so(stack: ExitStack) -> None:
     strict = scene(stack, STRICT)
     strict.lab.start_daemons(l2())

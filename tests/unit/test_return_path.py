@@ -44,6 +44,8 @@ interface = "eth1"
 gateways = ["10.1.0.1", "fd01::1"]
 cidrs = ["192.0.2.0/24", "2001:db8::/64"]
 """
+THROWN = ["throw 10.0.0.0/24", "throw 10.244.0.0/16", "throw fd00::/64 metric 1024"]
+"""Pods, nodes and neighbours of HERE, in the table of each path."""
 PEERING = metallb(
     pool("p", "198.51.100.0/24", "2001:db8:51::/64"),
     advertise(),
@@ -89,7 +91,7 @@ def test_a_path_with_gateways_has_a_table_a_rule_and_a_mark() -> None:
         "2001:db8::/64 dev eth1 metric 1024 table 1000001",
         "default (IPv4) via 10.1.0.1 dev eth1 onlink table 1000001",
         "default (IPv6) via fd01::1 dev eth1 onlink metric 1024 table 1000001",
-        "throw 10.244.0.0/16 table 1000001",
+        *(f"{text} table 1000001" for text in THROWN),
     ]
     assert rules(found) == [
         "IPv4 priority 4710 fwmark 0x1000000/0x3f000000 lookup 1000001",
@@ -127,7 +129,7 @@ def test_no_gateway_is_no_mark_at_all() -> None:
 
 def test_no_connected_route_where_none_is_wanted() -> None:
     found = routes(decide(f"{L2}connected_route = false\n"))
-    assert [text.split()[0] for text in found] == ["default", "default", "throw"]
+    assert [text.split()[0] for text in found] == ["default", "default", "throw", "throw", "throw"]
 
 
 OBSTACLES = {
@@ -204,7 +206,7 @@ def test_peers_share_the_traffic_by_their_weights() -> None:
     assert routes(found) == [
         "default (IPv4) via 10.0.0.8 dev eth0 weight 100 via 10.0.0.9 dev eth0 weight 3 table 20",
         "default (IPv6) via fd00::8 dev eth0 metric 1024 table 20",
-        "throw 10.244.0.0/16 table 20",
+        *(f"{text} table 20" for text in THROWN),
     ]
     assert rules(found) == [
         "IPv4 priority 20 fwmark 0x1000000/0x3f000000 lookup 20",
@@ -218,6 +220,7 @@ def test_N4_another_destination_table_priority_and_mark() -> None:
     found = decide(BGP + more, PEERING)
     assert routes(found) == [
         "10.0.0.0/8 via 10.0.0.8 dev eth0 weight 100 via 10.0.0.9 dev eth0 weight 3 table 30",
+        "throw 10.0.0.0/24 table 30",
         "throw 10.244.0.0/16 table 30",
     ]
     assert rules(found) == ["IPv4 priority 40 fwmark 0x1000000/0x3f000000 lookup 30"]
@@ -228,7 +231,8 @@ def test_N3_a_peer_behind_a_router_or_without_a_route_is_skipped_and_told() -> N
     state = metallb(pool("p", "198.51.100.0/24"), advertise(), peer("a", "10.0.0.8"), peer("far", "172.16.0.1"))
     state = dataclasses.replace(state, peers=(*state.peers, *metallb(peer("lost", "172.30.0.1")).peers))
     found = decide(BGP, state)
-    assert routes(found) == ["default (IPv4) via 10.0.0.8 dev eth0 table 20", "throw 10.244.0.0/16 table 20"]
+    assert routes(found)[0] == "default (IPv4) via 10.0.0.8 dev eth0 table 20"
+    assert len(found.state.routing.rules) == 1
     assert found.problems == (
         "return path bgp: BGPPeer metallb-system/far (172.16.0.1) is behind a router, so it is no next hop",
         "return path bgp: this node has no route to BGPPeer metallb-system/lost (172.30.0.1), so it is no next hop",
@@ -382,16 +386,29 @@ def test_egress_of_an_address_without_a_path_of_its_own_is_as_ever() -> None:
 
 @pytest.mark.parametrize(("gateway", "tables"), [("a", 4), ("b", 3)], ids=["it leaves here", "it is steered"])
 def test_F18_in_each_table_of_a_mark_pods_are_where_the_main_table_says(gateway: str, tables: int) -> None:
-    pods = {4: ["10.244.0.0/16", "10.97.0.0/24"], 6: ["fd00:10:244::/56"]}
+    """In a path's table nodes and neighbours as well, but not in one of egress: there they may be outside."""
+    pods = ["10.244.0.0/16", "10.97.0.0/24", "fd00:10:244::/56"]
+    near = [*pods, "10.0.0.0/24", "fd00::/64", "172.31.0.5/32"]
     neighbour = ip_address("10.0.0.2")
     host = dataclasses.replace(
         HERE, interfaces={**HERE.interfaces, neighbour: "eth0"}, on_link=HERE.on_link | {neighbour}
     )
-    state = dataclasses.replace(ANNOUNCED_HERE, announcements=(announced(gateway),))
-    found = decide(f"[cluster]\npod_cidrs = {pods[4] + pods[6]}\n{L2}", state, host)
+    nodes = (node("a"), node("b"), node("c", others=["172.31.0.5"]))
+    state = dataclasses.replace(ANNOUNCED_HERE, announcements=(announced(gateway),), nodes=nodes)
+    found = decide(f"[cluster]\npod_cidrs = {pods}\n{L2}", state, host)
+    of_path = found.paths[0].table
     led = {(rule.table, rule.family) for rule in found.state.routing.rules}
     assert len(led) == tables
-    thrown = {
-        (route.table, str(route.destination)) for route in found.state.routing.routes if route.type is RouteType.THROW
+    thrown = {(r.table, r.destination) for r in found.state.routing.routes if r.type is RouteType.THROW}
+    assert thrown == {
+        (table, network)
+        for table, family in led
+        for network in map(ip_network, near if table == of_path else pods)
+        if network.version == family
     }
-    assert thrown == {(table, network) for table, family in led for network in pods[family]}
+
+
+def test_a_network_that_the_interface_has_an_address_in_stays_the_paths_own() -> None:
+    host = dataclasses.replace(HERE, connected=HERE.connected | {ip_network("192.0.2.0/24")})
+    found = decide(host=host)
+    assert [text for text in routes(found) if "192.0.2" in text] == ["192.0.2.0/24 dev eth1 table 1000001"]
