@@ -40,6 +40,7 @@ _INET = socket.AF_INET
 _DST, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _CACHEINFO, _TABLE, _VIA, _PREF, _NH_ID = 1, 4, 5, 6, 9, 12, 15, 18, 20, 30
 _KNOWN = {_DST, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _CACHEINFO, _TABLE, _PREF}
 _SAID_BY_NEXTHOP = {_OIF, _GATEWAY, _MULTIPATH, _VIA}
+_BEHIND_ROUTERS = {_GATEWAY, _VIA, _MULTIPATH, _NH_ID}
 _ONLINK = 4
 """RTNH_F_ONLINK."""
 _UNICAST = 1
@@ -138,7 +139,7 @@ def read_connected(body: bytes) -> Network | None:
     """The destination of a route without gateway, None for any other and for a default route."""
     family, length, _, _, _, _, _, kind, _ = _MESSAGE.unpack_from(body)
     found = attributes(body, _MESSAGE.size)
-    if kind != _UNICAST or not length or _GATEWAY in found:
+    if kind != _UNICAST or not length or found.keys() & _BEHIND_ROUTERS:
         return None
     return _network(family, found.get(_DST, b""), length)
 

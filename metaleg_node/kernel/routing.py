@@ -57,8 +57,12 @@ from metaleg_node.kernel.rule_messages import (
 )
 
 _RTM_DELROUTE, _RTM_GETROUTE, _RTM_DELRULE = 25, 26, 33
-_BY_KERNEL, _UP = 2, 1
-"""RTPROT_KERNEL (linux/rtnetlink.h), IFF_UP (linux/if.h)."""
+_UP = 1
+"""IFF_UP (linux/if.h)."""
+_OF_ADDRESSES = (2, 9, 16)
+"""RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP: who routes an address's own network to its interface. systemd-networkd and
+dhcpcd do so in the kernel's place (`noprefixroute`). What a route of anybody else leads to, such as a VPN's halves of
+the whole Internet, need not be near."""
 _DUMP_INTERRUPTED = 0x10
 _DUMP_ATTEMPTS = 10
 _EMPTY = {errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
@@ -155,12 +159,14 @@ class RoutingControl:
         return frozenset(found)
 
     def connected(self) -> frozenset[Network]:
-        """The networks that this host's own addresses lie in, as the kernel has put them into the main table."""
+        """The networks that this host's own addresses lie in, as the main table has them, whether the kernel put them
+        there or who learned of them by router advertisement or DHCP."""
         found = set()
         for family in FAMILIES:
-            for body in self._dump_routes(family, table=MAIN_TABLE, protocol=_BY_KERNEL):
-                if network := read_connected(body):
-                    found.add(network)
+            for protocol in _OF_ADDRESSES:
+                for body in self._dump_routes(family, table=MAIN_TABLE, protocol=protocol):
+                    if network := read_connected(body):
+                        found.add(network)
         return frozenset(found)
 
     def links(self, names: Collection[str]) -> dict[str, Link]:

@@ -147,6 +147,23 @@ def test_a_client_inside_the_paths_own_network_is_answered_wherever_the_backend_
     assert [str(a) for a in wanted if probes.tcp(router, a, SERVICE_PORT, 1.0).error] == []
 
 
+def test_neighbours_whose_prefix_came_by_router_advertisement_are_answered_directly(plain: Scene) -> None:
+    """systemd-networkd sets the address without its route, and routes the prefix by itself."""
+    lab, address = plain.lab, plain.services[1].addresses[6]
+    router = lab.namespace("router")
+    router.ip(["address add fd00:aa::1/64 dev eth0 nodad", f"route add {address} via fd00:aa::11 src fd00:aa::1"])
+    lab.namespace(NODE1).ip(
+        [
+            "address add fd00:aa::11/64 dev eth0 noprefixroute nodad",
+            "route add fd00:aa::/64 dev eth0 proto ra metric 100",
+        ]
+    )
+    assert not probes.tcp(router, address, SERVICE_PORT, 1.0).error
+    lab.start_daemons(l2())
+    plain.settle(ALL)
+    assert not probes.tcp(router, address, SERVICE_PORT, 1.0).error
+
+
 def test_source_alone_does_not_work_behind_DNAT(plain: Scene) -> None:
     plain.lab.start_daemons(l2(match=["source"]))
     plain.settle(NONE, 1)

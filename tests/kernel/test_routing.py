@@ -523,6 +523,32 @@ def test_networks_of_own_addresses_are_connected(control: RoutingControl, inside
     assert found == {"10.9.0.0/24", "10.80.0.2/32", "fd09::/64", "fe80::/64"}
 
 
+LEARNED = {
+    "networkd's prefix": ("fd77::/64 dev v0 proto ra metric 100", ["fd77::/64"]),
+    "dhcpcd's network": ("10.77.0.0/24 dev v0 proto dhcp scope link metric 202", ["10.77.0.0/24"]),
+    "a prefix behind the router": ("fd77::/64 via fe80::2 dev v0 proto ra metric 100", []),
+    "a network behind the router": ("10.77.0.0/16 via 10.9.0.2 proto dhcp", []),
+    "a network behind an IPv6 router": ("10.77.0.0/16 via inet6 fe80::2 dev v0 proto dhcp", []),
+    "several routers": ("fd77::/64 proto ra nexthop via fd09::2 dev v0 nexthop via fd09::3 dev v0", []),
+    "a default route by an interface": ("default dev v0 proto dhcp", []),
+    "an IPv6 default route by an interface": ("::/0 dev v0 proto ra", []),
+    "what is refused": ("unreachable fd77::/48 dev lo proto ra", []),
+    "half the Internet by a VPN": ("0.0.0.0/1 dev v0", []),
+    "an operator's": ("fd77::/64 dev v0 proto static", []),
+    "our own": ("10.77.0.0/24 dev v0 proto 201 metric 4700", []),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_networks_that_came_with_an_address_are_connected_whoever_routed_them(
+    control: RoutingControl, inside: Netns, name: str
+) -> None:
+    words, wanted = LEARNED[name]
+    before = control.connected()
+    inside.run("ip", "route", "add", *words.split())
+    assert sorted(map(str, control.connected() - before)) == wanted
+
+
 def test_links_that_exist_are_told_with_whether_they_are_up(control: RoutingControl, inside: Netns) -> None:
     inside.run("ip", "link", "set", "v1", "down")
     assert control.links(["v0", "v1", "gone"]) == {
