@@ -496,3 +496,7 @@ def _relate_l2(paths: tuple[L2Settings, ...], reader: _Reader) -> None:
             reader.add(f"{key}.name", "is used by several paths; give each its own", path.name)
         if not path.pools and not path.cidrs:
             reader.add(key, "selects nothing: set pools (IPAddressPool names) or cidrs")
+        for number, network in enumerate(path.cidrs):
+            if not network.prefixlen:
+                message = "is every address there is; name the networks that the LoadBalancer addresses are of"
+                reader.add(f"{key}.cidrs[{number}]", message, str(network))

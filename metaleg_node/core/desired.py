@@ -67,7 +67,7 @@ def desired(
     survey: Survey, wanted: WantedPaths, config: Config, me: NodeName, host: Host, *, held: Mapping[Slot, NodeName]
 ) -> Desired:
     """This node's part of everything. `held` are the slots that the kernel holds now, with their holders."""
-    found = return_path.paths(wanted.paths, config, host)
+    found = return_path.paths(wanted.paths, config, host, survey.networks.cluster)
     others = egress.Others(
         holders=tuple(path.wanted.holder for path in found if path.marked()), exit_of=return_path.exits(found)
     )

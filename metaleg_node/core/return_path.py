@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
 from metaleg_node.config import Config
@@ -44,10 +44,12 @@ _PLAIN_INTERFACE = re.compile(r"[-A-Za-z0-9_.@+]{1,15}")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
     """A return path as this node has it now. `hops` are its next hops by family, empty for one that only has a
-    connected route; `obstacle` says why it does nothing at all, `notes` what part of it does not work."""
+    connected route; `yielded` are networks whose connected route in the main table is an earlier path's; `obstacle`
+    says why it does nothing at all, `notes` what part of it does not work."""
 
     wanted: WantedPath
     hops: Mapping[Family, tuple[NextHop, ...]] = field(default_factory=dict)
+    yielded: frozenset[Network] = frozenset()
     obstacle: str = ""
     notes: tuple[str, ...] = ()
 
@@ -89,9 +91,22 @@ def turns_rp_filter_off(wanted: Iterable[WantedPath]) -> bool:
 # --- what this host can do -------------------------------------------------------------------------------------------
 
 
-def paths(wanted: Iterable[WantedPath], config: Config, host: Host) -> tuple[Path, ...]:
-    """The paths, as the host is now."""
-    return tuple(_l2(path, host) if path.kind is PathKind.L2 else _bgp(path, config, host) for path in wanted)
+def paths(wanted: Iterable[WantedPath], config: Config, host: Host, cluster: frozenset[Network]) -> tuple[Path, ...]:
+    """The paths, as the host is now. `cluster` are the networks inside the cluster."""
+    taken: dict[Network, Path] = {}
+    found = (_l2(path, host) if path.kind is PathKind.L2 else _bgp(path, config, host, cluster) for path in wanted)
+    return tuple(_yielding(path, taken) for path in found)
+
+
+def _yielding(path: Path, taken: dict[Network, Path]) -> Path:
+    """The main table leads a network to one interface only, that of the first path that it is routed for."""
+    yielded = [n for n in _in_main(path) if taken.setdefault(n, path).interface != path.interface]
+    if not yielded:
+        return path
+    first = taken[yielded[0]]
+    some = f"{yielded[0]} (and {len(yielded) - 1} more)" if len(yielded) > 1 else str(yielded[0])
+    note = f"{some} is already routed to {first.interface} for path {first.wanted.name}; that stays so"
+    return replace(path, yielded=frozenset(yielded), notes=(*path.notes, note))
 
 
 def without_slot(path: Path) -> Path:
@@ -115,6 +130,8 @@ def _l2(path: WantedPath, host: Host) -> Path:
     present = {network.version for network in path.networks}
     hops = _by_family(hop for hop in found if hop.gateway and hop.gateway.version in present)
     notes += _dropped_without_address(name, path, host) if 4 in hops else ()
+    if path.settings.connected_route and any(not network.prefixlen for network in path.networks):
+        notes += ("its networks are all addresses there are, which get no connected route",)
     return Path(wanted=path, hops=hops, notes=notes)
 
 
@@ -129,12 +146,15 @@ def _dropped_without_address(name: str, path: WantedPath, host: Host) -> tuple[s
     return (f'{reason}; give it an address, or set rp_filter = "off" or "filter" for this path',)
 
 
-def _bgp(path: WantedPath, config: Config, host: Host) -> Path:
+def _bgp(path: WantedPath, config: Config, host: Host, cluster: frozenset[Network]) -> Path:
+    destination = config.return_path.bgp.destination
     if not path.networks:
         return Path(wanted=path, obstacle="no pool is announced by BGP")
     if not path.gateways:
         return Path(wanted=path, obstacle="no usable BGP peer selects this node")
-    destination = config.return_path.bgp.destination
+    if destination and _within(destination, direct(cluster, config, host)):
+        reason = f"its destination {destination} always stays on the main table: see return_path.exclude_cidrs"
+        return Path(wanted=path, obstacle=reason)
     notes = []
     found = []
     for gateway in path.gateways:
@@ -147,6 +167,11 @@ def _bgp(path: WantedPath, config: Config, host: Host) -> Path:
             notes.append(_off_link(gateway, host))
     obstacle = "" if found else "no BGP peer of this node is a neighbour"
     return Path(wanted=path, hops=_by_family(found), obstacle=obstacle, notes=(*path.notes, *notes))
+
+
+def _within(network: Network, others: Iterable[Network]) -> bool:
+    first, last = network.network_address, network.broadcast_address
+    return any(first in other and last in other for other in others if other.version == network.version)
 
 
 def _off_link(gateway: PathGateway, host: Host) -> str:
@@ -186,10 +211,11 @@ def managed_tables(wanted: Iterable[WantedPath], config: Config) -> frozenset[in
 def routes(path: Path, slot: Slot | None, config: Config) -> Iterator[Route]:
     """The routes of a path. Where it has no next hop its connected routes stand in the main table, as an address in
     the network would put them there."""
-    yield from _connected(path, MAIN_TABLE, {f: MAIN_METRIC for f in FAMILIES if f not in path.hops})
+    for network in _in_main(path):
+        yield _on_link(path, MAIN_TABLE, network, MAIN_METRIC)
     if slot is not None:
         number = table(path, slot, config)
-        yield from _connected(path, number, {f: DEFAULT_METRIC[f] for f in path.hops})
+        yield from _connected(path, number)
         for family, hops in path.hops.items():
             where = config.return_path.bgp.destination if path.wanted.kind is PathKind.BGP else None
             destination = where or ip_network(DEFAULT[family])
@@ -208,7 +234,7 @@ def exit_routes(path: Path, slot: Slot, config: Config) -> Iterator[Route]:
     """The table of egress traffic that leaves by a path: the path's own routes, and a stop, since a packet with the
     LoadBalancer's address must not leave by another way."""
     number = config.firewall.route_table_base + slot
-    yield from _connected(path, number, {f: DEFAULT_METRIC[f] for f in path.hops})
+    yield from _connected(path, number)
     for family, hops in path.hops.items():
         everywhere = ip_network(DEFAULT[family])
         yield Route(table=number, destination=everywhere, metric=DEFAULT_METRIC[family], next_hops=hops)
@@ -227,13 +253,29 @@ def _rule(family: Family, priority: int, number: int, slot: Slot, config: Config
     return Rule(family=family, priority=priority, table=number, mark=mark, mask=mask)
 
 
-def _connected(path: Path, number: int, metrics: Mapping[Family, int]) -> Iterator[Route]:
-    if path.obstacle or not path.wanted.settings or not path.wanted.settings.connected_route:
-        return
+def _connected(path: Path, number: int) -> Iterator[Route]:
+    """The connected routes of the families that have next hops."""
+    for network in _networks_on_link(path, frozenset(path.hops)):
+        yield _on_link(path, number, network, DEFAULT_METRIC[network.version])
+
+
+def _in_main(path: Path) -> list[Network]:
+    """The networks that have their connected route in the main table."""
+    without = frozenset(f for f in FAMILIES if f not in path.hops)
+    return [network for network in _networks_on_link(path, without) if network not in path.yielded]
+
+
+def _networks_on_link(path: Path, families: frozenset[Family]) -> list[Network]:
+    """In order. All addresses that there are cannot be on one link: their route is the default route."""
+    if not families or path.obstacle or not path.wanted.settings or not path.wanted.settings.connected_route:
+        return []
+    found = [network for network in path.wanted.networks if network.version in families and network.prefixlen]
+    return sorted(found, key=lambda n: (n.version, int(n.network_address)))
+
+
+def _on_link(path: Path, number: int, network: Network, metric: int) -> Route:
     hop = NextHop(gateway=None, interface=path.interface)
-    for network in path.wanted.networks:
-        if network.version in metrics:
-            yield Route(table=number, destination=network, metric=metrics[network.version], next_hops=(hop,))
+    return Route(table=number, destination=network, metric=metric, next_hops=(hop,))
 
 
 # --- egress ----------------------------------------------------------------------------------------------------------

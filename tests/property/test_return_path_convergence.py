@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from ipaddress import ip_network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaleg_node.core import desired, diff
+from metaleg_node.core import desired, diff, return_path
 from metaleg_node.core.model import Host, Link, NodeState
 from tests.fake_kernel import FakeKernel, holds
+from tests.unit.builders import config
 from tests.unit.test_pools import BGP
-from tests.unit.test_return_path import ANNOUNCED_HERE, HERE, L2, PEERING, decide
+from tests.unit.test_return_path import ANNOUNCED_HERE, HERE, L2, NEAR, PEERING, decide
 
 SECOND = """
 [[return_path.l2]]
@@ -29,6 +31,9 @@ HOSTS: dict[str, Host] = {
     "eth1 missing": dataclasses.replace(HERE, links={"eth2": Link(up=True, has_ipv4=True)}),
     "eth2 down": dataclasses.replace(HERE, links={**HERE.links, "eth2": Link(up=False, has_ipv4=True)}),
     "no peer is near": dataclasses.replace(HERE, on_link=frozenset()),
+    "an address in a path's network": dataclasses.replace(
+        HERE, connected=frozenset({ip_network("192.0.2.0/24"), ip_network("2001:db8::/64")})
+    ),
 }
 CONFIGURATIONS = [
     "",
@@ -38,6 +43,14 @@ CONFIGURATIONS = [
     L2 + SECOND + BGP,
     BGP + "rule_fwmark = 5\n",
     L2 + "[egress]\nenabled = false\n",
+    # Networks that several want for their own.
+    NEAR,
+    NEAR + L2 + BGP,
+    L2.replace(', "fd01::1"', "") + NEAR,
+    BGP + 'destination = "10.244.0.0/16"\n',
+    BGP + 'destination = "10.0.0.0/24"\n' + NEAR,
+    L2.replace("192.0.2.0/24", "10.244.0.0/16") + SECOND,
+    L2.replace("192.0.2.0/24", '0.0.0.0/1", "128.0.0.0/1'),
 ]
 STATES = {
     "both": dataclasses.replace(
@@ -56,6 +69,15 @@ def wanted(kernel: FakeKernel, knobs: tuple[str, str, str]) -> desired.Desired:
     text, state, host = knobs
     held = kernel.firewall.holders if kernel.firewall else {}
     return decide(text, STATES[state], dataclasses.replace(HOSTS[host], rp_filter=RP_FILTER), held)
+
+
+def assert_keys_are_unique(found: desired.Desired, text: str) -> None:
+    """The kernel knows a route by its key: of two with one key each reconcile would write one over the other. Paths
+    settle among themselves who has which; none loses a route unasked."""
+    routes = found.state.routing.routes
+    assert len({route.key for route in routes}) == len(routes)
+    for report in found.paths:
+        assert routes.issuperset(return_path.routes(report.path, report.slot, config(text)))
 
 
 def plan(kernel: FakeKernel, after: NodeState) -> tuple[diff.Step, ...]:
@@ -82,6 +104,7 @@ def test_any_walk_ends_where_it_should_and_no_mark_is_without_a_way(
     kernel = FakeKernel(NodeState(), sysctls=SYSCTLS)
     for knobs in steps:
         after = wanted(kernel, knobs)
+        assert_keys_are_unique(after, knobs[0])
         planned = plan(kernel, after.state)
         cut = data.draw(st.integers(0, len(planned)), label="steps done before the kill")
         for step in planned[:cut]:
@@ -103,3 +126,8 @@ def test_slots_of_paths_and_gateways_never_meet() -> None:
     for knobs in itertools.product(CONFIGURATIONS, STATES, HOSTS):
         wall = wanted(FakeKernel(NodeState()), knobs).state.firewall
         assert not wall or wall.return_paths.keys() & wall.gateways.keys() == set()
+
+
+def test_no_decision_has_two_routes_of_one_key() -> None:
+    for knobs in itertools.product(CONFIGURATIONS, STATES, HOSTS):
+        assert_keys_are_unique(wanted(FakeKernel(NodeState()), knobs), knobs[0])

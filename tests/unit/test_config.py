@@ -167,6 +167,12 @@ def test_a_bad_value_is_the_one_problem_and_says_what_is_allowed(key: str, value
 BAD_L2 = [
     (L2 + L2, "return_path.l2[1].name", "several paths"),
     (L2.replace('pools = ["p"]', ""), "return_path.l2[0]", "set pools (IPAddressPool names) or cidrs"),
+    (
+        L2.replace('pools = ["p"]', 'cidrs = ["192.0.2.0/24", "0.0.0.0/0"]'),
+        "return_path.l2[0].cidrs[1]",
+        "every address",
+    ),
+    (L2.replace('pools = ["p"]', 'cidrs = ["::/0"]'), "return_path.l2[0].cidrs[0]", "every address"),
     (L2.replace('interface = "eth0"', ""), "return_path.l2[0].interface", "is missing"),
     (L2.replace('name = "a"', ""), "return_path.l2[0].name", "is missing"),
     (L2.replace("eth0", "sixteen-bytes-x1"), "return_path.l2[0].interface", "1-15 bytes"),

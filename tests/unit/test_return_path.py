@@ -132,6 +132,44 @@ def test_no_connected_route_where_none_is_wanted() -> None:
     assert [text.split()[0] for text in found] == ["default", "default", "throw", "throw", "throw"]
 
 
+NEAR = """
+[[return_path.l2]]
+name = "near"
+interface = "eth1"
+cidrs = ["192.0.2.0/24", "2001:db8::/64"]
+[[return_path.l2]]
+name = "far"
+interface = "eth2"
+cidrs = ["192.0.2.0/24", "192.0.2.0/25", "2001:db8::/64", "203.0.113.0/24"]
+"""
+
+
+def test_a_network_without_a_gateway_goes_to_one_interface_that_of_the_first_path() -> None:
+    text = NEAR.replace('"192.0.2.0/25", ', "")
+    found = decide(text)
+    assert routes(found) == [
+        "192.0.2.0/24 dev eth1 metric 4700 table 254",
+        "2001:db8::/64 dev eth1 metric 4700 table 254",
+        "203.0.113.0/24 dev eth2 metric 4700 table 254",
+    ]
+    assert found.problems == (
+        "return path far: 192.0.2.0/24 (and 1 more) is already routed to eth1 for path near; that stays so",
+    )
+    down = dataclasses.replace(HERE, links={**HERE.links, "eth1": Link(up=False, has_ipv4=True)})
+    assert "192.0.2.0/24 dev eth2 metric 4700 table 254" in routes(decide(text, host=down))
+    assert decide(text.replace("eth2", "eth1")).problems == ()
+
+
+@pytest.mark.parametrize("gateways", ['["10.1.0.1"]', "[]"])
+def test_all_addresses_there_are_get_no_connected_route(gateways: str) -> None:
+    halves = '["0.0.0.0/1", "128.0.0.0/1"]'
+    found = decide(f'[[return_path.l2]]\nname = "x"\ninterface = "eth1"\ncidrs = {halves}\ngateways = {gateways}\n')
+    assert [text for text in routes(found) if " dev " in text] == [
+        "default (IPv4) via 10.1.0.1 dev eth1 onlink table 1000001"
+    ] * ("10" in gateways)
+    assert found.problems == ("return path x: its networks are all addresses there are, which get no connected route",)
+
+
 OBSTACLES = {
     "no interface": (dataclasses.replace(HERE, links={}), "there is no interface eth1; it begins when there is"),
     "interface down": (
@@ -225,6 +263,15 @@ def test_N4_another_destination_table_priority_and_mark() -> None:
     ]
     assert rules(found) == ["IPv4 priority 40 fwmark 0x1000000/0x3f000000 lookup 30"]
     assert firewall(found).return_paths[Slot(1)].mark == 0x14
+
+
+@pytest.mark.parametrize("destination", ["10.244.0.0/16", "10.244.7.0/24", "10.0.0.0/24", "fd00::/64", "172.20.0.0/16"])
+def test_a_destination_that_stays_on_the_main_table_is_told(destination: str) -> None:
+    text = f'return_path.exclude_cidrs = ["172.16.0.0/12"]\n{BGP}destination = "{destination}"\n'
+    found = decide(text, PEERING)
+    reason = f"its destination {destination} always stays on the main table: see return_path.exclude_cidrs"
+    assert found.problems == (f"return path bgp: {reason}",)
+    assert (routes(found), rules(found)) == ([], [])
 
 
 def test_N3_a_peer_behind_a_router_or_without_a_route_is_skipped_and_told() -> None:
