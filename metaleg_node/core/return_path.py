@@ -124,7 +124,8 @@ def _l2(path: WantedPath, host: Host) -> Path:
         return Path(wanted=path, obstacle=f"there is no interface {name}; it begins when there is", notes=path.notes)
     if not host.links[name].up:
         return Path(wanted=path, obstacle=f"interface {name} is down", notes=path.notes)
-    own = [gateway for gateway in path.gateways if gateway.address in host.addresses]
+    # Of link-local addresses, each link has its own: fe80::1 on another interface is somebody else.
+    own = [g for g in path.gateways if g.address in host.addresses and not g.address.is_link_local]
     notes = path.notes + tuple(f"gateway {gateway.address} is this host itself" for gateway in own)
     found = [NextHop(gateway=g.address, interface=name, onlink=True) for g in path.gateways if g not in own]
     present = {network.version for network in path.networks}

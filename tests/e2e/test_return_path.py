@@ -260,6 +260,19 @@ def test_several_gateways_share_the_traffic(plain: Scene) -> None:
         assert shown.count("nexthop via") == 2
 
 
+def test_a_link_local_router_stays_one_when_another_interface_gets_its_address(plain: Scene) -> None:
+    plain.second.machine("router2").ip(["address add fe80::1/64 dev lan nodad"])
+    plain.lab.start_daemons(l2({**L2_PATH, "gateways": [str(ROUTER2[4]), "fe80::1"]}))
+    plain.settle(ALL)
+    node = plain.lab.namespace(NODE1)
+    node.ip(["link add docker0 up type bridge", "address add fe80::1/64 dev docker0 nodad"])
+    # The daemon has looked again once it knows of the next change.
+    node.ip(["link set eth1 down"])
+    assert wait_until(lambda: status_of(plain, NODE1)["reason"] == "interface eth1 is down", SETTLED)
+    node.ip(["link set eth1 up"])
+    plain.settle(ALL)
+
+
 def test_an_interface_that_appears_goes_down_comes_up_and_goes_away(plain: Scene) -> None:
     plain.second.pull_out(NODE1)
     plain.lab.start_daemons(l2())

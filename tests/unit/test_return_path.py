@@ -201,6 +201,13 @@ def test_a_gateway_that_is_this_host_is_no_next_hop() -> None:
     assert [rule.family for rule in found.state.routing.rules] == [6]
 
 
+def test_a_link_local_router_is_not_this_host_though_another_interface_has_its_address() -> None:
+    host = dataclasses.replace(HERE, addresses=HERE.addresses | {ip_address("fe80::1")})
+    found = decide(L2.replace("fd01::1", "fe80::1"), host=host)
+    assert found.problems == ()
+    assert "default (IPv6) via fe80::1 dev eth1 onlink metric 1024 table 1000001" in routes(found)
+
+
 def test_a_path_for_which_no_mark_is_left() -> None:
     two = L2.replace('"one"', '"two"').replace("192.0.2", "192.0.3").replace("2001:db8:", "2001:db9:")
     found = decide(f"{L2}{two}[firewall]\nmark_mask = 0x1\n")
