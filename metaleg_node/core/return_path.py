@@ -127,9 +127,13 @@ def _l2(path: WantedPath, host: Host) -> Path:
     # Of link-local addresses, each link has its own: fe80::1 on another interface is somebody else.
     own = [g for g in path.gateways if g.address in host.addresses and not g.address.is_link_local]
     notes = path.notes + tuple(f"gateway {gateway.address} is this host itself" for gateway in own)
+    if own and len(own) == len(path.gateways):
+        return Path(wanted=path, obstacle="it has no gateway but this host itself", notes=path.notes)
     found = [NextHop(gateway=g.address, interface=name, onlink=True) for g in path.gateways if g not in own]
     present = {network.version for network in path.networks}
     hops = _by_family(hop for hop in found if hop.gateway and hop.gateway.version in present)
+    if path.gateways and not hops:
+        notes += ("no gateway is of its networks' family, so replies go by the main table",)
     notes += _dropped_without_address(name, path, host) if 4 in hops else ()
     if path.settings.connected_route and any(not network.prefixlen for network in path.networks):
         notes += ("its networks are all addresses there are, which get no connected route",)
@@ -166,8 +170,19 @@ def _bgp(path: WantedPath, config: Config, host: Host, cluster: frozenset[Networ
             found.append(NextHop(gateway=gateway.address, interface=interface, weight=gateway.weight))
         else:
             notes.append(_off_link(gateway, host))
-    obstacle = "" if found else "no BGP peer of this node is a neighbour"
-    return Path(wanted=path, hops=_by_family(found), obstacle=obstacle, notes=(*path.notes, *notes))
+    hops = _by_family(found)
+    announced = {network.version for network in path.networks}
+    lacking = sorted(announced - hops.keys())
+    if not announced & hops.keys():
+        obstacle = f"no BGP peer for its {_families(lacking)} networks" if found else "no BGP peer of this node"
+        return Path(wanted=path, obstacle=f"{obstacle} is a neighbour", notes=(*path.notes, *notes))
+    if lacking and not destination:
+        notes.append(f"no BGP peer for its {_families(lacking)} networks is a neighbour, so they have no path")
+    return Path(wanted=path, hops=hops, notes=(*path.notes, *notes))
+
+
+def _families(versions: Iterable[Family]) -> str:
+    return " and ".join(f"IPv{version}" for version in versions)
 
 
 def _within(network: Network, others: Iterable[Network]) -> bool:

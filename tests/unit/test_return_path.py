@@ -201,6 +201,19 @@ def test_a_gateway_that_is_this_host_is_no_next_hop() -> None:
     assert [rule.family for rule in found.state.routing.rules] == [6]
 
 
+def test_a_path_with_no_gateway_but_this_host_does_nothing() -> None:
+    found = decide(L2.replace('"10.1.0.1", "fd01::1"', '"10.1.0.77"'))
+    assert found.problems == ("return path one: it has no gateway but this host itself",)
+    assert (routes(found), rules(found)) == ([], [])
+
+
+def test_gateways_of_a_family_that_the_networks_lack_are_told() -> None:
+    found = decide(L2.replace('"10.1.0.1", ', "").replace(', "2001:db8::/64"', ""))
+    reason = "no gateway is of its networks' family, so replies go by the main table"
+    assert found.problems == (f"return path one: {reason}",)
+    assert routes(found) == ["192.0.2.0/24 dev eth1 metric 4700 table 254"]
+
+
 def test_a_link_local_router_is_not_this_host_though_another_interface_has_its_address() -> None:
     host = dataclasses.replace(HERE, addresses=HERE.addresses | {ip_address("fe80::1")})
     found = decide(L2.replace("fd01::1", "fe80::1"), host=host)
@@ -291,6 +304,23 @@ def test_N3_a_peer_behind_a_router_or_without_a_route_is_skipped_and_told() -> N
         "return path bgp: BGPPeer metallb-system/far (172.16.0.1) is behind a router, so it is no next hop",
         "return path bgp: this node has no route to BGPPeer metallb-system/lost (172.30.0.1), so it is no next hop",
     )
+
+
+def test_networks_without_a_peer_of_their_family_are_told() -> None:
+    both = metallb(pool("p", "198.51.100.0/24", "2001:db8:51::/64"), advertise(), peer("a", "10.0.0.8"))
+    found = decide(BGP, both)
+    note = "no BGP peer for its IPv6 networks is a neighbour, so they have no path"
+    assert found.problems == (f"return path bgp: {note}",)
+    assert [rule.family for rule in found.state.routing.rules] == [4]
+    assert decide(f'{BGP}destination = "10.0.0.0/8"\n', both).problems == ()
+
+
+def test_a_path_none_of_whose_networks_has_a_peer_does_nothing() -> None:
+    found = decide(BGP, metallb(pool("p", "2001:db8:51::/64"), advertise(), peer("a", "10.0.0.8")))
+    reason = "no BGP peer for its IPv6 networks is a neighbour"
+    assert found.paths[0].path.obstacle == reason
+    assert found.problems == (f"return path bgp: {reason}",)
+    assert (routes(found), rules(found), found.paths[0].slot) == ([], [], None)
 
 
 def test_no_peers_leave_nothing_but_the_table_stays_ours() -> None:
