@@ -228,10 +228,12 @@ class ClusterState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """An interface that exists: whether it is up (IFF_UP, netdevice(7)), and whether it has an IPv4 address."""
+    """An interface that exists: whether it is up (IFF_UP, netdevice(7)), whether it has an IPv4 address, and whether
+    IPv6 is not turned off there (ip-sysctl, disable_ipv6)."""
 
     up: bool
     has_ipv4: bool
+    takes_ipv6: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ the routing tables, the packet filter and the sysctls.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
@@ -44,12 +44,12 @@ _PLAIN_INTERFACE = re.compile(r"[-A-Za-z0-9_.@+]{1,15}")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
     """A return path as this node has it now. `hops` are its next hops by family, empty for one that only has a
-    connected route; `yielded` are networks whose connected route in the main table is an earlier path's; `obstacle`
-    says why it does nothing at all, `notes` what part of it does not work."""
+    connected route; `unrouted` are networks that can have no connected route in the main table; `obstacle` says why it
+    does nothing at all, `notes` what part of it does not work."""
 
     wanted: WantedPath
     hops: Mapping[Family, tuple[NextHop, ...]] = field(default_factory=dict)
-    yielded: frozenset[Network] = frozenset()
+    unrouted: frozenset[Network] = frozenset()
     obstacle: str = ""
     notes: tuple[str, ...] = ()
 
@@ -106,7 +106,7 @@ def _yielding(path: Path, taken: dict[Network, Path]) -> Path:
     first = taken[yielded[0]]
     some = f"{yielded[0]} (and {len(yielded) - 1} more)" if len(yielded) > 1 else str(yielded[0])
     note = f"{some} is already routed to {first.interface} for path {first.wanted.name}; that stays so"
-    return replace(path, yielded=frozenset(yielded), notes=(*path.notes, note))
+    return replace(path, unrouted=path.unrouted.union(yielded), notes=(*path.notes, note))
 
 
 def without_slot(path: Path) -> Path:
@@ -117,27 +117,56 @@ def without_slot(path: Path) -> Path:
 
 def _l2(path: WantedPath, host: Host) -> Path:
     assert path.settings
-    name = path.settings.interface
-    if not path.networks:
-        return Path(wanted=path, obstacle="it has no network yet", notes=path.notes)
+    if obstacle := _l2_obstacle(path, host):
+        return Path(wanted=path, obstacle=obstacle, notes=path.notes)
+    name, own = path.settings.interface, _own_gateways(path, host)
+    taken = {network.version for network in path.networks} - _refused(path, host)
+    found = [g.address for g in path.gateways if g not in own and g.address.version in taken]
+    hops = _by_family(NextHop(gateway=address, interface=name, onlink=True) for address in found)
+    unrouted = frozenset(network for network in path.networks if network.version not in taken)
+    return Path(wanted=path, hops=hops, unrouted=unrouted, notes=(*path.notes, *_l2_notes(path, hops, host)))
+
+
+def _l2_obstacle(path: WantedPath, host: Host) -> str:
+    assert path.settings
+    name, families = path.settings.interface, {network.version for network in path.networks}
+    if not families:
+        return "it has no network yet"
     if name not in host.links:
-        return Path(wanted=path, obstacle=f"there is no interface {name}; it begins when there is", notes=path.notes)
+        return f"there is no interface {name}; it begins when there is"
     if not host.links[name].up:
-        return Path(wanted=path, obstacle=f"interface {name} is down", notes=path.notes)
-    # Of link-local addresses, each link has its own: fe80::1 on another interface is somebody else.
-    own = [g for g in path.gateways if g.address in host.addresses and not g.address.is_link_local]
-    notes = path.notes + tuple(f"gateway {gateway.address} is this host itself" for gateway in own)
-    if own and len(own) == len(path.gateways):
-        return Path(wanted=path, obstacle="it has no gateway but this host itself", notes=path.notes)
-    found = [NextHop(gateway=g.address, interface=name, onlink=True) for g in path.gateways if g not in own]
-    present = {network.version for network in path.networks}
-    hops = _by_family(hop for hop in found if hop.gateway and hop.gateway.version in present)
-    if path.gateways and not hops:
-        notes += ("no gateway is of its networks' family, so replies go by the main table",)
-    notes += _dropped_without_address(name, path, host) if 4 in hops else ()
+        return f"interface {name} is down"
+    if families <= _refused(path, host):
+        return f"IPv6 is turned off on interface {name} (disable_ipv6)"
+    if path.gateways and len(_own_gateways(path, host)) == len(path.gateways):
+        return "it has no gateway but this host itself"
+    return ""
+
+
+def _l2_notes(path: WantedPath, hops: Collection[Family], host: Host) -> Iterator[str]:
+    assert path.settings
+    name, families = path.settings.interface, {network.version for network in path.networks}
+    yield from (f"gateway {gateway.address} is this host itself" for gateway in _own_gateways(path, host))
+    if families & _refused(path, host):
+        yield f"IPv6 is turned off on interface {name} (disable_ipv6), so its IPv6 networks have no route there"
+    if path.gateways and not path.families & families:
+        yield "no gateway is of its networks' family, so replies go by the main table"
+    if 4 in hops:
+        yield from _dropped_without_address(name, path, host)
     if path.settings.connected_route and any(not network.prefixlen for network in path.networks):
-        notes += ("its networks are all addresses there are, which get no connected route",)
-    return Path(wanted=path, hops=hops, notes=notes)
+        yield "its networks are all addresses there are, which get no connected route"
+
+
+def _own_gateways(path: WantedPath, host: Host) -> list[PathGateway]:
+    """Of link-local addresses each link has its own: fe80::1 on another interface is somebody else."""
+    return [g for g in path.gateways if g.address in host.addresses and not g.address.is_link_local]
+
+
+def _refused(path: WantedPath, host: Host) -> frozenset[Family]:
+    """The families of which the path's interface takes no routes."""
+    assert path.settings
+    refused: frozenset[Family] = frozenset() if host.links[path.settings.interface].takes_ipv6 else frozenset({6})
+    return refused
 
 
 def _dropped_without_address(name: str, path: WantedPath, host: Host) -> tuple[str, ...]:
@@ -278,7 +307,7 @@ def _connected(path: Path, number: int) -> Iterator[Route]:
 def _in_main(path: Path) -> list[Network]:
     """The networks that have their connected route in the main table."""
     without = frozenset(f for f in FAMILIES if f not in path.hops)
-    return [network for network in _networks_on_link(path, without) if network not in path.yielded]
+    return [network for network in _networks_on_link(path, without) if network not in path.unrouted]
 
 
 def _networks_on_link(path: Path, families: frozenset[Family]) -> list[Network]:

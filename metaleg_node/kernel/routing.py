@@ -183,7 +183,8 @@ class RoutingControl:
                 continue
             request = partial(self._ipr.link, "get", index=index)
             for message in _attempt(f"look at interface {name}", request, fine=(errno.ENODEV,)) or ():
-                found[name] = Link(up=bool(message["flags"] & _UP), has_ipv4=index in numbered)
+                up = bool(message["flags"] & _UP)
+                found[name] = Link(up=up, has_ipv4=index in numbered, takes_ipv6=_takes_ipv6(message))
         return found
 
     def lookup(self, addresses: Iterable[Address]) -> tuple[dict[Address, str], frozenset[Address]]:
@@ -298,6 +299,16 @@ def complete_dump(what: str, request: Callable[[], Iterable[Message]]) -> list[M
 
 def _kept_changing(what: str) -> KernelError:
     return KernelError(f"cannot {what}: they kept changing during {_DUMP_ATTEMPTS} attempts", code=errno.EINTR)
+
+
+def _takes_ipv6(message: Message) -> bool:
+    """Whether a route of IPv6 may lead to an interface; without settings of IPv6 it has none at all."""
+    settings: Any = message
+    for name in ("IFLA_AF_SPEC", "AF_INET6", "IFLA_INET6_CONF"):
+        settings = settings.get_attr(name)
+        if settings is None:
+            return False
+    return not settings["disable_ipv6"]
 
 
 def _attempt(what: str, request: Callable[[], Any], fine: Collection[int] = ()) -> Any:

@@ -251,6 +251,14 @@ def test_case_2_a_pool_without_a_router_gets_its_connected_route(plain: Scene) -
     assert table.split() == ["192.0.2.0/24", "dev", "eth1", "scope", "link", "metric", "4700"]
 
 
+def test_an_interface_without_IPv6_leaves_the_path_its_IPv4(plain: Scene) -> None:
+    plain.lab.namespace(NODE1).sysctl({"ipv6/conf/eth1/disable_ipv6": 1})
+    plain.lab.start_daemons(l2({**L2_PATH, "gateways": [str(ROUTER2[4])]}))
+    plain.settle({(p, f): f == 4 for p, f in ALL})
+    assert "IPv6 is turned off on interface eth1" in status_of(plain, NODE1)["reason"]
+    assert plain.lab.daemons[NODE1].command("plan").stdout.endswith("\nnothing to do\n")
+
+
 def test_several_gateways_share_the_traffic(plain: Scene) -> None:
     gateways = [str(a) for f in FAMILIES for a in (ROUTER2[f], OTHER_ROUTER2[f])]
     plain.lab.start_daemons(l2({**L2_PATH, "gateways": gateways}))

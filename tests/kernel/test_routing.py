@@ -551,7 +551,13 @@ def test_networks_that_came_with_an_address_are_connected_whoever_routed_them(
 
 def test_links_that_exist_are_told_with_whether_they_are_up(control: RoutingControl, inside: Netns) -> None:
     inside.run("ip", "link", "set", "v1", "down")
+    inside.run("sysctl", "-qw", "net.ipv6.conf.v1.disable_ipv6=1")
     assert control.links(["v0", "v1", "gone"]) == {
-        "v0": Link(up=True, has_ipv4=True),
-        "v1": Link(up=False, has_ipv4=False),
+        "v0": Link(up=True, has_ipv4=True, takes_ipv6=True),
+        "v1": Link(up=False, has_ipv4=False, takes_ipv6=False),
     }
+
+
+def test_an_interface_too_small_for_IPv6_takes_none(control: RoutingControl, inside: Netns) -> None:
+    inside.run("ip", "link", "set", "v1", "mtu", "1200")
+    assert control.links(["v1"]) == {"v1": Link(up=True, has_ipv4=False, takes_ipv6=False)}

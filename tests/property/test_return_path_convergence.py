@@ -30,6 +30,9 @@ HOSTS: dict[str, Host] = {
     "all up": HERE,
     "eth1 missing": dataclasses.replace(HERE, links={"eth2": Link(up=True, has_ipv4=True)}),
     "eth2 down": dataclasses.replace(HERE, links={**HERE.links, "eth2": Link(up=False, has_ipv4=True)}),
+    "no IPv6 on eth1": dataclasses.replace(
+        HERE, links={**HERE.links, "eth1": Link(up=True, has_ipv4=True, takes_ipv6=False)}
+    ),
     "no peer is near": dataclasses.replace(HERE, on_link=frozenset()),
     "an address in a path's network": dataclasses.replace(
         HERE, connected=frozenset({ip_network("192.0.2.0/24"), ip_network("2001:db8::/64")})

@@ -189,6 +189,24 @@ def test_a_path_that_cannot_be_is_told_and_leaves_nothing(name: str) -> None:
     assert found.paths[0].path.obstacle == reason
 
 
+NO_IPV6 = dataclasses.replace(HERE, links={"eth1": Link(up=True, has_ipv4=True, takes_ipv6=False)})
+
+
+@pytest.mark.parametrize("gateways", ['"10.1.0.1"', '"10.1.0.1", "fd01::1"'])
+def test_an_interface_without_IPv6_gets_no_route_of_it(gateways: str) -> None:
+    found = decide(L2.replace('"10.1.0.1", "fd01::1"', gateways), host=NO_IPV6)
+    reason = "IPv6 is turned off on interface eth1 (disable_ipv6), so its IPv6 networks have no route there"
+    assert found.problems == (f"return path one: {reason}",)
+    assert not [text for text in routes(found) if "2001:db8" in text or "fd01::1" in text]
+    assert [rule.family for rule in found.state.routing.rules] == [4]
+
+
+def test_IPv6_networks_alone_cannot_be_on_an_interface_without_it() -> None:
+    found = decide(L2.replace('"192.0.2.0/24", ', ""), host=NO_IPV6)
+    assert found.problems == ("return path one: IPv6 is turned off on interface eth1 (disable_ipv6)",)
+    assert (routes(found), rules(found)) == ([], [])
+
+
 def test_a_path_whose_pools_are_not_there_yet() -> None:
     found = decide('[[return_path.l2]]\nname = "x"\ninterface = "eth1"\npools = ["gone"]\ngateways = ["10.1.0.1"]\n')
     assert found.problems == ("return path x: it has no network yet", "return path x: there is no IPAddressPool gone")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from metaleg_node import config_file
 from metaleg_node.core import desired, diff
 from metaleg_node.core.model import NodeState
 from metaleg_node.daemon.reconciler import Outcome, Plan, Reconciler
@@ -30,7 +31,8 @@ class Answering:
 
 def test_a_repair_is_counted_once_it_went_well_however_often_it_is_tried(tmp_path: Path) -> None:
     options = Options(config_file=tmp_path / "config.toml", runtime_dir=tmp_path, state_dir=tmp_path)
-    service = Service(options, config('[cluster]\nstate_file = "/nowhere"'))
+    watch = config_file.Watch(options.config_file)
+    service = Service(options, config('[cluster]\nstate_file = "/nowhere"'), watch)
     change = diff.Change(action=diff.Action.CHANGE, kind="route", text="default", reason="")
     step = diff.Step(operation=diff.RestoreSysctl(name="x"), changes=(change,))
     plan = Plan(desired=desired.Desired(state=NodeState()), steps=(step,))
