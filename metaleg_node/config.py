@@ -151,7 +151,7 @@ class L2Settings:
     """[[return_path.l2]]"""
 
     name: str = setting("", s.PATH_NAME, "how messages call this path", required=True, example="public")
-    pools: tuple[str, ...] = setting([], Many(item=s.OBJECT_NAME), "IPAddressPool names, and/or", example=["public"])
+    pools: tuple[str, ...] = setting([], Many(item=s.POOL_NAME), "IPAddressPool names, and/or", example=["public"])
     cidrs: tuple[Network, ...] = setting([], Many(item=s.NETWORK), "networks")
     interface: str = setting(
         "", s.INTERFACE, "must exist; this program creates no interface", required=True, example="eth0.100"
@@ -494,6 +494,8 @@ def _relate_l2(paths: tuple[L2Settings, ...], reader: _Reader) -> None:
         key = f"return_path.l2[{index}]"
         if names[path.name] > 1:
             reader.add(f"{key}.name", "is used by several paths; give each its own", path.name)
+        if path.name == "bgp":
+            reader.add(f"{key}.name", "is what messages call the path of the BGP peers; choose another", path.name)
         if not path.pools and not path.cidrs:
             reader.add(key, "selects nothing: set pools (IPAddressPool names) or cidrs")
         for number, network in enumerate(path.cidrs):

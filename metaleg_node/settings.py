@@ -216,6 +216,11 @@ NODE_NAME = Kind(
     allowed="a DNS-1123 subdomain (lower case letters, digits, - and .), or empty",
 )
 OBJECT_NAME = Kind(read=_checked(_is_dns_name), allowed="a DNS-1123 subdomain (lower case letters, digits, - and .)")
+POOL_NAME = Kind(
+    read=_checked(re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,252}").fullmatch),
+    allowed="the name of a pool (letters, digits, -, _ and .)",
+)
+"""MetalLB's old configuration has no objects, and takes other names for its pools than Kubernetes takes for those."""
 LABEL_KEY = Kind(
     read=_checked(_is_label_key),
     allowed="a Kubernetes label key (an optional DNS prefix and /, then up to 63 letters, digits, -, _ and .)",

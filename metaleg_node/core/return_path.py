@@ -153,6 +153,8 @@ def _l2_notes(path: WantedPath, hops: Collection[Family], host: Host) -> Iterato
         yield "no gateway is of its networks' family, so replies go by the main table"
     if 4 in hops:
         yield from _dropped_without_address(name, path, host)
+    if path.settings.rp_filter == "filter" and not _PLAIN_INTERFACE.fullmatch(name):
+        yield f'the packet filter cannot name interface {name}: rp_filter = "filter" checks nothing there'
     if path.settings.connected_route and any(not network.prefixlen for network in path.networks):
         yield "its networks are all addresses there are, which get no connected route"
 

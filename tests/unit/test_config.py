@@ -166,6 +166,8 @@ def test_a_bad_value_is_the_one_problem_and_says_what_is_allowed(key: str, value
 
 BAD_L2 = [
     (L2 + L2, "return_path.l2[1].name", "several paths"),
+    (L2.replace('"a"', '"bgp"'), "return_path.l2[0].name", "BGP peers"),
+    (L2.replace('"p"', '"p", "a pool"'), "return_path.l2[0].pools[1]", "the name of a pool"),
     (L2.replace('pools = ["p"]', ""), "return_path.l2[0]", "set pools (IPAddressPool names) or cidrs"),
     (
         L2.replace('pools = ["p"]', 'cidrs = ["192.0.2.0/24", "0.0.0.0/0"]'),

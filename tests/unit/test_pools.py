@@ -274,6 +274,13 @@ def test_a_path_has_its_pools_and_networks() -> None:
     assert [path.holder for path in found.paths] == ["path:one", "path:two", "path:three"]
 
 
+@pytest.mark.parametrize("name", ["Public_Pool", "p.1", "9-A", "x" * 253])
+def test_a_pool_of_the_old_configuration_is_found_by_whatever_name_it_has(name: str) -> None:
+    old = {"address-pools": [{"name": name, "protocol": "layer2", "addresses": ["192.0.2.0/24"]}]}
+    text = f'[[return_path.l2]]\nname = "one"\ninterface = "eth1"\npools = ["{name}"]\n'
+    assert networks(read(old, text=text)) == ["192.0.2.0/24"]
+
+
 def test_an_address_belongs_to_the_first_path_and_a_pool_that_is_not_there_is_told() -> None:
     two = read(*POOLS, text=L2).paths[1]
     assert sorted(map(str, two.networks)) == ["192.0.2.16/28", "192.0.2.32/28"]

@@ -409,6 +409,14 @@ def test_the_filter_spares_the_pools_and_no_other_network() -> None:
     assert wall.spared == {ip_network("192.0.2.0/24")}
 
 
+def test_an_interface_that_the_filter_cannot_name_is_told() -> None:
+    host = dataclasses.replace(HERE, links={"e~1": UP}, rp_filter={"all": 1, "e~1": 1})
+    found = decide(f'{L2.replace("eth1", "e~1")}rp_filter = "filter"\n', host=host)
+    reason = 'the packet filter cannot name interface e~1: rp_filter = "filter" checks nothing there'
+    assert found.problems == (f"return path one: {reason}",)
+    assert firewall(found).checked == frozenset()
+
+
 def test_an_interface_without_an_address_needs_more_than_loose() -> None:
     bare = dataclasses.replace(HERE, links={"eth1": Link(up=True, has_ipv4=False)}, rp_filter={"all": 0, "eth1": 2})
     assert "has no IPv4 address" in decide(host=bare).problems[0]
