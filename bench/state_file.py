@@ -43,9 +43,9 @@ _FORMS: Mapping[str, Callable[[Iterator[Object]], str]] = {
 
 
 def measure(rounds: int) -> list[Figure]:
-    """Seconds of processor time and MiB, for 1,000 and for 12,000 Services with 10 pods each."""
+    """Seconds of processor time and MiB, for 1,000 and for 18,000 Services with 10 pods each."""
     figures: list[Figure] = []
-    for services in (1_000, 12_000):
+    for services in (1_000, 18_000):
         for title, form in _FORMS.items():
             with workspace() as directory:
                 figures += _figures(f"{services:,} Services, {title}", services, form, directory, rounds)

@@ -88,10 +88,13 @@ def _as_client(lab: Lab, client: LabPod | LabNode, family: Family) -> Iterator[t
             yield f"{client.name} -> {pod.name} v{family}", str(lab.ask(client, "tcp", family, to=target))
             yield f"{client.name} -> {pod.name} udp v{family}", str(lab.ask(client, "udp", family, to=target))
     for service in lab.services.values():
-        if len(service.pods) == 1:
+        several = len(service.pods) > 1
+        for protocol in ("tcp", "udp") if several else ("tcp",):
             for address in (service.cluster_ips[family], service.addresses[family]):
-                answer = lab.ask(client, "tcp", family, to=(address, SERVICE_PORT))
-                yield f"{client.name} -> {service.name} {address}", f"{answer} {answer.by}"
+                answer = lab.ask(client, protocol, family, to=(address, SERVICE_PORT))
+                # The client may be the pod that is chosen, too; then its source is its node's.
+                text = "one of the pods answered" if several and answer.source else f"{answer} {answer.by}"
+                yield f"{client.name} -> {service.name} {address} {protocol}", text
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

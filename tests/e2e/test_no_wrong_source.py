@@ -11,15 +11,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.lab import objects, topology
+from metaleg_node.lab.daemons import Daemon
 from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, Flavour, LabNode, LabOptions, LabPod, LabService
 from metaleg_node.lab.probes import open_tcp
@@ -60,6 +62,60 @@ def test_F33_S1_repeated_gateway_failovers(running: Lab, web: LabService) -> Non
             running.failover("web", gateway)
             for pod in web.pods:
                 expect(running, pod, texts(web.addresses))
+
+
+def reconfigured(lab: Lab, options: Mapping[str, Mapping[str, object]]) -> None:
+    """Gives all daemons these settings, and waits until they are in force."""
+    for daemon in lab.daemons.values():
+        before = daemon.status()["last_reconcile"]
+        daemon.configure(options)
+        daemon.reload()
+        assert wait_until(partial(_reconciled_since, daemon, before), SETTLED)
+
+
+def _reconciled_since(daemon: Daemon, before: object) -> bool:
+    return bool(daemon.status()["last_reconcile"] != before)
+
+
+def test_settings_that_change_marks_tables_and_rules(running: Lab, web: LabService) -> None:
+    with judged(running):
+        for options in (
+            {"firewall": {"mark_mask": 0x00F00000}},
+            {"firewall": {"mark_mask": 0x0FF00000}},
+            {"firewall": {"mark_mask": 0x0FF00000, "route_table_base": 1_000_001}},
+            {"firewall": {"rule_priority": 90}},
+            {"egress": {"local_endpoints_only": False}},
+            {"egress": {"source_ports": "random"}},
+            {},
+        ):
+            reconfigured(running, options)
+            for pod in web.pods:
+                expect(running, pod, texts(web.addresses))
+
+
+def test_addresses_annotations_and_owners_that_change(running: Lab, web: LabService) -> None:
+    moved = replace(web, number=5)
+    older = LabService(name="aaa", number=6, pods=web.pods[:1], gateway=NODE1)
+    everywhere = {"metaleg.de/only-cidrs": "0.0.0.0/0,::/0"}
+    allowed = {*web.addresses.values(), *moved.addresses.values(), *older.addresses.values()}
+    running.reset_seen()
+    with Flows(running, web.pods, PAUSE):
+        for services in (
+            (moved,),
+            (older, moved),
+            (replace(moved, annotations=everywhere),),
+            (replace(moved, annotations={"metaleg.de/only-cidrs": "x"}),),
+            (web,),
+        ):
+            running.set_services(*services)
+            first, last = services[0], services[-1]
+            if last.annotations.get("metaleg.de/only-cidrs") == "x":
+                expect_no_way_out(running, web.pods[-1])
+            else:
+                expect(running, web.pods[0], texts(first.addresses))
+                expect(running, web.pods[-1], texts(last.addresses))
+    assert running.seen() <= allowed
+    assert running.seen() == allowed
 
 
 def test_F5_nodes_that_hear_of_a_failover_late_or_one_by_one(running: Lab, web: LabService) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import queue
+import re
 import shutil
 import socket
 import threading
@@ -697,6 +698,16 @@ def test_the_directories_that_decide_about_a_path(tmp_path: Path, path: str, exp
 
 
 # --- how long it takes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["documents", "list"])
+def test_fifty_megabytes_load(file: Path, form: str) -> None:
+    names_ = [f"pod-{number}" for number in range(2500)]
+    text = pods(*names_) if form == "documents" else flush_list(*names_)
+    bulky = 'annotations: {note: "' + "x" * 20_000 + '"}\n'
+    file.write_text(re.sub(r"( +)(namespace: mail\n)", rf"\1\2\1{bulky}", text))
+    assert file.stat().st_size > 50_000_000
+    assert names(load(file)) == names_
 
 
 def flush_list(*names: str) -> str:
