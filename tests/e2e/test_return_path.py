@@ -6,17 +6,16 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 
 from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.lab import probes
-from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import NODES, SERVER_PORT, SERVICE_PORT, Flavour, LabNode, LabOptions, LabService
+from metaleg_node.lab.plan import SERVER_PORT, SERVICE_PORT, Flavour, LabOptions, LabService
 from metaleg_node.lab.server import ADDRESS_FAMILY, Server, wait_until
 from tests.e2e import second_way
-from tests.e2e.scenario import NODE1, NODE2, NODE3, SECOND, SETTLED, foreign, ours
+from tests.e2e.path_scene import ALL, NONE, Scene, scene, status_of
+from tests.e2e.scenario import NODE1, NODE2, SECOND, SETTLED, foreign, ours
 from tests.e2e.second_way import (
     BOTH_POOLS,
     CLIENT,
@@ -24,75 +23,9 @@ from tests.e2e.second_way import (
     OTHER_ROUTER2,
     POOL_NETWORK,
     ROUTER2,
-    HostPod,
     SecondWay,
     l2,
 )
-
-ALL = {(p, f): True for p in second_way.PROTOCOLS for f in FAMILIES}
-NONE = dict.fromkeys(ALL, False)
-
-
-def services(lab: Lab, host: LabNode) -> tuple[LabService, LabService, LabService]:
-    """externalTrafficPolicy Cluster and Local, and a backend on a node's host network; not one asks for egress."""
-    pods = (lab.pod(NODE1), lab.pod(NODE2))
-    return (
-        LabService(name="cluster", number=0, pods=pods, gateway=None, labelled=False),
-        LabService(name="local", number=1, pods=pods, gateway=None, labelled=False, local=True),
-        LabService(name="host", number=2, pods=(HostPod(node=host, number=9),), gateway=None, labelled=False),
-    )
-
-
-class Scene:
-    """A lab with a second way in; node1 announces the Services there. `host` has the backend of the host network."""
-
-    def __init__(self, lab: Lab, second: SecondWay, host: LabNode) -> None:
-        self.lab = lab
-        self.second = second
-        self.services = services(lab, host)
-        lab.set_services(*self.services)
-        for service in self.services:
-            second.announce(service, NODE1)
-        self.write(BOTH_POOLS)
-
-    def write(self, more: list[dict[str, Any]]) -> None:
-        self.lab.write_state([*self.lab.cluster_objects(), *more])
-
-    def answers(self, timeout: float = 1.0) -> dict[str, dict[tuple[str, Family], bool]]:
-        return {s.name: self.second.answers(s, timeout) for s in self.services}
-
-    def settle(self, wanted: dict[tuple[str, Family], bool], timeout: float = SETTLED) -> None:
-        """Waits until the client gets all answers, or none, from every Service."""
-        last: list[object] = []
-
-        def right() -> bool:
-            last[:] = [self.answers(0.25)]
-            return last[0] == {s.name: wanted for s in self.services}
-
-        assert wait_until(right, timeout), last
-
-    def inside(self) -> dict[str, str]:
-        """Who answers to clients inside the cluster and on the nodes' LAN, by Service, client, protocol and family."""
-        lab, found = self.lab, {}
-        clients: list[Any] = [*NODES, lab.pod(NODE1, 2), lab.pod(NODE2, 2), lab.pod(NODE3), "router"]
-        for service in self.services:
-            for client in clients:
-                for p in second_way.PROTOCOLS:
-                    for f in FAMILIES:
-                        answer = lab.ask(client, p, f, 0.5, to=(service.addresses[f], SERVICE_PORT))
-                        name = client if isinstance(client, str) else client.name
-                        found[f"{service.name} {name} {p} {f}"] = answer.error
-        return found
-
-
-def scene(stack: ExitStack, options: LabOptions, *, addresses: bool = False, host: LabNode = NODE1) -> Scene:
-    lab = stack.enter_context(Lab(options))
-    second = stack.enter_context(SecondWay(lab, addresses=addresses))
-    backends = Server()
-    stack.callback(backends.stop)
-    backends.listen(lab.namespace(host), f"host-{host.name}", SERVER_PORT)
-    backends.start()
-    return Scene(lab, second, host)
 
 
 @pytest.fixture
@@ -104,12 +37,6 @@ def stack() -> Iterator[ExitStack]:
 @pytest.fixture
 def plain(stack: ExitStack) -> Scene:
     return scene(stack, LabOptions(flavour=Flavour.IPTABLES_LEGACY, forward_drop=True))
-
-
-def status_of(scene_: Scene, node: LabNode, name: str = "public") -> dict[str, Any]:
-    """A path in the daemon's status; empty while it is not there."""
-    paths = scene_.lab.daemons[node].status().get("paths", [])
-    return next((dict(p) for p in paths if p["name"] == name), {})
 
 
 # --- behind kube-proxy -----------------------------------------------------------------------------------------------
@@ -504,123 +431,3 @@ def test_egress_of_an_address_with_its_own_router_leaves_by_that_router(plain: S
         assert lab.seen() & {*web.addresses.values(), *NODE1.addresses.values()} == set()
     finally:
         remote.stop()
-
-
-# --- BGP -------------------------------------------------------------------------------------------------------------
-
-BGP: dict[str, Any] = {"return_path": {"bgp": {"enabled": True}, "match": ["conntrack"]}}
-
-
-def peers(*numbers: int) -> list[dict[str, Any]]:
-    """BGPPeers: the second network's router by its first (1) or second (2) address, in both families."""
-    found = {1: ROUTER2, 2: OTHER_ROUTER2}
-    return [second_way.peer(f"p{n}-{f}", found[n][f]) for n in numbers for f in FAMILIES]
-
-
-BGP_POOLS = [*BOTH_POOLS, second_way.advertisement("all")]
-
-
-@pytest.fixture
-def bgp(stack: ExitStack) -> Scene:
-    """The nodes have addresses on the second network, as they need for BGP sessions."""
-    here = scene(stack, LabOptions(flavour=Flavour.IPTABLES_LEGACY), addresses=True)
-    here.write([*BGP_POOLS, *peers(1, 2)])
-    here.lab.start_daemons(BGP)
-    return here
-
-
-def table_20(here: Scene) -> list[str]:
-    node = here.lab.namespace(NODE1)
-    return [
-        line for f in FAMILIES for line in _shown(node.run("ip", f"-{f}", "route", "show", "table", "all"), "table 20")
-    ]
-
-
-def rules_to_20(here: Scene) -> list[str]:
-    node = here.lab.namespace(NODE1)
-    return [line for f in FAMILIES for line in _shown(node.run("ip", f"-{f}", "rule"), "lookup 20")]
-
-
-def _shown(listing: str, word: str) -> list[str]:
-    return [line for line in listing.splitlines() if f"{word} " in f"{line} "]
-
-
-def test_BGP_replies_leave_by_the_peers(bgp: Scene) -> None:
-    bgp.settle(ALL)
-    assert [line.split()[0] for line in table_20(bgp) if "throw" not in line] == ["default", "default"]
-    hops = status_of(bgp, NODE1, "bgp")["next_hops"]
-    assert [hop["weight"] for hop in hops] == [100] * 4
-    answer = bgp.lab.daemons[NODE1].command("plan", "--json").stdout
-    (path,) = json.loads(answer)["paths"]
-    assert (path["name"], path["table"], path["state"]) == ("bgp", 20, "active")
-    assert {hop["neighbour"] for hop in path["next_hops"]} & {"reachable", "stale", "delay", "probe"}
-
-
-def test_R28_no_answer_is_lost_while_peers_come_and_go(bgp: Scene) -> None:
-    """One peer stays; the other one flaps, as it would while a watch restarts."""
-    bgp.settle(ALL)
-    cluster = bgp.services[0]
-    for numbers in ((1,), (1, 2), (1,), (1, 2), (1,)):
-        bgp.write([*BGP_POOLS, *peers(*numbers)])
-        for _ in range(4):
-            assert bgp.second.answers(cluster) == ALL
-
-
-def test_F37_a_state_that_is_broken_or_cannot_be_read_changes_nothing(bgp: Scene) -> None:
-    bgp.settle(ALL)
-    before = ours(bgp.lab, NODE1)
-    state = bgp.lab.daemons[NODE1].state_file
-    state.write_text("kind: [")
-    assert wait_until(lambda: bool(bgp.lab.daemons[NODE1].status()["problems"]), SETTLED)
-    assert ours(bgp.lab, NODE1) == before
-    state.unlink()
-    bgp.lab.daemons[NODE1].stop()
-    bgp.lab.daemons[NODE1].start()
-    assert wait_until(lambda: bool(bgp.lab.daemons[NODE1].status().get("problems")), SETTLED)
-    assert len(rules_to_20(bgp)) == 2
-
-
-def test_no_peers_no_rules_no_routes(bgp: Scene) -> None:
-    bgp.settle(ALL)
-    bgp.write(BGP_POOLS)
-    assert wait_until(lambda: not table_20(bgp) and not rules_to_20(bgp), SETTLED)
-    assert not any("unreachable" in text for text in ours(bgp.lab, NODE1).values())
-    bgp.settle(NONE, 1)
-
-
-def test_what_others_put_into_the_table_or_point_at_it_goes_and_is_logged(bgp: Scene) -> None:
-    bgp.settle(ALL)
-    node = bgp.lab.namespace(NODE1)
-    before = table_20(bgp), rules_to_20(bgp)
-    node.ip(["route add 198.18.0.0/15 via 192.0.2.1 table 20", "rule add from 198.18.0.0/15 lookup 20 priority 99"])
-    node.ip(["route add 198.18.0.0/15 via 192.0.2.1", "rule add from 198.18.0.0/15 lookup 21 priority 99"])
-    assert wait_until(lambda: (table_20(bgp), rules_to_20(bgp)) == before, SETTLED)
-    assert "198.18.0.0/15" in node.run("ip", "route", "show", "table", "main")
-    assert "lookup 21" in node.run("ip", "rule")
-    log = bgp.lab.daemons[NODE1].log()
-    assert "- route 198.18.0.0/15 via 192.0.2.1" in log
-    assert "leads into a table that is ours alone" in log
-
-
-def test_what_others_take_away_comes_back(bgp: Scene) -> None:
-    bgp.settle(ALL)
-    node = bgp.lab.namespace(NODE1)
-    before = ours(bgp.lab, NODE1)
-    for words in ("route flush table 20", "rule del priority 20"):
-        for f in FAMILIES:
-            node.run("ip", f"-{f}", *words.split())
-    node.run("nft", "flush", "ruleset")
-    assert wait_until(lambda: ours(bgp.lab, NODE1) == before, SETTLED)
-    bgp.settle(ALL)
-
-
-def test_metrics_tell_paths_and_the_state_of_their_next_hops(bgp: Scene) -> None:
-    bgp.settle(ALL)
-    with bgp.lab.namespace(NODE1).socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.connect(("127.0.0.1", 21793))
-        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        with sock.makefile() as answer:
-            page = answer.read()
-    assert 'metaleg_node_return_path{path="bgp"} 1.0' in page
-    assert 'metaleg_node_return_path_networks{path="bgp"} 2.0' in page
-    assert page.count("metaleg_node_return_path_next_hop{") == 4

@@ -1,0 +1,85 @@
+"""The lab with a second way in, and Services that are announced there: what tests of return paths begin with."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from metaleg_node.core.model import FAMILIES, Family
+from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.plan import NODES, SERVER_PORT, SERVICE_PORT, LabNode, LabOptions, LabService
+from metaleg_node.lab.server import Server, wait_until
+from tests.e2e import second_way
+from tests.e2e.scenario import NODE1, NODE2, NODE3, SETTLED
+from tests.e2e.second_way import BOTH_POOLS, HostPod, SecondWay
+
+ALL = {(p, f): True for p in second_way.PROTOCOLS for f in FAMILIES}
+NONE = dict.fromkeys(ALL, False)
+
+
+def services(lab: Lab, host: LabNode) -> tuple[LabService, LabService, LabService]:
+    """externalTrafficPolicy Cluster and Local, and a backend on a node's host network; not one asks for egress."""
+    pods = (lab.pod(NODE1), lab.pod(NODE2))
+    return (
+        LabService(name="cluster", number=0, pods=pods, gateway=None, labelled=False),
+        LabService(name="local", number=1, pods=pods, gateway=None, labelled=False, local=True),
+        LabService(name="host", number=2, pods=(HostPod(node=host, number=9),), gateway=None, labelled=False),
+    )
+
+
+class Scene:
+    """A lab with a second way in; node1 announces the Services there. `host` has the backend of the host network."""
+
+    def __init__(self, lab: Lab, second: SecondWay, host: LabNode) -> None:
+        self.lab = lab
+        self.second = second
+        self.services = services(lab, host)
+        lab.set_services(*self.services)
+        for service in self.services:
+            second.announce(service, NODE1)
+        self.write(BOTH_POOLS)
+
+    def write(self, more: list[dict[str, Any]]) -> None:
+        self.lab.write_state([*self.lab.cluster_objects(), *more])
+
+    def answers(self, timeout: float = 1.0) -> dict[str, dict[tuple[str, Family], bool]]:
+        return {s.name: self.second.answers(s, timeout) for s in self.services}
+
+    def settle(self, wanted: dict[tuple[str, Family], bool], timeout: float = SETTLED) -> None:
+        """Waits until the client gets all answers, or none, from every Service."""
+        last: list[object] = []
+
+        def right() -> bool:
+            last[:] = [self.answers(0.25)]
+            return last[0] == {s.name: wanted for s in self.services}
+
+        assert wait_until(right, timeout), last
+
+    def inside(self) -> dict[str, str]:
+        """Who answers to clients inside the cluster and on the nodes' LAN, by Service, client, protocol and family."""
+        lab, found = self.lab, {}
+        clients: list[Any] = [*NODES, lab.pod(NODE1, 2), lab.pod(NODE2, 2), lab.pod(NODE3), "router"]
+        for service in self.services:
+            for client in clients:
+                for p in second_way.PROTOCOLS:
+                    for f in FAMILIES:
+                        answer = lab.ask(client, p, f, 0.5, to=(service.addresses[f], SERVICE_PORT))
+                        name = client if isinstance(client, str) else client.name
+                        found[f"{service.name} {name} {p} {f}"] = answer.error
+        return found
+
+
+def scene(stack: ExitStack, options: LabOptions, *, addresses: bool = False, host: LabNode = NODE1) -> Scene:
+    lab = stack.enter_context(Lab(options))
+    second = stack.enter_context(SecondWay(lab, addresses=addresses))
+    backends = Server()
+    stack.callback(backends.stop)
+    backends.listen(lab.namespace(host), f"host-{host.name}", SERVER_PORT)
+    backends.start()
+    return Scene(lab, second, host)
+
+
+def status_of(scene_: Scene, node: LabNode, name: str = "public") -> dict[str, Any]:
+    """A path in the daemon's status; empty while it is not there."""
+    paths = scene_.lab.daemons[node].status().get("paths", [])
+    return next((dict(p) for p in paths if p["name"] == name), {})
