@@ -109,9 +109,7 @@ def _apply(options: argparse.Namespace) -> int:
         if not _hooks(config, plan, "pre") and config.hooks.pre_failure == "abort":
             raise Failure("hooks.pre failed and hooks.pre_failure is abort: nothing was changed")
         if config.hooks.pre:
-            # It takes its time, and may have changed the kernel itself.
-            machine.firewall_changed()
-            plan = reconciler.plan(cluster)
+            plan = reconciler.plan_again(plan, cluster)
         outcome = reconciler.apply(plan).followed_by(reconciler.sweep_all(plan))
         _hooks(config, plan, "post", result="ok" if outcome.ok else "failed")
     print(f"{_counted(plan, 'change')}, {len(outcome.problems)} failed")

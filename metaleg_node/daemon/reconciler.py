@@ -114,6 +114,15 @@ class Reconciler:
         )
         return Plan(desired=result, steps=steps, survey=known.survey, problems=_problems(self._machine))
 
+    def plan_again(self, plan: Plan, cluster: ClusterState) -> Plan:
+        """The plan after a pre hook, which others or the hook itself may have made another one. Raises as `plan`."""
+        self._machine.firewall_changed()
+        again = self.plan(cluster)
+        if again.changes != plan.changes:
+            log.info("the plan is another one after hooks.pre")
+            log_changes(again.changes)
+        return again
+
     def sweep_all(self, plan: Plan) -> Outcome:
         """Deletes all conntrack entries that contradict a plan's firewall: what an earlier run may have left undone."""
         firewall = plan.desired.state.firewall

@@ -263,7 +263,9 @@ class Service:
         log_changes(plan.changes)
         if not self._hook("pre", plan, reason) and self._config.hooks.pre_failure == "abort":
             return Outcome(problems=("hooks.pre failed and hooks.pre_failure is abort: nothing was changed",))
-        plan = self._planned_again(plan)
+        if self._config.hooks.pre and (state := self._source.state()):
+            # It took its time: what others did and what the cluster said meanwhile counts.
+            plan = self._plan = self._reconciler.plan_again(plan, state)
         outcome = self._reconciler.apply(plan, self._heartbeat.beat)
         if self._sweep_due and outcome.ok:
             outcome = outcome.followed_by(self._reconciler.sweep_all(plan))
@@ -273,18 +275,6 @@ class Service:
         self._last_state = plan.desired.state if outcome.ok else self._last_state
         self._hook("post", plan, reason, result="ok" if outcome.ok else "failed")
         return outcome
-
-    def _planned_again(self, plan: Plan) -> Plan:
-        """A pre hook takes its time; what others did to the kernel and what the cluster said meanwhile counts."""
-        state = self._source.state()
-        if not self._config.hooks.pre or state is None:
-            return plan
-        self._machine.firewall_changed()
-        again = self._plan = self._reconciler.plan(state)
-        if again.changes != plan.changes:
-            log.info("the plan is another one after hooks.pre")
-            log_changes(again.changes)
-        return again
 
     def _count_repairs(self, plan: Plan) -> None:
         """Nothing new was wanted: whatever changes there were, others made them necessary."""
