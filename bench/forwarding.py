@@ -1,8 +1,9 @@
 """What a packet costs on its way through a node: with nothing of ours, with metaleg-node, with the least that steers or
 translates when written by hand, and with the layout of one ipset and one rule per Service.
 
-Every layout stands in a namespace of its own. In each round every one is measured once, in turn; connections are made
-anew before each measurement and forgotten after it, so that no layout has the warmer or fuller connection table.
+Every layout stands in a namespace of its own. In each round every one is measured once, each right after the node with
+nothing of ours, since a virtual machine is now faster and now slower; the ratios are those of such pairs. Connections
+are made anew before each measurement and forgotten after it: no layout has the warmer or fuller connection table.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from bench.cluster import FIRST_LOAD_BALANCER, FIRST_POD, OTHER_PODS, Cluster
 from bench.daemon import Daemon, workspace
 from bench.node import ADDRESS, LAN, PODS, nodes
-from bench.results import Figure, ratio
+from bench.results import Figure
 from bench.traffic import Sender, Stream, Vary
 from metaleg_node.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from metaleg_node.lab.namespaces import Namespace
@@ -55,12 +56,13 @@ def measure(rounds: int, *, services: int = 1000, others: int = 2) -> list[Figur
             role = "gateway" if gateway else "steer"
             _by_hand(spaces[f"hand-{role}"], gateway=gateway)
             _ipset_layout(spaces[f"ipset-{role}"], services, gateway=gateway)
-        costs: dict[tuple[str, str], list[float]] = {}
         cases = list(_cases(_PODS // services))
+        plain = {case.kind: case for case in cases if case.layout == "plain"}
+        pairs: dict[Case, list[tuple[float, float]]] = {case: [] for case in cases if case.layout != "plain"}
         for _ in range(rounds):
-            for case in cases:
-                costs.setdefault((case.layout, case.kind), []).append(cost(spaces[case.layout], case))
-    return list(_figures(costs))
+            for case, found in pairs.items():
+                found.append((cost(spaces["plain"], plain[case.kind]), cost(spaces[case.layout], case)))
+    return list(_figures(pairs))
 
 
 def policy_rules(rounds: int) -> list[Figure]:
@@ -72,14 +74,10 @@ def policy_rules(rounds: int) -> list[Figure]:
     case = Case(
         layout="", kind="", packets=from_pods(OTHER_PODS), answers=to_address(IPv4Address(ADDRESS), share=_PODS)
     )
-    costs: dict[str, list[float]] = {name: [] for name in layouts}
     with nodes([f"rules-{number}" for number in range(len(layouts))], 1) as spaces:
         for space, commands in zip(spaces.values(), layouts.values(), strict=True):
             space.ip(commands)
-        for _ in range(rounds):
-            for space, name in zip(spaces.values(), layouts, strict=True):
-                costs[name].append(cost(space, case))
-    return [Figure(name=f"{name} policy rules", unit="ns/packet", values=tuple(v)) for name, v in costs.items()]
+        return list(beside_first(dict(zip(layouts, spaces.values(), strict=True)), case, rounds))
 
 
 def parts(rounds: int) -> list[Figure]:
@@ -88,15 +86,35 @@ def parts(rounds: int) -> list[Figure]:
     case = Case(
         layout="", kind="", packets=from_pods(OTHER_PODS), answers=to_address(IPv4Address(ADDRESS), share=_PODS)
     )
-    costs: dict[str, list[float]] = {name: [] for name in _PARTS}
     with nodes([f"part-{number}" for number in range(len(_PARTS))], 1) as spaces:
         for space, text in zip(spaces.values(), _PARTS.values(), strict=True):
             space.run("nft", "-f", "-", stdin=f"table inet part {{\n{text}\n}}\n")
         spaces["part-1"].ip(["rule add pref 4700 fwmark 0x1000000/0x3f000000 lookup 1000001"])
-        for _ in range(rounds):
-            for space, name in zip(spaces.values(), _PARTS, strict=True):
-                costs[name].append(cost(space, case))
-    return [Figure(name=name, unit="ns/packet", values=tuple(v)) for name, v in costs.items()]
+        return list(beside_first(dict(zip(_PARTS, spaces.values(), strict=True)), case, rounds))
+
+
+def beside_first(spaces: Mapping[str, Namespace], case: Case, rounds: int, *, aim: str = "") -> Iterator[Figure]:
+    """What a packet costs on each node, and beside the first of them, which is measured right before each other one;
+    `aim` names the one that has one."""
+    (first, reference), *others = spaces.items()
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in others}
+    for _ in range(rounds):
+        for name, space in others:
+            pairs[name].append((cost(reference, case), cost(space, case)))
+    yield _nanoseconds(first, [before for found in pairs.values() for before, _ in found])
+    for name, found in pairs.items():
+        yield _nanoseconds(name, [after for _, after in found])
+        yield Figure(name=f"{name}: more than {first}", unit="ns/packet", values=tuple(b - a for a, b in found))
+        yield _rate(name, found, aim=name == aim)
+
+
+def _nanoseconds(name: str, values: Iterable[float]) -> Figure:
+    return Figure(name=name, unit="ns/packet", values=tuple(values))
+
+
+def _rate(name: str, pairs: Iterable[tuple[float, float]], *, aim: bool) -> Figure:
+    values = tuple(before / after for before, after in pairs)
+    return Figure(name=f"{name}: packets/s", unit="ratio", values=values, at_least=0.95 if aim else None)
 
 
 def _base(hook: str, priority: int, *rules: str) -> str:
@@ -213,7 +231,7 @@ def _ipset_layout(node: Namespace, services: int, *, gateway: bool) -> None:
         node.ip(["rule add pref 4700 fwmark 1 lookup 101", "route add default via 192.168.10.12 table 101"])
 
 
-def _figures(costs: Mapping[tuple[str, str], list[float]]) -> Iterator[Figure]:
+def _figures(pairs: Mapping[Case, Sequence[tuple[float, float]]]) -> Iterator[Figure]:
     titles = {
         "plain": "nothing of ours",
         "plain-again": "the same node a second time (the method's error)",
@@ -224,9 +242,13 @@ def _figures(costs: Mapping[tuple[str, str], list[float]]) -> Iterator[Figure]:
         "ipset-steer": "one ipset and rule per Service",
         "ipset-gateway": "one ipset and rule per Service as the gateway",
     }
-    for (layout, kind), values in sorted(costs.items(), key=lambda item: item[0][1].startswith("egress")):
-        yield Figure(name=f"{titles[layout]}: {kind}", unit="ns/packet", values=tuple(values))
-        if layout != "plain":
-            ratios = ratio(costs["plain", kind], values)
-            aim = 0.95 if layout in ("steer", "gateway") else None
-            yield Figure(name=f"{titles[layout]}: {kind}: packets/s", unit="ratio", values=ratios, at_least=aim)
+    plain: dict[str, list[float]] = {}
+    for case, found in pairs.items():
+        plain.setdefault(case.kind, []).extend(before for before, _ in found)
+    for kind, values in plain.items():
+        yield _nanoseconds(f"{titles['plain']}: {kind}", values)
+        for case, found in pairs.items():
+            if case.kind == kind:
+                name = f"{titles[case.layout]}: {kind}"
+                yield _nanoseconds(name, [after for _, after in found])
+                yield _rate(name, found, aim=case.layout in ("steer", "gateway"))

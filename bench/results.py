@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,6 @@ class Figure:
             "aim": self.aim,
             "verdict": self.verdict,
         }
-
-
-def ratio(before: Sequence[float], after: Sequence[float]) -> tuple[float, ...]:
-    """Before by after, run by run."""
-    return tuple(a / b for a, b in zip(before, after, strict=True))
 
 
 def render(figures: Iterable[Figure]) -> str:
