@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ _FLAWS: Final = {
 _log = logging.getLogger(__name__)
 
 _Cache = dict[bytes, tuple[Parsed, ...]]
-_Reader = Callable[[bytes, _Cache], tuple[Parsed, ...]]
+_Reader = Callable[[bytes], tuple[Parsed, ...]]
 
 
 class StateFileError(Exception):
@@ -148,7 +148,7 @@ class StateFile:
         documents, line = 0, 0
         for chunk in [content] if looks_like_json(content) else _chunks(content):
             try:
-                parts = self._remembered(chunk, attempt, self._read_chunk)
+                parts = self._read_list(chunk, attempt) or self._remembered(chunk, attempt, self._read_document)
             except DocumentError as error:
                 raise _broken(file, error, line, documents) from error
             yield from parts
@@ -160,25 +160,25 @@ class StateFile:
         digest = hashlib.blake2b(text, digest_size=16, person=read.__name__.encode()).digest()
         parts = attempt.get(digest) or self._attempt.get(digest) or self._good.get(digest)
         if parts is None:
-            parts = read(text, attempt)
+            parts = read(text)
         attempt[digest] = parts
         return parts
 
-    def _read_chunk(self, chunk: bytes, attempt: _Cache) -> tuple[Parsed, ...]:
-        if looks_like_json(chunk):
-            return tuple(read_json(_decoded(chunk), self._configmap))
-        if parts := split_list(chunk):
-            # If it is no list after all, or broken, the whole text tells more: the line, for one.
-            with suppress(DocumentError):
-                return (self._read_list(*parts, attempt),)
-        return tuple(read_yaml(_decoded(chunk), self._configmap))
+    def _read_document(self, document: bytes) -> tuple[Parsed, ...]:
+        read = read_json if looks_like_json(document) else read_yaml
+        return tuple(read(_decoded(document), self._configmap))
 
-    def _read_list(self, frame: bytes, items: Iterable[bytes], attempt: _Cache) -> Parsed:
-        rest = read_frame(_decoded(frame), self._configmap)
-        found = [self._remembered(item, attempt, self._read_item)[0] for item in items]
-        return merge([*found, rest])
+    def _read_list(self, document: bytes, attempt: _Cache) -> tuple[Parsed, ...]:
+        """Nothing for what is no list as kubectl prints it, or is broken: then the whole text tells more."""
+        split = None if looks_like_json(document) else split_list(document)
+        with suppress(DocumentError):
+            if split:
+                rest = read_frame(_decoded(split[0]), self._configmap)
+                found = [self._remembered(item, attempt, self._read_item)[0] for item in split[1]]
+                return (merge([*found, rest]),)
+        return ()
 
-    def _read_item(self, item: bytes, _attempt: _Cache) -> tuple[Parsed, ...]:
+    def _read_item(self, item: bytes) -> tuple[Parsed, ...]:
         return (read_item(_decoded(item), self._configmap),)
 
 

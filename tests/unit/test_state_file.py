@@ -728,7 +728,8 @@ def test_one_changed_object_of_many_is_the_only_one_translated(
     state = StateFile(file)
     names_ = [f"pod-{number}" for number in range(1500)]
     file.write_text(form(*names_))
-    state.read()
+    for _ in range(2):  # Also when nothing had changed at the look before.
+        state.read()
     file.write_text(form(*names_[:700], "changed", *names_[700:]))
     translated = []
     translate = documents.translate
@@ -794,7 +795,8 @@ def test_a_list_taken_apart_means_what_it_means_as_a_whole(
     text = yaml.dump(whole, Dumper=Dumper, default_style=style, width=width, sort_keys=sort)
     name = ("metallb-system", "config")
     state = StateFile(Path("unused"), name)
-    assert told(lambda: state._read_chunk(text.encode(), {})) == told(lambda: documents.read_yaml(text, name))
+    taken_apart = state._read_list(text.encode(), {})
+    assert not taken_apart or list(taken_apart) == told(lambda: documents.read_yaml(text, name))
 
 
 def told(read: Callable[[], Iterable[Parsed]]) -> object:
