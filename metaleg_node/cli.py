@@ -187,7 +187,7 @@ def _silence(document: status.StatusDocument | None, holder: lock.Holder | None)
     if holder.is_stranger:
         return f"metaleg-node is not running: {lock.complaint(holder)}"
     if document is None:
-        return f"metaleg-node runs, but has not told anything yet ({holder})"
+        return f"metaleg-node runs, but has not told anything yet, or has another --runtime-dir ({holder})"
     left = f"the status that is there is of process {document['pid']}"
     return f"metaleg-node is not running, or just begins: {holder} has its lock, {left}"
 

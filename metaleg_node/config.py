@@ -90,7 +90,10 @@ class FirewallSettings:
     """[firewall]"""
 
     backend: Backend = setting(
-        "auto", s.choice(get_args(Backend)), "the packet filter", not_yet=lambda value: value == "iptables"
+        "auto",
+        s.choice(get_args(Backend)),
+        "the packet filter; iptables is refused so far",
+        not_yet=lambda value: value == "iptables",
     )
     mark_mask: int = setting(
         0x3F000000, s.MARK_MASK, "bits of the packet mark for us alone, one value per gateway or return path: 63"

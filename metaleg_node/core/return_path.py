@@ -45,13 +45,15 @@ _PLAIN_INTERFACE = re.compile(r"[-A-Za-z0-9_.@+]{1,15}")
 class Path:
     """A return path as this node has it now. `hops` are its next hops by family, empty for one that only has a
     connected route; `unrouted` are networks that can have no connected route in the main table; `obstacle` says why it
-    does nothing at all, `notes` what part of it does not work."""
+    does nothing at all, `notes` what part of it does not work, `remarks` what it was
+    not made for."""
 
     wanted: WantedPath
     hops: Mapping[Family, tuple[NextHop, ...]] = field(default_factory=dict)
     unrouted: frozenset[Network] = frozenset()
     obstacle: str = ""
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def interface(self) -> str:
@@ -207,9 +209,10 @@ def _bgp(path: WantedPath, config: Config, host: Host, cluster: frozenset[Networ
     if not announced & hops.keys():
         obstacle = f"no BGP peer for its {_families(lacking)} networks" if found else "no BGP peer of this node"
         return Path(wanted=path, obstacle=f"{obstacle} is a neighbour", notes=(*path.notes, *notes))
-    if lacking and not destination:
-        notes.append(f"no BGP peer for its {_families(lacking)} networks is a neighbour, so they have no path")
-    return Path(wanted=path, hops=hops, notes=(*path.notes, *notes))
+    # Usual, and nothing to mend, where a family's networks are announced over the other family's sessions.
+    remark = f"no next hop is for its {_families(lacking)} networks, so they have no path"
+    remarks = (remark,) if lacking and not destination else ()
+    return Path(wanted=path, hops=hops, notes=(*path.notes, *notes), remarks=remarks)
 
 
 def _families(versions: Iterable[Family]) -> str:
@@ -223,7 +226,8 @@ def _within(network: Network, others: Iterable[Network]) -> bool:
 
 def _off_link(gateway: PathGateway, host: Host) -> str:
     if gateway.address in host.interfaces:
-        return f"{gateway.origin} ({gateway.address}) is behind a router, so it is no next hop"
+        known = "a route reflector has the label metallb-nra/enabled=false"
+        return f"{gateway.origin} ({gateway.address}) is behind a router, so it is no next hop; {known}"
     return f"this node has no route to {gateway.origin} ({gateway.address}), so it is no next hop"
 
 

@@ -125,7 +125,7 @@ def _is_meant(entry: Path) -> bool:
         why = "it is not executable"
     else:
         return True
-    log.debug("hook %s skipped: %s", entry, why)
+    log.info("hook %s skipped: %s", entry, why)
     return False
 
 

@@ -13,7 +13,7 @@ from metaleg_node.core.desired import PathReport
 from metaleg_node.core.diff import Change
 from metaleg_node.core.egress import ServiceReport
 from metaleg_node.core.model import Firewall, Rejection, Slot
-from metaleg_node.core.survey import Obstacle
+from metaleg_node.core.survey import Gateway, Obstacle
 from metaleg_node.daemon import hooks
 from metaleg_node.daemon.metrics import GatewayInfo, Overview, PathInfo
 from metaleg_node.daemon.reconciler import Plan, node_name
@@ -64,7 +64,7 @@ def services(plan: Plan) -> list[ServiceStatus]:
             gateway=report.service.gateway.node.name if report.service.gateway else None,
             pods=report.pods,
             state="unavailable" if report.obstacle else "active",
-            reason=_reason(report.obstacle) if report.obstacle else "",
+            reason=_reason(report.obstacle) if report.obstacle else _ambiguity(report.service.gateway),
         )
         for report in plan.desired.services
     ]
@@ -106,7 +106,7 @@ def _path(report: PathReport, config: Config) -> PathStatus:
         name=path.wanted.name,
         kind=path.wanted.kind.value,
         state="inactive" if path.obstacle else "active",
-        reason="; ".join(filter(None, (path.obstacle, *path.notes))),
+        reason="; ".join(filter(None, (path.obstacle, *path.notes, *path.remarks))),
         slot=report.slot,
         mark=None if mark is None else f"{mark:#010x}",
         table=report.table,
@@ -196,6 +196,10 @@ def _count_services(reports: Iterable[ServiceReport]) -> int:
 
 def _count_pods(reports: Iterable[ServiceReport]) -> int:
     return sum(report.pods for report in reports)
+
+
+def _ambiguity(gateway: Gateway | None) -> str:
+    return gateway.why if gateway and gateway.ambiguous else ""
 
 
 def _reason(obstacle: Obstacle) -> str:

@@ -1,4 +1,4 @@
-"""What the service last did, as a file that `status` and `explain` read without talking to the service."""
+"""What the service last did, as a file that `status` reads without talking to the service."""
 
 from __future__ import annotations
 

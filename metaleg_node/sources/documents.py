@@ -78,6 +78,8 @@ def read_json(text: str, configmap: tuple[str, str]) -> list[Parsed]:
         if not isinstance(raw, dict):
             line = text.count("\n", 0, position) + 1
             raise DocumentError(_NO_OBJECT, line=line, document=len(parts) + 1)
+        if flaw := _flaw(raw):
+            raise DocumentError(flaw, line=text.count("\n", 0, position) + 1, document=len(parts) + 1)
         parts.append(translate(raw, configmap))
         position = _skip_blanks(text, end)
     return parts
@@ -125,7 +127,8 @@ def split_list(document: bytes) -> tuple[bytes, Iterator[bytes]] | None:
     cuts = [match.start() for match in re.finditer(rb"(?m)^" + margin + b"- ", document[start:end])]
     pieces = (document[start + a : start + b] for a, b in pairwise([*cuts, end - start]))
     indent = margin + b"  "
-    return document[:start] + document[end:], (indent + piece[len(indent) :] for piece in pieces)
+    frame = document[: found.start()] + b"items: []" + found[0][len(b"items:") :] + document[end:]
+    return frame, (indent + piece[len(indent) :] for piece in pieces)
 
 
 def _documents(text: str, configmap: tuple[str, str]) -> Iterator[tuple[Parsed, object]]:
@@ -135,6 +138,8 @@ def _documents(text: str, configmap: tuple[str, str]) -> Iterator[tuple[Parsed, 
     try:
         for _ in _until_ends(text, builder):
             kind = builder.kind
+            if flaw := _flaw(builder.root):
+                raise DocumentError(flaw, line=builder.line, document=documents + 1)
             yield builder.finish(), kind
             documents += 1
     except yaml.MarkedYAMLError as error:
@@ -147,6 +152,24 @@ def _documents(text: str, configmap: tuple[str, str]) -> Iterator[tuple[Parsed, 
         raise DocumentError(f"not valid YAML: {problem}", line=None, document=documents + 1) from error
     except _RefusedError as error:
         raise DocumentError(str(error), line=error.line, document=documents + 1) from error
+
+
+def _flaw(raw: object) -> str:
+    """What shows that a document is not whole, though its text is valid. kubectl prints the kind of a list behind its
+    items: what was cut off within these is valid, and would mean that the cluster holds nothing."""
+    if not isinstance(raw, dict):
+        return ""
+    kind = raw.get("kind")
+    if kind is None and not raw.keys() & {"peers", "address-pools"}:
+        return (
+            "has no kind; was the text cut off? A Kubernetes object or list, or MetalLB's old configuration is expected"
+        )
+    is_list = isinstance(kind, str) and kind.endswith("List")
+    if is_list and not isinstance(raw.get("items"), list):
+        return f"kind {str(kind)[:60]} without a list of items; was the text cut off?"
+    if isinstance(raw.get("items"), list) and not is_list and kind is not None:
+        return f"kind {str(kind)[:60]} with a list of items; was the text cut off? kind List is expected"
+    return ""
 
 
 def _until_ends(text: str, builder: _Builder) -> Iterator[None]:
@@ -218,13 +241,20 @@ class _Builder:
 
     def _start(self) -> None:
         self._root: object = None
+        self.line: int | None = None
+        """Where it begins, if it is a mapping."""
         self._open: list[dict[str, object] | list[object]] = []
         self._keys: list[str | None] = []
         self._items: list[Parsed] = []
 
     @property
+    def root(self) -> object:
+        """The document that just ended; the objects in a list are taken out of it."""
+        return self._root
+
+    @property
     def kind(self) -> object:
-        """The kind of the document that just ended; None where it has none."""
+        """Its kind; None where it has none."""
         return self._root.get("kind") if isinstance(self._root, dict) else None
 
     def finish(self) -> Parsed:
@@ -275,6 +305,8 @@ class _Builder:
             raise _RefusedError(f"the tag {event.tag[:60]!r} is not read; write plain values", event)
         if not self._open and isinstance(container, list):
             raise _RefusedError(_NO_OBJECT, event)
+        if not self._open and event.start_mark:
+            self.line = event.start_mark.line + 1
         if len(self._open) >= MAX_DEPTH:
             raise _RefusedError(f"is nested more than {MAX_DEPTH} levels deep", event)
         if self._open and isinstance(self._open[-1], dict) and self._keys[-1] is None:

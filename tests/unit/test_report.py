@@ -1,4 +1,4 @@
-"""The line that `systemctl status` shows."""
+"""What the status says of a plan, and the line that `systemctl status` shows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from metaleg_node.core.desired import Desired
 from metaleg_node.core.model import NodeState
 from metaleg_node.daemon.cluster_source import Freshness
 from metaleg_node.daemon.reconciler import Plan
-from metaleg_node.daemon.report import status_line
+from metaleg_node.daemon.report import services, status_line
 from metaleg_node.daemon.status import SourceStatus
+from tests.unit.builders import A, announced, cluster, decide
 
 PLAN = Plan(desired=Desired(state=NodeState()), steps=())
 
@@ -30,3 +31,16 @@ def test_the_status_line_says_what_there_is_or_what_is_missing(
 ) -> None:
     source = SourceStatus(kind="state file", place="/s.yaml", state=freshness.value, since=None, missing=[])
     assert status_line(plan, source, problems) == line
+
+
+def test_F3_a_service_that_two_nodes_announce_says_so() -> None:
+    for said, reason in (
+        ([announced("b")], ""),
+        (
+            [announced("b", since="2024-06-01T00:00:00Z"), announced("c")],
+            "b announces it (ServiceL2Status metallb-system/l2-status-b), preferred to c",
+        ),
+    ):
+        reports = decide(cluster(announcements=said), A).services
+        (shown,) = services(Plan(desired=Desired(state=NodeState(), services=reports), steps=()))
+        assert (shown["state"], shown["gateway"], shown["reason"]) == ("active", "b", reason)

@@ -319,18 +319,20 @@ def test_N3_a_peer_behind_a_router_or_without_a_route_is_skipped_and_told() -> N
     assert routes(found)[0] == "default (IPv4) via 10.0.0.8 dev eth0 table 20"
     assert len(found.state.routing.rules) == 1
     assert found.problems == (
-        "return path bgp: BGPPeer metallb-system/far (172.16.0.1) is behind a router, so it is no next hop",
+        "return path bgp: BGPPeer metallb-system/far (172.16.0.1) is behind a router, so it is no next hop; "
+        "a route reflector has the label metallb-nra/enabled=false",
         "return path bgp: this node has no route to BGPPeer metallb-system/lost (172.30.0.1), so it is no next hop",
     )
 
 
-def test_networks_without_a_peer_of_their_family_are_told() -> None:
+def test_networks_without_a_peer_of_their_family_are_told_but_are_no_problem() -> None:
+    """They may well be announced over a session of the other family."""
     both = metallb(pool("p", "198.51.100.0/24", "2001:db8:51::/64"), advertise(), peer("a", "10.0.0.8"))
     found = decide(BGP, both)
-    note = "no BGP peer for its IPv6 networks is a neighbour, so they have no path"
-    assert found.problems == (f"return path bgp: {note}",)
+    remark = "no next hop is for its IPv6 networks, so they have no path"
+    assert (found.paths[0].path.remarks, found.problems) == ((remark,), ())
     assert [rule.family for rule in found.state.routing.rules] == [4]
-    assert decide(f'{BGP}destination = "10.0.0.0/8"\n', both).problems == ()
+    assert decide(f'{BGP}destination = "10.0.0.0/8"\n', both).paths[0].path.remarks == ()
 
 
 def test_a_path_none_of_whose_networks_has_a_peer_does_nothing() -> None:

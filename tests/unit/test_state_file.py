@@ -134,8 +134,8 @@ def test_plain_values_mean_what_kubernetes_takes_them_for(
 ) -> None:
     seen: list[object] = []
     monkeypatch.setattr(documents, "parse", lambda raw: seen.append(raw) or Parsed())
-    documents.read_yaml(f"key: {text}\n" if text != "- " else "key:\n", ("", ""))
-    assert seen == [{"key": expected}]
+    documents.read_yaml(f"kind: K\nkey: {text}\n" if text != "- " else "kind: K\nkey:\n", ("", ""))
+    assert seen == [{"kind": "K", "key": expected}]
 
 
 POOL = "address-pools: [{name: public, protocol: layer2, addresses: [192.0.2.0/28]}]"
@@ -194,6 +194,14 @@ def test_a_bad_config_map_costs_that_object_only(file: Path, data: str, words: s
         (pods("a") + "---\n? [a]\n: b\n", "line 13, document 2: a key of a mapping is no text"),
         (pods("a") + "---\napiVers", "line 13, document 2: is no Kubernetes object"),
         (pods("a") + "---\n- a\n", "line 13, document 2: is no Kubernetes object"),
+        (pods("a") + "---\nmetadata: {name: a}\n", "line 13, document 2: has no kind; was the text cut off?"),
+        ("apiVersion: v1\nitems: []\n", "line 1, document 1: has no kind; was the text cut off?"),
+        ("error: the server doesn't have a resource type\n", "line 1, document 1: has no kind"),
+        ("kind: List\n", "line 1, document 1: kind List without a list of items"),
+        ("kind: List\nitems:\n", "line 1, document 1: kind List without a list of items"),
+        ("kind: PodList\nitems: {a: b}\n", "line 1, document 1: kind PodList without a list of items"),
+        ('{"kind": "Pod"}\n{"items": []}', "line 2, document 2: has no kind"),
+        ('{"kind": "List"}', "line 1, document 1: kind List without a list of items"),
         (f"%YAML 1.1\n{pods('a', 'b')}---\nb: [\n", "line 26, document 3: not valid YAML"),
         ("x: " + "[" * 5000, "document 1: "),
         ("---\nx: " + "{a: " * 200, "line 2, document 1: is nested more than 100 levels deep"),
@@ -214,6 +222,16 @@ def test_a_broken_file_is_told_with_line_and_document(file: Path, content: str |
     assert str(caught.value).startswith(f"{file}: ")
     assert words in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_list_that_was_cut_off_anywhere_is_never_taken(file: Path) -> None:
+    """kubectl prints the kind of a list at its end, so that many a part of one is valid YAML."""
+    text = flush_list("a", "b")
+    whole = text.index("kind: List\n") + len("kind: List")
+    for length in range(1, whole):
+        with pytest.raises(StateFileError):
+            read(file, text[:length])
+    assert names(read(file, text)) == ["a", "b"]
 
 
 def test_yaml_bombs_are_refused_at_once(file: Path) -> None:
