@@ -209,7 +209,11 @@ def _chains(firewall: Firewall) -> dict[str, Chain]:
             ],
             hook=_hook("filter", "postrouting", 110) if egress or firewall.match else "",
         ),
-        "marked": _chain([f"meta mark & {mask} vmap @guard_marks", _unmark(firewall)]),
+        # Egress traffic with a mark that no pod has any more was marked before a change and looked at here after it: a
+        # processor may rest in between for longer than the change takes, and then even its rule is gone.
+        "marked": _chain(
+            [f"meta mark & {mask} vmap @guard_marks", f"ct label {CONNTRACK_LABEL} {_DROP}", _unmark(firewall)]
+        ),
         "right": _chain([f"{_unmark(firewall)} accept"]),
         "guard_snat": _chain(_GUARD_SNAT),
         "guard_steer": _chain(_GUARD_STEER),

@@ -94,6 +94,18 @@ def test_a_steered_pod_whose_route_leads_elsewhere_sends_nothing(net: Net) -> No
     assert net.seen(net.server(), net.open(net.pod, POD)) == []
 
 
+def test_F33_a_packet_marked_before_a_change_and_guarded_after_it_does_not_leave(net: Net) -> None:
+    """The mark of a slot that is none any more stands for the change in between."""
+    net.put(STEER)
+    server, sender = net.server(), net.open(net.pod, POD)
+    assert net.seen(server, sender) == [POD]
+    former = f"ip saddr {POD} meta mark set {9 << 24:#x}"
+    chain = f"type filter hook prerouting priority -80; {former}"
+    net.node.run("nft", "-f", "-", stdin=f"table inet former {{\nchain pre {{ {chain};\n}}\n}}\n")
+    assert net.seen(server, sender, net.open(net.pod, POD)) == []
+    assert nftables.counters()["dropped"][0] == 2
+
+
 def test_ipv6_is_steered_too_and_stops_with_its_rule(net: Net) -> None:
     net.put(STEER)
     server, sender = net.server(address=WEB6), net.open(net.pod, POD6)
