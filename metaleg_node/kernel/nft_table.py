@@ -116,7 +116,10 @@ def _sets(firewall: Firewall) -> dict[str, Set]:
     marks = {firewall.mark(slot): treatment for treatment, slot in sorted(slots)}
     sets = {
         "translate": _marks({mark: f"goto translate_{t}" for mark, t in marks.items()}),
-        "guard_marks": _marks({mark: f"goto guard_{t}" for mark, t in marks.items()}),
+        "guard_marks": _marks(
+            {mark: f"goto guard_{t}" for mark, t in marks.items()}
+            | {firewall.mark(slot): "goto right" for slot in firewall.return_paths}
+        ),
         "node_interfaces": Set(
             key_type="ifname",
             elements=dict.fromkeys(sorted(firewall.node_interfaces)),
@@ -212,7 +215,13 @@ def _chains(firewall: Firewall) -> dict[str, Chain]:
         # Egress traffic with a mark that no pod has any more was marked before a change and looked at here after it: a
         # processor may rest in between for longer than the change takes, and then even its rule is gone.
         "marked": _chain(
-            [f"meta mark & {mask} vmap @guard_marks", f"ct label {CONNTRACK_LABEL} {_DROP}", _unmark(firewall)]
+            [
+                f"meta mark & {mask} vmap @guard_marks",
+                f"ct label {CONNTRACK_LABEL} {_DROP}",
+                # Without a connection there is no label.
+                f"ct state invalid {_DROP}",
+                _unmark(firewall),
+            ]
         ),
         "right": _chain([f"{_unmark(firewall)} accept"]),
         "guard_snat": _chain(_GUARD_SNAT),

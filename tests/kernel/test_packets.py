@@ -193,6 +193,23 @@ def segment(source: str, destination: str = WEB, *, port: int = 4000, flags: int
     return head[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[18:]
 
 
+def test_F33_nor_does_one_of_no_connection_that_was_marked_before_a_change(net: Net) -> None:
+    net.node.run("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_loose=0")
+    net.put(STEER)
+    former = f"type filter hook prerouting priority -80; ip saddr {POD} meta mark set {9 << 24:#x}"
+    net.node.run("nft", "-f", "-", stdin=f"table inet former {{\nchain pre {{ {former};\n}}\n}}\n")
+    with net.world.inside():
+        wire = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+    wire.settimeout(5)
+    for source in (POD, PLAIN):
+        with net.pod.inside():
+            raw = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+        raw.bind((source, 0))
+        raw.sendto(segment(source), (WEB, 0))
+    assert wire.recvfrom(99)[1][0] == PLAIN
+    assert nftables.counters()["dropped"][0] == 1
+
+
 def test_a_new_packet_to_an_address_that_is_translated_to_makes_no_entry(net: Net) -> None:
     net.put(SNAT)
     net.server().sendto(b"early", (LB, 4321))
