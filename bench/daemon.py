@@ -19,8 +19,8 @@ from typing import Any
 import toml
 
 from bench.cluster import Cluster, documents
-from metaleg_node.kernel.monitor import generation
-from metaleg_node.kernel.netlink import NETLINK_NETFILTER
+from metaleg_node.kernel.netlink.monitor import generation
+from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER
 from metaleg_node.lab.namespaces import Namespace
 from metaleg_node.lab.objects import replace_file
 

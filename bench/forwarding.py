@@ -20,7 +20,7 @@ from bench.daemon import Daemon, workspace
 from bench.node import ADDRESS, LAN, PODS, nodes
 from bench.results import Figure
 from bench.traffic import Sender, Stream, Vary
-from metaleg_node.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
+from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
 from metaleg_node.lab.namespaces import Namespace
 
 _SERVERS = IPv4Address("198.51.100.0")

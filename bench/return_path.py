@@ -13,11 +13,11 @@ from bench.daemon import workspace
 from bench.forwarding import Case, beside_first, from_pods, to_address
 from bench.node import ADDRESS, nodes
 from bench.results import Figure
-from metaleg_node.config import Config, parse
+from metaleg_node.configuration.config import Config, parse
 from metaleg_node.core.model import AddressPool, Advertisement, BGPPeer, ClusterState, Node, ObjectRef
-from metaleg_node.daemon.machine import Machine
-from metaleg_node.daemon.reconciler import Reconciler
 from metaleg_node.lab.namespaces import Namespace
+from metaleg_node.reconcile.machine import Machine
+from metaleg_node.reconcile.reconciler import Reconciler
 
 _NETWORKS, _PEERS = 1000, 16
 _OURS = "metaleg-node, 1,000 networks"

@@ -15,15 +15,21 @@ from pathlib import Path
 from typing import NoReturn, get_args
 
 import metaleg_node
-from metaleg_node import config as configuration
-from metaleg_node import config_file
-from metaleg_node.config import Config, ConfigError
-from metaleg_node.core import pools, survey
+from metaleg_node.configuration import config as configuration
+from metaleg_node.configuration import file as config_file
+from metaleg_node.configuration.config import Config, ConfigError
+from metaleg_node.core.egress import survey
 from metaleg_node.core.model import ClusterState
-from metaleg_node.daemon import hooks, lock, report, status
+from metaleg_node.core.return_path import wanted as pools
+from metaleg_node.daemon import lock, report, status
 from metaleg_node.daemon import log as logs
-from metaleg_node.daemon.machine import Machine
-from metaleg_node.daemon.reconciler import (
+from metaleg_node.daemon.service import Options, Service
+from metaleg_node.import_env.reading import load as load_environment
+from metaleg_node.import_env.translation import Environment, translate
+from metaleg_node.kernel.errors import KernelError
+from metaleg_node.reconcile import hooks
+from metaleg_node.reconcile.machine import Machine
+from metaleg_node.reconcile.reconciler import (
     IncompleteError,
     Plan,
     Reconciler,
@@ -32,10 +38,6 @@ from metaleg_node.daemon.reconciler import (
     log_changes,
     node_name,
 )
-from metaleg_node.daemon.service import Options, Service
-from metaleg_node.import_env.reading import load as load_environment
-from metaleg_node.import_env.translation import Environment, translate
-from metaleg_node.kernel.errors import KernelError
 from metaleg_node.sources import access_rights, state_file
 from metaleg_node.sources.saved_state import SavedState
 from metaleg_node.sources.store import Store

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable
 from ipaddress import ip_network
 
-from metaleg_node.core import diff
+from metaleg_node.core.compare import diff
 from metaleg_node.core.model import Firewall, ForeignItem, NodeState, Route, RouteType, Routing, Rule, Treatment
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
+from metaleg_node.core.egress.survey import NEVER_EGRESS, filter_key
 from metaleg_node.core.model import (
     Address,
     DestinationFilter,
@@ -18,7 +19,7 @@ from metaleg_node.core.model import (
     Slot,
     Treatment,
 )
-from metaleg_node.core.survey import NEVER_EGRESS, filter_key, merged
+from metaleg_node.core.networks import merged
 
 MASK = 0x3F000000
 

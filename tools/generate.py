@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from metaleg_node.config import ClusterSettings
-from metaleg_node.config_text import reference, sample
+from metaleg_node.configuration.config import ClusterSettings
+from metaleg_node.configuration.text import reference, sample
 from metaleg_node.sources import access_rights
 from tools import completion, manual
 

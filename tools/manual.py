@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import metaleg_node
 from metaleg_node import cli
-from metaleg_node.config import ClusterSettings
-from metaleg_node.config_text import INTRODUCTION, NOT_YET, Table, not_yet_words, tables, toml_text
+from metaleg_node.configuration.config import ClusterSettings
+from metaleg_node.configuration.settings import Setting
+from metaleg_node.configuration.text import INTRODUCTION, NOT_YET, Table, not_yet_words, tables, toml_text
 from metaleg_node.daemon.notify import READY_SECONDS
-from metaleg_node.settings import Setting
 from metaleg_node.sources import saved_state
 from tools import roff
 from tools.grammar import Argument, Command, commands, program

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from metaleg_node.config import Config
+from metaleg_node.configuration.config import Config
 from metaleg_node.core.model import ClusterState
 from metaleg_node.daemon.status import SourceStatus
 from metaleg_node.sources.saved_state import Saved, SavedState

@@ -20,8 +20,8 @@ from prometheus_client.registry import Collector
 
 from metaleg_node.core.model import Address
 from metaleg_node.daemon.web import Response, WebServer
-from metaleg_node.kernel import neighbours
 from metaleg_node.kernel.errors import KernelError
+from metaleg_node.kernel.netlink import neighbours
 
 log = logging.getLogger(__name__)
 

@@ -8,18 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 
-from metaleg_node.config import Config
-from metaleg_node.core.desired import PathReport
-from metaleg_node.core.diff import Change
-from metaleg_node.core.egress import ServiceReport
+from metaleg_node.configuration.config import Config
+from metaleg_node.core.assembly import PathReport
+from metaleg_node.core.compare.diff import Change
+from metaleg_node.core.egress.node import ServiceReport
+from metaleg_node.core.egress.survey import Gateway, Obstacle
 from metaleg_node.core.model import Firewall, Rejection, Slot
-from metaleg_node.core.survey import Gateway, Obstacle
-from metaleg_node.daemon import hooks
 from metaleg_node.daemon.metrics import GatewayInfo, Overview, PathInfo
-from metaleg_node.daemon.reconciler import Plan, node_name
 from metaleg_node.daemon.status import GatewayStatus, NextHopStatus, PathStatus, ServiceStatus, SourceStatus
-from metaleg_node.kernel import neighbours
 from metaleg_node.kernel.errors import KernelError
+from metaleg_node.kernel.netlink import neighbours
+from metaleg_node.reconcile import hooks
+from metaleg_node.reconcile.reconciler import Plan, node_name
 from metaleg_node.text import counted
 
 log = logging.getLogger(__name__)

@@ -18,22 +18,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import metaleg_node
-from metaleg_node import config as configuration
-from metaleg_node import config_file
-from metaleg_node.config import Config, ConfigError, Problem
+from metaleg_node.configuration import config as configuration
+from metaleg_node.configuration import file as config_file
+from metaleg_node.configuration.config import Config, ConfigError, Problem
+from metaleg_node.configuration.settings import SLOTS
 from metaleg_node.core.model import ClusterState, NodeState
-from metaleg_node.daemon import health, hooks, notify, report, status
+from metaleg_node.daemon import health, notify, report, status
 from metaleg_node.daemon import log as logs
 from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource
 from metaleg_node.daemon.events import Event, Events
-from metaleg_node.daemon.machine import Machine
 from metaleg_node.daemon.metrics import Metrics, Traffic
-from metaleg_node.daemon.reconciler import IncompleteError, Outcome, Plan, Reconciler, log_changes
 from metaleg_node.daemon.web import ListenError, WebServer
-from metaleg_node.kernel import nftables
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.monitor import Hint, Monitor
-from metaleg_node.settings import SLOTS
+from metaleg_node.kernel.netlink.monitor import Hint, Monitor
+from metaleg_node.kernel.nftables import backend as nftables
+from metaleg_node.reconcile import hooks
+from metaleg_node.reconcile.machine import Machine
+from metaleg_node.reconcile.reconciler import IncompleteError, Outcome, Plan, Reconciler, log_changes
 
 log = logging.getLogger(__name__)
 

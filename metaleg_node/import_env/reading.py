@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from metaleg_node.config import ConfigError, Problem
+from metaleg_node.configuration.config import ConfigError, Problem
 from metaleg_node.import_env.translation import Environment
 from metaleg_node.import_env.variables import VARIABLES, Program
 from metaleg_node.text import printable

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from metaleg_node import config as configuration
-from metaleg_node.config import Config, ConfigError, Problem
+from metaleg_node.configuration import config as configuration
+from metaleg_node.configuration.config import Config, ConfigError, Problem
+from metaleg_node.configuration.settings import Many, Section, Setting, default_of, entries, nearest
 from metaleg_node.import_env.variables import (
     DEFAULTS,
     PREFIXES,
@@ -24,7 +25,6 @@ from metaleg_node.import_env.variables import (
     Raw,
     Variable,
 )
-from metaleg_node.settings import Many, Section, Setting, default_of, entries, nearest
 
 _WIDTH = 118
 _LONGEST_KEY = len("local_endpoints_only = ")

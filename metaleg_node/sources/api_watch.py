@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from metaleg_node.core.manifests import NOTHING, Parsed, parse
 from metaleg_node.core.model import Announcement
+from metaleg_node.core.objects.manifests import NOTHING, Parsed, parse
 from metaleg_node.sources import documents
 from metaleg_node.sources.api_client import ApiClient, ApiError, Failure, Object
 from metaleg_node.sources.resources import Resource, Subject

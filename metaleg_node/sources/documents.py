@@ -15,8 +15,8 @@ from typing import Final
 
 import yaml
 
-from metaleg_node.core.manifests import NOTHING, Parsed, merge, parse
 from metaleg_node.core.model import ObjectRef, Rejection
+from metaleg_node.core.objects.manifests import NOTHING, Parsed, merge, parse
 
 MAX_DEPTH: Final = 100
 """How deep a document may be nested; Kubernetes objects stay below 20."""

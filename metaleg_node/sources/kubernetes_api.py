@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from metaleg_node.config import ClusterSettings, Config
+from metaleg_node.configuration.config import ClusterSettings, Config
 from metaleg_node.core.model import ClusterState
 from metaleg_node.sources import credentials
 from metaleg_node.sources.api_client import ApiClient, ApiError, Failure

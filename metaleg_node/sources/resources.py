@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from metaleg_node.config import BgpSettings, ClusterSettings, Config, EgressSettings, ReturnPathSettings
+from metaleg_node.configuration.config import BgpSettings, ClusterSettings, Config, EgressSettings, ReturnPathSettings
 from metaleg_node.core.model import AnnouncedBy
 
 METALLB: Final = "metallb.io"

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from metaleg_node.core import export
 from metaleg_node.core.model import ClusterState
+from metaleg_node.core.objects import export
 from metaleg_node.sources import state_file
 from metaleg_node.sources.store import Store
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from metaleg_node import regular_file
-from metaleg_node.config import Config
-from metaleg_node.core.manifests import Parsed, merge
+from metaleg_node import files
+from metaleg_node.configuration.config import Config
 from metaleg_node.core.model import ClusterObject, Rejection
-from metaleg_node.regular_file import Flaw, FlawError
+from metaleg_node.core.objects.manifests import Parsed, merge
+from metaleg_node.files import Flaw, FlawError
 from metaleg_node.sources.documents import (
     DocumentError,
     looks_like_json,
@@ -214,7 +214,7 @@ def _chunks(content: bytes) -> Iterator[bytes]:
 def _content(file: Path) -> bytes:
     """All bytes of a regular file. Raises StateFileError."""
     try:
-        return regular_file.read(file, MAX_BYTES)
+        return files.read(file, MAX_BYTES)
     except FlawError as error:
         raise StateFileError(f"{file}: {_FLAWS[error.flaw]}") from None
     except OSError as error:

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from metaleg_node.core.manifests import Parsed
 from metaleg_node.core.model import (
     AddressPool,
     Advertisement,
@@ -25,6 +24,7 @@ from metaleg_node.core.model import (
     Service,
     ServiceCIDR,
 )
+from metaleg_node.core.objects.manifests import Parsed
 
 _FIELDS: dict[type[ClusterObject], str] = {
     Service: "services",

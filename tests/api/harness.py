@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from metaleg_node.config import ClusterSettings, Config, EgressSettings
+from metaleg_node.configuration.config import ClusterSettings, Config, EgressSettings
 from metaleg_node.core.model import AnnouncedBy
 from metaleg_node.sources.api_watch import Timing
 from metaleg_node.sources.kubernetes_api import KubernetesSource, names

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metaleg_node.config import Config
+from metaleg_node.configuration.config import Config
 from metaleg_node.daemon.cluster_source import ClusterSource
 from metaleg_node.sources import kubernetes_api
 from tests.api import faults

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from metaleg_node import cli
-from metaleg_node.config import parse
+from metaleg_node.configuration.config import parse
 from metaleg_node.sources import access_rights
 from metaleg_node.sources.resources import subjects
 from tests.api.certificates import Authority

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from metaleg_node.config import Config, parse
-from metaleg_node.core import pools
+from metaleg_node.configuration.config import Config, parse
 from metaleg_node.core.model import NodeName
+from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.sources.resources import subjects
 from tests.api import faults
 from tests.api.faults import a_watch

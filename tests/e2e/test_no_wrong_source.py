@@ -149,7 +149,7 @@ _MORTAL = """\
 #!{python}
 import os, signal, sys
 from metaleg_node.cli import main
-from metaleg_node.daemon.machine import Machine
+from metaleg_node.reconcile.machine import Machine
 
 carry_out, left = Machine.carry_out, {steps}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from metaleg_node.core.model import EgressPod, Firewall, NodeName, Slot, Treatment
-from metaleg_node.kernel import nftables
+from metaleg_node.kernel.nftables import backend as nftables
 from tests.firewalls import MASK, addresses, networks
 from tests.netns import Netns, execute
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from metaleg_node.core.model import FAMILIES, Family
-from metaleg_node.kernel import nftables
+from metaleg_node.kernel.nftables import backend as nftables
 from metaleg_node.lab import cluster_rules
 from metaleg_node.lab.plan import NODES, LabOptions, LabPod, LabService
 from tests.firewalls import FIREWALLS

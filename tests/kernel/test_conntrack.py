@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from metaleg_node.kernel import conntrack
+from metaleg_node.kernel.netlink import conntrack
 from tests.netns import Netns
 
 POD4, POD6 = ip_address("10.244.1.5"), ip_address("fd00:10:244::5")

@@ -13,9 +13,9 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from metaleg_node.core.model import NextHop, Route, RouteType, Rule
-from metaleg_node.kernel import monitor
-from metaleg_node.kernel.monitor import Hint, Monitor
-from metaleg_node.kernel.routing import RoutingControl
+from metaleg_node.kernel.netlink import monitor
+from metaleg_node.kernel.netlink.monitor import Hint, Monitor
+from metaleg_node.kernel.netlink.routing import RoutingControl
 from tests.netns import Netns
 
 TABLE = 1000001

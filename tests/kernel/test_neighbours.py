@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from metaleg_node.kernel import neighbours
+from metaleg_node.kernel.netlink import neighbours
 from tests.netns import Netns
 
 

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metaleg_node.core.model import Firewall, NodeName, Slot
-from metaleg_node.kernel import nftables
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.nft_table import render
+from metaleg_node.kernel.nftables import backend as nftables
+from metaleg_node.kernel.nftables.table import render
 from tests.firewalls import FIREWALLS, FULL, STEER
 from tests.netns import Netns
 from tests.property.test_convergence import sound_states

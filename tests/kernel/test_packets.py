@@ -16,7 +16,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from metaleg_node.core import flows
+from metaleg_node.core.compare import flows
+from metaleg_node.core.egress.survey import filter_key
 from metaleg_node.core.model import (
     DestinationFilter,
     EgressPod,
@@ -26,8 +27,8 @@ from metaleg_node.core.model import (
     Slot,
     Treatment,
 )
-from metaleg_node.core.survey import filter_key
-from metaleg_node.kernel import conntrack, nftables
+from metaleg_node.kernel.netlink import conntrack
+from metaleg_node.kernel.nftables import backend as nftables
 from tests.firewalls import MASK, addresses, networks
 from tests.kernel.packet_net import (
     BASE,

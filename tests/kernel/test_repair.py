@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from metaleg_node.core import diff
+from metaleg_node.core.compare import diff
 from metaleg_node.core.model import FAMILIES, Family, NextHop, NodeState, Route, RouteType, Routing, Rule
-from metaleg_node.daemon.machine import Machine
-from metaleg_node.daemon.reconciler import carry_out
+from metaleg_node.reconcile.machine import Machine
+from metaleg_node.reconcile.reconciler import carry_out
 from tests.netns import Netns
 
 TABLE = 1000001

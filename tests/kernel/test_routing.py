@@ -16,8 +16,8 @@ from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
 
 from metaleg_node.core.model import Link, NextHop, Route, RouteType, Routing, Rule
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.netlink import NetlinkSocket
-from metaleg_node.kernel.routing import RoutingControl, complete_dump
+from metaleg_node.kernel.netlink.routing import RoutingControl, complete_dump
+from metaleg_node.kernel.netlink.socket import NetlinkSocket
 from tests.netns import Netns
 
 TABLE = 1000001
@@ -372,7 +372,7 @@ def test_a_refused_route_names_route_and_reason_and_leaves_the_old_one(control: 
 
 def test_without_the_capability_the_error_names_it(inside: Netns) -> None:
     program = (
-        "from metaleg_node.kernel.routing import RoutingControl, complete_dump\n"
+        "from metaleg_node.kernel.netlink.routing import RoutingControl, complete_dump\n"
         "from metaleg_node.core.model import Rule\n"
         "with RoutingControl() as control: control.add_rule(Rule(family=4, priority=4700, table=1000001))"
     )

@@ -10,11 +10,11 @@ from unittest.mock import patch
 
 import pytest
 
-from metaleg_node.daemon.machine import Machine
-from metaleg_node.daemon.reconciler import carry_out, cleanup_plan
 from metaleg_node.kernel import sysctl
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.sysctl import Sysctls
+from metaleg_node.reconcile.machine import Machine
+from metaleg_node.reconcile.reconciler import carry_out, cleanup_plan
 from tests.netns import Netns
 
 NAME = "net/ipv4/conf/v0/rp_filter"

@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaleg_node.config import Config, ConfigError, Problem, parse
-from metaleg_node.settings import Leaf, leaves
+from metaleg_node.configuration.config import Config, ConfigError, Problem, parse
+from metaleg_node.configuration.settings import Leaf, leaves
 
 LEAVES = [leaf for leaf in leaves(Config) if not leaf.many]
 KEYS = sorted({name for leaf in leaves(Config) for name in leaf.path})

@@ -10,7 +10,10 @@ from typing import TypeVar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaleg_node.core import diff, egress, survey
+from metaleg_node.core.compare import diff
+from metaleg_node.core.egress import node as egress
+from metaleg_node.core.egress import survey
+from metaleg_node.core.egress.survey import EXCLUDE_ANNOTATION, ONLY_ANNOTATION
 from metaleg_node.core.model import (
     AnnouncedBy,
     ClusterState,
@@ -29,7 +32,6 @@ from metaleg_node.core.model import (
     Slot,
     Treatment,
 )
-from metaleg_node.core.survey import EXCLUDE_ANNOTATION, ONLY_ANNOTATION
 from tests.fake_kernel import FakeKernel, holds, in_place_of
 from tests.firewalls import EXCEPT, MASK, RESTRICTED, E, R
 from tests.unit.builders import (

@@ -7,9 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaleg_node.config import BgpSettings, Config, ReturnPathSettings
-from metaleg_node.core import export, pools
-from metaleg_node.core.manifests import merge
+from metaleg_node.configuration.config import BgpSettings, Config, ReturnPathSettings
 from metaleg_node.core.model import (
     Address,
     AddressPool,
@@ -21,6 +19,9 @@ from metaleg_node.core.model import (
     NodeName,
     ObjectRef,
 )
+from metaleg_node.core.objects import export
+from metaleg_node.core.objects.manifests import merge
+from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.sources.documents import translate
 from metaleg_node.sources.store import Store
 

@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaleg_node.core.manifests import Parsed, parse
 from metaleg_node.core.model import Announcement, EndpointSlice, Service
+from metaleg_node.core.objects.manifests import Parsed, parse
 from tests.unit.test_manifests import EVERY_KIND
 
 HOSTILE = st.sampled_from(

@@ -10,8 +10,10 @@ from ipaddress import ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaleg_node.core import desired, diff, return_path
+from metaleg_node.core import assembly as desired
+from metaleg_node.core.compare import diff
 from metaleg_node.core.model import Host, Link, NodeState
+from metaleg_node.core.return_path import paths as return_path
 from tests.fake_kernel import FakeKernel, holds
 from tests.unit.builders import config
 from tests.unit.test_pools import BGP

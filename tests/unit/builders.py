@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 
-from metaleg_node.config import Config, parse
-from metaleg_node.core import egress, survey
+from metaleg_node.configuration.config import Config, parse
+from metaleg_node.core.egress import node as egress
+from metaleg_node.core.egress import survey
 from metaleg_node.core.model import (
     Address,
     AnnouncedBy,

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from metaleg_node.config import Config, ConfigError, not_yet_effective, parse
+from metaleg_node.configuration.config import Config, ConfigError, not_yet_effective, parse
 from metaleg_node.core.model import AnnouncedBy
 
 L2 = '[[return_path.l2]]\nname = "a"\ninterface = "eth0"\npools = ["p"]\n'

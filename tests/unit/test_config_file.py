@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from metaleg_node import config_file
-from metaleg_node.config import Config, ConfigError
-from metaleg_node.config_file import Watch, load
+from metaleg_node.configuration import file as config_file
+from metaleg_node.configuration.config import Config, ConfigError
+from metaleg_node.configuration.file import Watch, load
 
 
 def load_problem(path: Path) -> str:

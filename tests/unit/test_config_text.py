@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import tomllib
 
-from metaleg_node.config import Config, not_yet_effective, parse
-from metaleg_node.config_text import reference, sample
-from metaleg_node.settings import leaves
+from metaleg_node.configuration.config import Config, not_yet_effective, parse
+from metaleg_node.configuration.settings import leaves
+from metaleg_node.configuration.text import reference, sample
 from tools.generate import FILES, ROOT
 
 

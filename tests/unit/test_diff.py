@@ -6,7 +6,7 @@ import dataclasses
 import time
 from ipaddress import IPv4Address, ip_address, ip_network
 
-from metaleg_node.core import diff
+from metaleg_node.core.compare import diff
 from metaleg_node.core.model import (
     Address,
     DestinationFilter,

@@ -8,7 +8,8 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from metaleg_node.core import egress
+from metaleg_node.core.egress import node as egress
+from metaleg_node.core.egress.survey import EXCLUDE_ANNOTATION, Reason, filter_key, survey
 from metaleg_node.core.model import (
     FAMILIES,
     AnnouncedBy,
@@ -24,7 +25,6 @@ from metaleg_node.core.model import (
     Slot,
     Treatment,
 )
-from metaleg_node.core.survey import EXCLUDE_ANNOTATION, Reason, filter_key, survey
 from tests.unit.builders import (
     DUAL,
     LB4,

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from metaleg_node.core import flows
+from metaleg_node.core.compare import flows
 from metaleg_node.core.model import Flow
 from tests.firewalls import FULL
 

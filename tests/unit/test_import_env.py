@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaleg_node import cli
-from metaleg_node.config import Config, ConfigError, parse
+from metaleg_node.configuration.config import Config, ConfigError, parse
 from metaleg_node.import_env import reading
 from metaleg_node.import_env.translation import Environment, translate
 from metaleg_node.import_env.variables import PREFIXES, VARIABLES
@@ -289,7 +289,9 @@ def test_an_environment_without_any_of_them_is_all_defaults_and_says_what_to_loo
 
 
 def test_a_key_without_effect_so_far_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metaleg_node.config.not_yet_effective", lambda _config: ["host.drop_invalid_input"])
+    monkeypatch.setattr(
+        "metaleg_node.configuration.config.not_yet_effective", lambda _config: ["host.drop_invalid_input"]
+    )
     text = text_of({"RULE_EXTERNAL_CLUSTER": "true", "RULE_DROP_INVALID_INPUT": "true"})
     assert "# from RULE_DROP_INVALID_INPUT: without effect in this version" in text
     assert text.count("without effect") == 1

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from metaleg_node.core.fields import MAX_REJECTIONS, address_of, network_of, range_of, show, timestamp_of
-from metaleg_node.core.manifests import parse
 from metaleg_node.core.model import (
     AddressPool,
     Advertisement,
@@ -27,6 +25,8 @@ from metaleg_node.core.model import (
     ServiceCIDR,
     ServicePort,
 )
+from metaleg_node.core.objects.fields import MAX_REJECTIONS, address_of, network_of, range_of, show, timestamp_of
+from metaleg_node.core.objects.manifests import parse
 
 Raw = dict[str, Any]
 

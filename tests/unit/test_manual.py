@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import pytest
 
 from metaleg_node.cli import parser
-from metaleg_node.config import Config
-from metaleg_node.settings import leaves
+from metaleg_node.configuration.config import Config
+from metaleg_node.configuration.settings import leaves
 from tools import roff
 from tools.generate import ROOT
 from tools.grammar import commands, program

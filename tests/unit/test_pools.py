@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from metaleg_node.core import pools
-from metaleg_node.core.manifests import parse
 from metaleg_node.core.model import AddressPool, Advertisement, BGPPeer, ClusterState, Node, NodeName
+from metaleg_node.core.objects.manifests import parse
+from metaleg_node.core.return_path import wanted as pools
 from tests.unit.builders import A, config
 
 BGP = "[return_path.bgp]\nenabled = true\n"

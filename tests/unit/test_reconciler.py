@@ -9,7 +9,9 @@ from typing import cast
 
 import pytest
 
-from metaleg_node.core import desired, diff, survey
+from metaleg_node.core import assembly as desired
+from metaleg_node.core.compare import diff
+from metaleg_node.core.egress import survey
 from metaleg_node.core.model import (
     ClusterState,
     Firewall,
@@ -22,9 +24,9 @@ from metaleg_node.core.model import (
     Rule,
     Slot,
 )
-from metaleg_node.daemon.machine import FirewallView, Machine
-from metaleg_node.daemon.reconciler import Plan, Reconciler, carry_out
 from metaleg_node.kernel.errors import KernelError
+from metaleg_node.reconcile.machine import FirewallView, Machine
+from metaleg_node.reconcile.reconciler import Plan, Reconciler, carry_out
 from tests.firewalls import FULL
 from tests.unit.builders import A, cluster, config, host
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from metaleg_node.core.desired import Desired
+from metaleg_node.core.assembly import Desired
 from metaleg_node.core.model import NodeState
 from metaleg_node.daemon.cluster_source import Freshness
-from metaleg_node.daemon.reconciler import Plan
 from metaleg_node.daemon.report import services, status_line
 from metaleg_node.daemon.status import SourceStatus
+from metaleg_node.reconcile.reconciler import Plan
 from tests.unit.builders import A, announced, cluster, decide
 
 PLAN = Plan(desired=Desired(state=NodeState()), steps=())

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from metaleg_node.config import Config
-from metaleg_node.core import desired, diff, egress, pools, survey
+from metaleg_node.configuration.config import Config
+from metaleg_node.core import assembly as desired
+from metaleg_node.core.compare import diff
+from metaleg_node.core.egress import node as egress
+from metaleg_node.core.egress import survey
 from metaleg_node.core.model import (
     ClusterState,
     Firewall,
@@ -24,6 +27,7 @@ from metaleg_node.core.model import (
     Slot,
     Treatment,
 )
+from metaleg_node.core.return_path import wanted as pools
 from tests.unit.builders import A, addresses, announced, config, endpoint, endpoint_slice, node, service
 from tests.unit.builders import cluster as egress_cluster
 from tests.unit.test_pools import BGP, advertise, peer, pool

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from metaleg_node.core import export
-from metaleg_node.core.manifests import merge
 from metaleg_node.core.model import AnnouncedBy, Announcement, ClusterState, NodeName, ObjectRef, Pod
+from metaleg_node.core.objects import export
+from metaleg_node.core.objects.manifests import merge
 from metaleg_node.sources import state_file
 from metaleg_node.sources.documents import translate
 from metaleg_node.sources.saved_state import FILE, SavedState

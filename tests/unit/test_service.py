@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from metaleg_node import config_file
-from metaleg_node.core import desired, diff
+from metaleg_node.configuration import file as config_file
+from metaleg_node.core import assembly as desired
+from metaleg_node.core.compare import diff
 from metaleg_node.core.model import NodeState
-from metaleg_node.daemon.reconciler import Outcome, Plan, Reconciler
 from metaleg_node.daemon.service import Options, Service
+from metaleg_node.reconcile.reconciler import Outcome, Plan, Reconciler
 from tests.unit.builders import config
 
 REFUSED = Outcome(problems=("cannot set the route",))

@@ -19,7 +19,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaleg_node.core.manifests import Parsed
+from metaleg_node.core.objects.manifests import Parsed
 from metaleg_node.sources import documents, file_watch, state_file
 from metaleg_node.sources.documents import yaml_warning
 from metaleg_node.sources.file_watch import FileWatch, directories_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 
-from metaleg_node.core.manifests import Parsed
 from metaleg_node.core.model import (
     AnnouncedBy,
     Announcement,
@@ -15,6 +14,7 @@ from metaleg_node.core.model import (
     Pod,
     Rejection,
 )
+from metaleg_node.core.objects.manifests import Parsed
 from metaleg_node.sources.store import Store
 
 

@@ -6,6 +6,17 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from metaleg_node.core.egress.survey import (
+    EXCLUDE_ANNOTATION,
+    ONLY_ANNOTATION,
+    EgressService,
+    Gateway,
+    Obstacle,
+    Reason,
+    choose_gateway,
+    filter_key,
+    survey,
+)
 from metaleg_node.core.model import (
     AnnouncedBy,
     Announcement,
@@ -15,19 +26,7 @@ from metaleg_node.core.model import (
     NodeName,
     ServicePort,
 )
-from metaleg_node.core.survey import (
-    EXCLUDE_ANNOTATION,
-    ONLY_ANNOTATION,
-    EgressService,
-    Gateway,
-    Membership,
-    Obstacle,
-    Reason,
-    choose_gateway,
-    filter_key,
-    merged,
-    survey,
-)
+from metaleg_node.core.networks import Membership, merged
 from tests.unit.builders import (
     DUAL,
     LB4,

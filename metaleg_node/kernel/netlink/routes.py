@@ -25,8 +25,8 @@ from metaleg_node.core.model import (
     Route,
     RouteType,
 )
-from metaleg_node.kernel.netlink import attribute, attributes
-from metaleg_node.kernel.rule_messages import PROTOCOLS, SOCKET_FAMILY, message_in
+from metaleg_node.kernel.netlink.rules import PROTOCOLS, SOCKET_FAMILY, message_in
+from metaleg_node.kernel.netlink.socket import attribute, attributes
 
 NameOf = Callable[[int], str]
 """Tells an interface's name by its index, see `interface_name`."""

@@ -30,7 +30,7 @@ from typing import Self
 
 from metaleg_node.core.model import ROUTE_PROTOCOL
 from metaleg_node.kernel.errors import refusal
-from metaleg_node.kernel.netlink import (
+from metaleg_node.kernel.netlink.socket import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
     Message,

@@ -1,7 +1,6 @@
 """The configuration: one table of settings, and how a TOML text becomes a `Config` or a list of problems.
 
-The dataclasses below are the table. Parsing, `check`, the sample file and the reference (`metaleg_node.config_text`)
-all follow it.
+The dataclasses below are the table. Parsing, `check`, the sample file and the reference (`text`) all follow it.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from metaleg_node import settings as s
+from metaleg_node.configuration import settings as s
+from metaleg_node.configuration.settings import Many, Section, Setting, section, sections, setting
 from metaleg_node.core.model import Address, AnnouncedBy, Match, Network
-from metaleg_node.settings import Many, Section, Setting, section, sections, setting
 from metaleg_node.text import endpoint
 
 MetallbConfig = Literal["auto", "crds", "configmap"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from metaleg_node.core.model import Address, DestinationFilter, Firewall, Flow, Treatment
-from metaleg_node.core.survey import Membership
+from metaleg_node.core.networks import Membership
 
 LONG_LIVED = frozenset({"tcp", "sctp", "dccp"})
 """Connections that break when their source changes midway; all others are moved at once."""

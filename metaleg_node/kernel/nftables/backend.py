@@ -28,7 +28,7 @@ from metaleg_node.core.model import (
 )
 from metaleg_node.kernel import process
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.nft_table import (
+from metaleg_node.kernel.nftables.table import (
     FAMILY,
     NAME,
     Chain,

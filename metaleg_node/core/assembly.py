@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from metaleg_node.config import Config
-from metaleg_node.core import egress, return_path
+from metaleg_node.configuration.config import Config
+from metaleg_node.core.egress import node as egress
+from metaleg_node.core.egress.survey import Survey
 from metaleg_node.core.model import (
     MAIN_TABLE,
     Firewall,
@@ -26,9 +27,10 @@ from metaleg_node.core.model import (
     Rule,
     Slot,
 )
-from metaleg_node.core.pools import PathKind, WantedPaths
-from metaleg_node.core.return_path import Path
-from metaleg_node.core.survey import Survey, merged
+from metaleg_node.core.networks import merged
+from metaleg_node.core.return_path import paths as return_path
+from metaleg_node.core.return_path.paths import Path
+from metaleg_node.core.return_path.wanted import PathKind, WantedPaths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 from metaleg_node.core.model import Address
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.netlink import NETLINK_ROUTE, NetlinkSocket, attribute
-from metaleg_node.kernel.rule_messages import SOCKET_FAMILY
+from metaleg_node.kernel.netlink.rules import SOCKET_FAMILY
+from metaleg_node.kernel.netlink.socket import NETLINK_ROUTE, NetlinkSocket, attribute
 
 _RTM_GETNEIGH, _NDA_DST = 30, 1
 _MESSAGE = struct.Struct("=BxxxiHBB")

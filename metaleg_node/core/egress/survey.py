@@ -12,9 +12,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import collapse_addresses, ip_network
+from ipaddress import ip_network
 
-from metaleg_node.config import Config
+from metaleg_node.configuration.config import Config
 from metaleg_node.core.model import (
     FAMILIES,
     Address,
@@ -31,6 +31,7 @@ from metaleg_node.core.model import (
     Rejection,
     Service,
 )
+from metaleg_node.core.networks import Membership, merged
 
 EXCLUDE_ANNOTATION = "metaleg.de/exclude-cidrs"
 ONLY_ANNOTATION = "metaleg.de/only-cidrs"
@@ -253,28 +254,6 @@ def _key(service: Service) -> tuple[str, str]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
-def merged(networks: Iterable[Network]) -> frozenset[Network]:
-    """The same addresses in the fewest networks, none inside another."""
-    both = list(networks)
-    v4 = collapse_addresses([n for n in both if n.version == 4])
-    v6 = collapse_addresses([n for n in both if n.version == 6])
-    return frozenset([*v4, *v6])
-
-
-class Membership:
-    """Tells quickly whether an address lies in any of some networks: one look-up per prefix length."""
-
-    def __init__(self, networks: Iterable[Network]) -> None:
-        self._by_length: dict[Family, dict[int, set[int]]] = {family: defaultdict(set) for family in FAMILIES}
-        for net in networks:
-            shift = net.max_prefixlen - net.prefixlen
-            self._by_length[net.version][shift].add(int(net.network_address) >> shift)
-
-    def __contains__(self, address: Address) -> bool:
-        number = int(address)
-        return any(number >> shift in known for shift, known in self._by_length[address.version].items())
 
 
 def _networks(cluster: ClusterState, config: Config) -> Networks:

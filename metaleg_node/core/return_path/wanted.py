@@ -10,9 +10,8 @@ import enum
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from metaleg_node.config import Config, L2Settings
-from metaleg_node.core import prefixes
-from metaleg_node.core.fields import address_of
+from metaleg_node.configuration.config import Config, L2Settings
+from metaleg_node.core import networks
 from metaleg_node.core.model import (
     Address,
     AddressPool,
@@ -24,8 +23,9 @@ from metaleg_node.core.model import (
     NodeName,
     Rejection,
 )
-from metaleg_node.core.prefixes import Range
-from metaleg_node.core.selectors import any_selects
+from metaleg_node.core.networks import Range
+from metaleg_node.core.objects.fields import address_of
+from metaleg_node.core.objects.selectors import any_selects
 
 ENABLED, ADDRESS, WEIGHT = "metallb-nra/enabled", "metallb-nra/address", "metallb-nra/weight"
 """Labels on a BGPPeer, as metallb-node-route-agent has them."""
@@ -97,7 +97,7 @@ def read(cluster: ClusterState, config: Config, me: NodeName) -> WantedPaths:
     if config.return_path.bgp.enabled:
         gateways, refused = _peers(cluster, config, me)
         rejections += refused
-        ranges = prefixes.merged(_announced(cluster))
+        ranges = networks.merged_ranges(_announced(cluster))
         wanted.append((WantedPath(kind=PathKind.BGP, name="bgp", networks=frozenset(), gateways=gateways), ranges))
     return WantedPaths(paths=tuple(_owning(wanted)), rejections=tuple(rejections))
 
@@ -136,14 +136,14 @@ def _owning(wanted: Iterable[tuple[WantedPath, tuple[Range, ...]]]) -> Iterator[
     taken: tuple[Range, ...] = ()
     for path, ranges in wanted:
         claimed = tuple(one for one in ranges if one[0].version in path.families)
-        free = prefixes.without(claimed, taken) if taken else prefixes.merged(claimed)
+        free = networks.without(claimed, taken) if taken else networks.merged_ranges(claimed)
         notes = path.notes
-        if free != prefixes.merged(claimed):
+        if free != networks.merged_ranges(claimed):
             notes += ("some of its addresses belong to a path before it, which takes their replies",)
-        taken = prefixes.merged([*taken, *free])
-        networks = prefixes.covering(ranges)
-        owned = networks if free == ranges else prefixes.covering(free)
-        yield replace(path, networks=networks, owned=owned, notes=notes)
+        taken = networks.merged_ranges([*taken, *free])
+        whole = networks.covering(ranges)
+        owned = whole if free == ranges else networks.covering(free)
+        yield replace(path, networks=whole, owned=owned, notes=notes)
 
 
 # --- layer 2 ---------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def _l2(settings: L2Settings, pools: Iterable[AddressPool]) -> tuple[WantedPath,
         if pool.ref.name in by_name:
             by_name[pool.ref.name].append(pool)
     ranges = [one for found in by_name.values() for pool in found for one in pool.ranges]
-    ranges += map(prefixes.range_of, settings.cidrs)
+    ranges += map(networks.range_of, settings.cidrs)
     path = WantedPath(
         kind=PathKind.L2,
         name=settings.name,
@@ -167,7 +167,7 @@ def _l2(settings: L2Settings, pools: Iterable[AddressPool]) -> tuple[WantedPath,
         settings=settings,
         notes=tuple(f"there is no IPAddressPool {name}" for name, found in by_name.items() if not found),
     )
-    return path, prefixes.merged(ranges)
+    return path, networks.merged_ranges(ranges)
 
 
 # --- BGP -------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaleg_node.core.model import Address
-from metaleg_node.core.prefixes import Range, covering, merged, range_of, without
+from metaleg_node.core.networks import Range, covering, merged_ranges, range_of, without
 
 
 def ranges(*texts: str) -> list[Range]:
@@ -68,7 +68,7 @@ def members(found: list[Range] | tuple[Range, ...]) -> set[Address]:
 
 @given(one=small_ranges(), other=small_ranges())
 def test_ranges_are_sets_of_addresses(one: list[Range], other: list[Range]) -> None:
-    assert members(merged(one)) == members(one)
+    assert members(merged_ranges(one)) == members(one)
     assert members(without(one, other)) == members(one) - members(other)
     networks = covering(one)
     assert members([range_of(network) for network in networks]) == members(one)

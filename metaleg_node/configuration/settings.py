@@ -1,6 +1,6 @@
 """What a setting is, and which kinds of values settings may have.
 
-The tables of `metaleg_node.config` are dataclasses whose fields are made by `setting`, `section` and `sections`. Each
+The tables of `configuration.config` are dataclasses whose fields are made by `setting`, `section` and `sections`. Each
 field so carries all that parsing, the sample file and the reference need; a new key is one line there.
 """
 

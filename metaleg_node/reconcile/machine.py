@@ -14,11 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from metaleg_node.core import diff, flows
+from metaleg_node.core.compare import diff, flows
 from metaleg_node.core.model import Address, Firewall, Host, Questions, Routing
-from metaleg_node.kernel import conntrack, monitor, nftables
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.routing import RoutingControl
+from metaleg_node.kernel.netlink import conntrack, monitor
+from metaleg_node.kernel.netlink.routing import RoutingControl
+from metaleg_node.kernel.nftables import backend as nftables
 from metaleg_node.kernel.sysctl import Sysctls
 
 log = logging.getLogger(__name__)

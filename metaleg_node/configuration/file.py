@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from metaleg_node import regular_file
-from metaleg_node.config import Config, ConfigError, Problem, parse
-from metaleg_node.regular_file import Flaw, FlawError
+from metaleg_node import files
+from metaleg_node.configuration.config import Config, ConfigError, Problem, parse
+from metaleg_node.files import Flaw, FlawError
 
 MAX_BYTES = 1 << 20
 """The size of the largest file that is read, far above what any configuration needs."""
@@ -59,7 +59,7 @@ class Watch:
 
 def _text(path: Path, file: str) -> str:
     try:
-        return regular_file.read(path, MAX_BYTES).decode()
+        return files.read(path, MAX_BYTES).decode()
     except FlawError as error:
         raise _error(file, _FLAWS[error.flaw]) from None
     except OSError as error:

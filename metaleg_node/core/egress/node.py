@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import ip_network
 
-from metaleg_node.config import Config
+from metaleg_node.configuration.config import Config
 from metaleg_node.core import slots
+from metaleg_node.core.egress.survey import EgressService, Obstacle, PodAddress, Reason, Survey, filter_key
 from metaleg_node.core.model import (
     Address,
     DestinationFilter,
@@ -33,7 +34,7 @@ from metaleg_node.core.model import (
     Slot,
     Treatment,
 )
-from metaleg_node.core.survey import EgressService, Membership, Obstacle, PodAddress, Reason, Survey, filter_key
+from metaleg_node.core.networks import Membership
 
 UNREACHABLE_METRIC = 4278198272
 """0xff000000 + 8192: worse than any route that a lost link could leave behind."""

@@ -11,7 +11,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from metaleg_node.core.model import ROUTE_PROTOCOL, Family, ForeignItem, Network, Rule
-from metaleg_node.kernel.netlink import HEADER
+from metaleg_node.kernel.netlink.socket import HEADER
 
 SOCKET_FAMILY: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _FAMILY: dict[int, Family] = {number: family for family, number in SOCKET_FAMILY.items()}

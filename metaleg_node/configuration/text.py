@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from metaleg_node.config import Config
-from metaleg_node.settings import Many, Section, Setting, entries
+from metaleg_node.configuration.config import Config
+from metaleg_node.configuration.settings import Many, Section, Setting, entries
 
 _COMMENT_COLUMN = 36
 _WIDTH = 118
@@ -38,7 +38,7 @@ _REFERENCE_HEAD = f"""\
 # Configuration
 
 {INTRODUCTION}
-This page is written by `tools/generate.py` from the settings table in `metaleg_node/config.py`.
+This page is written by `tools/generate.py` from the settings table in `metaleg_node/configuration/config.py`.
 """
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
-from metaleg_node.config import Config
-from metaleg_node.core.egress import DEFAULT, DEFAULT_METRIC, UNREACHABLE_METRIC, Exit
+from metaleg_node.configuration.config import Config
+from metaleg_node.core.egress.node import DEFAULT, DEFAULT_METRIC, UNREACHABLE_METRIC, Exit
 from metaleg_node.core.model import (
     FAMILIES,
     MAIN_TABLE,
@@ -29,8 +29,8 @@ from metaleg_node.core.model import (
     Rule,
     Slot,
 )
-from metaleg_node.core.pools import PathGateway, PathKind, WantedPath
-from metaleg_node.core.survey import Membership, merged
+from metaleg_node.core.networks import Membership, merged
+from metaleg_node.core.return_path.wanted import PathGateway, PathKind, WantedPath
 
 MAIN_METRIC = 4700
 """Of our routes in the main table. The kernel's own for an address (IPv4 0, IPv6 256) are better, and nobody's route

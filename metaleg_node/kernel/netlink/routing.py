@@ -32,8 +32,7 @@ from metaleg_node.core.model import (
     Rule,
 )
 from metaleg_node.kernel.errors import KernelError, refusal
-from metaleg_node.kernel.netlink import NETLINK_ROUTE, NLMSG_ERROR, InterruptedDumpError, NetlinkSocket, error_code
-from metaleg_node.kernel.route_messages import (
+from metaleg_node.kernel.netlink.routes import (
     delete_route_body,
     dump_body,
     foreign_route,
@@ -46,7 +45,7 @@ from metaleg_node.kernel.route_messages import (
     read_route,
     route_request,
 )
-from metaleg_node.kernel.rule_messages import (
+from metaleg_node.kernel.netlink.rules import (
     SOCKET_FAMILY,
     Message,
     delete_rule_body,
@@ -54,6 +53,13 @@ from metaleg_node.kernel.rule_messages import (
     read_rule,
     rule_request,
     rule_table,
+)
+from metaleg_node.kernel.netlink.socket import (
+    NETLINK_ROUTE,
+    NLMSG_ERROR,
+    InterruptedDumpError,
+    NetlinkSocket,
+    error_code,
 )
 
 _RTM_DELROUTE, _RTM_GETROUTE, _RTM_DELRULE = 25, 26, 33

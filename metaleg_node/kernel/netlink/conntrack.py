@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from metaleg_node.core.model import CONNTRACK_LABEL, FAMILIES, Address, Family, Flow
 from metaleg_node.kernel.errors import refusal
-from metaleg_node.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket, attribute, attributes, nested
+from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket, attribute, attributes, nested
 
 _GET, _DELETE = 0x0101, 0x0102
 _ORIGINAL, _REPLY, _ZONE, _LABELS = 1, 2, 18, 22

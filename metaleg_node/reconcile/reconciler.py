@@ -8,11 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from metaleg_node.config import Config
-from metaleg_node.core import desired, diff, egress, pools, slots, survey
+from metaleg_node.configuration.config import Config
+from metaleg_node.core import assembly as desired
+from metaleg_node.core import slots
+from metaleg_node.core.compare import diff
+from metaleg_node.core.egress import node as egress
+from metaleg_node.core.egress import survey
 from metaleg_node.core.model import ClusterState, Host, NodeName, NodeState, Questions, Slot
-from metaleg_node.daemon.machine import Machine
+from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.kernel.errors import KernelError
+from metaleg_node.reconcile.machine import Machine
 
 log = logging.getLogger(__name__)
 

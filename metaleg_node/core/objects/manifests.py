@@ -13,19 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from metaleg_node.core.fields import (
-    NAME_SYNTAX,
-    NAMESPACE_SYNTAX,
-    Reader,
-    UnusableError,
-    is_name,
-    is_namespace,
-    names,
-    network_of,
-    selectors,
-    show,
-    timestamp_of,
-)
 from metaleg_node.core.model import (
     Address,
     AddressPool,
@@ -46,6 +33,19 @@ from metaleg_node.core.model import (
     Service,
     ServiceCIDR,
     ServicePort,
+)
+from metaleg_node.core.objects.fields import (
+    NAME_SYNTAX,
+    NAMESPACE_SYNTAX,
+    Reader,
+    UnusableError,
+    is_name,
+    is_namespace,
+    names,
+    network_of,
+    selectors,
+    show,
+    timestamp_of,
 )
 
 ANNOTATION_PREFIX: Final = "metaleg.de/"

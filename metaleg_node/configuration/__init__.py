@@ -1,0 +1,1 @@
+"""The configuration: its table of settings, its file, and its text."""

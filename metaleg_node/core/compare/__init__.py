@@ -1,0 +1,1 @@
+"""From what the kernel holds to what it should hold."""

@@ -1,0 +1,1 @@
+"""Raw Kubernetes objects become values."""

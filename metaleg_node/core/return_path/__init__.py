@@ -1,0 +1,1 @@
+"""Replies leave by the way the request came."""

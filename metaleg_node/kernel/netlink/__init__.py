@@ -1,0 +1,1 @@
+"""What is read and changed by netlink: addresses, links, routes, rules, neighbours, connections."""
