@@ -1,0 +1,121 @@
+"""What is wrong, as values: a code for machines, a severity, what it is about, and a sentence for people.
+
+The codes stand in one table, from which log, status, check, metrics and the documentation derive what they tell. So
+does which severity makes a command fail, see `fails`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class Severity(enum.IntEnum):
+    """How much a problem matters to who runs this node."""
+
+    NOTE = 1
+    """Worth knowing; nothing needs to be done."""
+    WARNING = 2
+    """Somebody's object does not get what it asks for, through its own fault; all others do."""
+    ERROR = 3
+    """What this node is asked for does not work, or not wholly."""
+
+
+class Code(enum.StrEnum):
+    """What kind of problem; stable words, in status, metrics and the documentation."""
+
+    # The configuration and this program.
+    CONFIGURATION = "configuration"
+    LISTEN = "listen"
+    HOOK = "hook"
+    STATUS_FILE = "status-file"
+    # The cluster's state.
+    SOURCE = "source"
+    STALE_STATE = "stale-state"
+    INCOMPLETE_STATE = "incomplete-state"
+    OBJECT_NOT_USED = "object-not-used"
+    # The kernel.
+    KERNEL = "kernel"
+    SYSCTL_RECORD = "sysctl-record"
+    INTERFACE_NAME = "interface-name"
+    UNEXPECTED = "unexpected"
+    # Egress: why a Service has none.
+    NOT_LOAD_BALANCER = "not-load-balancer"
+    BAD_ANNOTATION = "bad-annotation"
+    NO_ADDRESS = "no-address"
+    BAD_ADDRESS = "bad-address"
+    NO_GATEWAY = "no-gateway"
+    SEVERAL_GATEWAYS = "several-gateways"
+    UNKNOWN_NODE = "unknown-node"
+    NO_INTERNAL_IP = "no-internal-ip"
+    OFF_LINK = "off-link"
+    NO_ROUTE = "no-route"
+    NO_SLOT = "no-slot"
+    NO_EXIT = "no-exit"
+    # Return paths.
+    PATH_INACTIVE = "path-inactive"
+    PATH_PARTIAL = "path-partial"
+
+    @property
+    def severity(self) -> Severity:
+        return _TABLE[self][0]
+
+    @property
+    def meaning(self) -> str:
+        """One sentence, for the documentation."""
+        return _TABLE[self][1]
+
+
+_TABLE: dict[Code, tuple[Severity, str]] = {
+    Code.CONFIGURATION: (Severity.ERROR, "The configuration file is wrong; what was in force before stays so."),
+    Code.LISTEN: (Severity.ERROR, "Metrics or health checks cannot be served at their address."),
+    Code.HOOK: (Severity.ERROR, "A hook failed, timed out or was refused."),
+    Code.STATUS_FILE: (Severity.ERROR, "What the service does cannot be written for others to read."),
+    Code.SOURCE: (Severity.ERROR, "The cluster's state cannot be read."),
+    Code.STALE_STATE: (Severity.ERROR, "The last known state is in force, since the API does not answer."),
+    Code.INCOMPLETE_STATE: (Severity.ERROR, "The cluster's state lacks what every decision needs."),
+    Code.OBJECT_NOT_USED: (Severity.WARNING, "An object, or a part of one, is not used."),
+    Code.KERNEL: (Severity.ERROR, "The kernel refused something."),
+    Code.SYSCTL_RECORD: (Severity.ERROR, "The record of changed sysctls cannot be read or written."),
+    Code.INTERFACE_NAME: (Severity.ERROR, "The packet filter cannot name an interface."),
+    Code.UNEXPECTED: (Severity.ERROR, "A fault of this program."),
+    Code.NOT_LOAD_BALANCER: (Severity.WARNING, "A labelled Service is not of type LoadBalancer."),
+    Code.BAD_ANNOTATION: (Severity.WARNING, "An annotation of a labelled Service cannot be understood."),
+    Code.NO_ADDRESS: (Severity.WARNING, "A labelled Service has no LoadBalancer address of this family."),
+    Code.BAD_ADDRESS: (Severity.WARNING, "A Service's LoadBalancer address can be nobody's source address."),
+    Code.NO_GATEWAY: (Severity.ERROR, "No node announces the Service's address."),
+    Code.SEVERAL_GATEWAYS: (Severity.ERROR, "Several nodes announce the Service's address by BGP."),
+    Code.UNKNOWN_NODE: (Severity.ERROR, "The node that announces the address is not among the Node objects."),
+    Code.NO_INTERNAL_IP: (Severity.ERROR, "The gateway has no InternalIP of this family."),
+    Code.OFF_LINK: (Severity.ERROR, "The gateway is behind a router."),
+    Code.NO_ROUTE: (Severity.ERROR, "This node has no route to the gateway."),
+    Code.NO_SLOT: (Severity.ERROR, "All values under firewall.mark_mask are taken."),
+    Code.NO_EXIT: (Severity.ERROR, "The return path by which the address must leave does not work."),
+    Code.PATH_INACTIVE: (Severity.ERROR, "A return path does nothing."),
+    Code.PATH_PARTIAL: (Severity.ERROR, "A part of a return path does not work."),
+}
+
+_FAILS_FROM = {"check": Severity.WARNING, "status": Severity.ERROR}
+"""`check` finds all that its caller could mend; `status`, on every node, does not fail for one tenant's mistake."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Problem:
+    """One thing that is wrong. `subject` names what it is about: an object, a path, a file and key; may be empty."""
+
+    code: Code
+    subject: str = ""
+    text: str
+
+    @property
+    def severity(self) -> Severity:
+        return self.code.severity
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.text}" if self.subject else self.text
+
+
+def fails(command: str, problems: Iterable[Problem]) -> bool:
+    """Whether these problems make `check` or `status` fail."""
+    return any(problem.severity >= _FAILS_FROM[command] for problem in problems)
