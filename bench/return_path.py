@@ -14,6 +14,7 @@ from bench.forwarding import Case, beside_first, from_pods, to_address
 from bench.node import ADDRESS, nodes
 from bench.results import Figure
 from metaleg_node.configuration.config import Config, parse
+from metaleg_node.core.firewall.return_paths import ReturnPaths
 from metaleg_node.core.model import AddressPool, Advertisement, BGPPeer, ClusterState, Node, ObjectRef
 from metaleg_node.lab.namespaces import Namespace
 from metaleg_node.reconcile.machine import Machine
@@ -79,13 +80,15 @@ def _reconcile(directory: Path) -> tuple[float, float, float]:
         started = time.monotonic()
         plan = reconciler.plan(cluster)
         assert plan.desired.state.firewall
-        assert [len(path.networks) for path in plan.desired.state.firewall.return_paths.values()] == [_NETWORKS]
+        assert [len(path.networks) for path in plan.desired.state.firewall.part(ReturnPaths).paths.values()] == [
+            _NETWORKS
+        ]
         outcome = reconciler.apply(plan)
         applied = time.monotonic()
         assert outcome.ok, outcome.problems
         assert not reconciler.plan(cluster).steps
         compared = time.monotonic()
-        machine.forget_firewall()
+        machine.packet_filter.forget()
         assert not reconciler.plan(cluster).steps
         times = (started, applied, compared, time.monotonic())
         return (times[1] - times[0]) * 1000, (times[2] - times[1]) * 1000, (times[3] - times[2]) * 1000

@@ -296,7 +296,7 @@ def _state_problems(config: Config) -> list[str]:
         cluster = _cluster(config)
     except Failure as error:
         return [str(error)]
-    surveyed = survey.survey(cluster, config)
+    surveyed = survey.take(cluster, config)
     for service in surveyed.services:
         if service.obstacle:
             print(f"{service.service.ref} (IPv{service.family}) has no egress: {service.obstacle.detail}")

@@ -12,7 +12,10 @@ from collections.abc import Iterable
 from ipaddress import ip_network
 
 from metaleg_node.core.compare import diff
-from metaleg_node.core.model import Firewall, ForeignItem, NodeState, Route, RouteType, Routing, Rule, Treatment
+from metaleg_node.core.firewall.egress import Egress, Treatment
+from metaleg_node.core.firewall.part import Firewall
+from metaleg_node.core.model import ForeignItem, Route, RouteType, Routing, Rule
+from metaleg_node.core.node_state import NodeState
 
 
 def in_place_of(ours: Route | Rule) -> ForeignItem:
@@ -108,7 +111,7 @@ class FakeKernel:
         ]
         if self.firewall is None:
             return found
-        for address, pod in self.firewall.pods.items():
+        for address, pod in self.firewall.part(Egress).pods.items():
             if pod.treatment is Treatment.STEER:
                 assert pod.slot
                 mark, mask = self.firewall.mark(pod.slot), self.firewall.mark_mask

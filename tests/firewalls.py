@@ -5,23 +5,48 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
+from types import SimpleNamespace
+from typing import Any, cast
 
-from metaleg_node.core.egress.survey import NEVER_EGRESS, filter_key
-from metaleg_node.core.model import (
-    Address,
-    DestinationFilter,
-    EgressPod,
-    Firewall,
-    Match,
-    Network,
-    NodeName,
-    ReturnPath,
-    Slot,
-    Treatment,
-)
+from metaleg_node.core.egress.survey import NEVER_EGRESS
+from metaleg_node.core.firewall.egress import DestinationFilter, Egress, EgressPod, Treatment
+from metaleg_node.core.firewall.invalid_input import InvalidInput
+from metaleg_node.core.firewall.part import Firewall, Part
+from metaleg_node.core.firewall.return_paths import ReturnPath, ReturnPaths
+from metaleg_node.core.firewall.reverse_path import ReversePathCheck
+from metaleg_node.core.firewall.transit import Transit
+from metaleg_node.core.model import Address, Holder, Match, Network, NodeName, Slot
 from metaleg_node.core.networks import merged
 
 MASK = 0x3F000000
+
+_PARTS: tuple[type[Part], ...] = (Egress, Transit, ReturnPaths, ReversePathCheck, InvalidInput)
+_OWNERS = {field.name: kind for kind in _PARTS for field in dataclasses.fields(kind)}
+
+
+def but(firewall: Firewall, **values: object) -> Firewall:
+    """The same with other values in whichever part has them, or another `mark_mask`; `gateways` may be plain names."""
+    if "mark_mask" in values:
+        firewall = dataclasses.replace(firewall, mark_mask=cast(int, values.pop("mark_mask")))
+    if isinstance(named := values.get("gateways"), dict):
+        values["gateways"] = {slot: Holder.read(str(name)) for slot, name in named.items()}
+    for kind in {_OWNERS[name] for name in values}:
+        own = {name: value for name, value in values.items() if _OWNERS[name] is kind}
+        firewall = firewall.having(dataclasses.replace(firewall.part(kind), **own))
+    return firewall
+
+
+def wall(**values: object) -> Firewall:
+    """A firewall with these values, and nothing else."""
+    return but(Firewall(mark_mask=MASK), **values)
+
+
+def flat(firewall: Firewall | None) -> Any:
+    """The values of all its parts together, holders as their names."""
+    assert firewall
+    values = {name: getattr(firewall.part(kind), name) for name, kind in _OWNERS.items()}
+    named = {slot: str(holder) for slot, holder in values["gateways"].items()}
+    return SimpleNamespace(**values | {"mark_mask": firewall.mark_mask, "gateways": named, "mark": firewall.mark})
 
 
 def addresses(*texts: str) -> frozenset[Address]:
@@ -43,7 +68,7 @@ RESTRICTED = DestinationFilter(
 )
 EXCEPT = DestinationFilter(exclude=networks("192.168.0.0/24", "192.168.2.7/32"))
 """Two networks, of which one is a single address."""
-R, E = filter_key(RESTRICTED), filter_key(EXCEPT)
+R, E = RESTRICTED.key, EXCEPT.key
 LB4, LB6 = ip_address("192.0.2.200"), ip_address("2001:db8:1::200")
 
 STEER = EgressPod(treatment=Treatment.STEER, slot=Slot(1))
@@ -57,8 +82,7 @@ def filtered(pod: EgressPod, key: str) -> EgressPod:
     return dataclasses.replace(pod, filter=key)
 
 
-FULL = Firewall(
-    mark_mask=MASK,
+FULL = wall(
     pods={
         **pods([2, 3], STEER),
         **pods([4], filtered(STEER, R)),
@@ -84,20 +108,20 @@ FULL = Firewall(
     node_addresses=addresses("10.0.0.1", "fd00::1"),
 )
 
-PATHS = dataclasses.replace(
+PATHS = but(
     FULL,
-    return_paths={
+    paths={
         Slot(3): ReturnPath(
-            holder=NodeName("path:public_A.b"), networks=networks("198.51.100.0/24", "2001:db8:51::/64")
+            holder=Holder.read("path:public_A.b"), networks=networks("198.51.100.0/24", "2001:db8:51::/64")
         ),
         Slot(4): ReturnPath(
-            holder=NodeName("path::bgp"),
+            holder=Holder.read("path::bgp"),
             networks=networks("192.0.2.0/25", "192.0.2.128/26", "192.0.2.200", "2001:db8:2::200"),
             mark=0x14,
         ),
     },
     match=frozenset(Match),
-    direct=FULL.inside | networks("172.16.0.0/12"),
+    direct=FULL.part(Egress).inside | networks("172.16.0.0/12"),
     checked=frozenset({"eth1", "bond0.100"}),
     spared=networks("198.51.100.0/24", "192.0.2.7/32"),
 )
@@ -107,13 +131,13 @@ assert len(_LONG) == 252
 
 FIREWALLS: dict[str, Firewall] = {
     "full": FULL,
-    "empty": Firewall(mark_mask=MASK),
-    "drop": dataclasses.replace(FULL, hold="drop"),
-    "random": dataclasses.replace(FULL, source_ports="random"),
-    "no-invalid-input": dataclasses.replace(FULL, drop_invalid_input=True),
-    "another-mask": dataclasses.replace(FULL, mark_mask=0xF0),
-    "highest-mask": dataclasses.replace(FULL, mark_mask=0xFC000000),
-    "moved": dataclasses.replace(
+    "empty": wall(),
+    "drop": but(FULL, hold="drop"),
+    "random": but(FULL, source_ports="random"),
+    "no-invalid-input": but(FULL, dropped=True),
+    "another-mask": but(FULL, mark_mask=0xF0),
+    "highest-mask": but(FULL, mark_mask=0xFC000000),
+    "moved": but(
         FULL,
         pods={
             **pods([2], SNAT4),
@@ -127,60 +151,59 @@ FIREWALLS: dict[str, Firewall] = {
         next_hops=addresses("10.0.0.3"),
         filters={R: RESTRICTED},
     ),
-    "other-sources": dataclasses.replace(
+    "other-sources": but(
         FULL,
         pods=pods([5, 6], EgressPod(treatment=Treatment.SNAT, slot=Slot(2), source=ip_address("192.0.2.201"))),
         gateways={Slot(2): NodeName("node-a")},
         sources=addresses("192.0.2.201"),
         filters={},
     ),
-    "narrower-networks": dataclasses.replace(
+    "narrower-networks": but(
         FULL,
         inside=networks("10.244.0.0/17", "10.244.128.0/18", "10.96.0.0/13", "10.0.0.128/25", "224.0.0.0/5", "::1/128"),
         pod_networks=networks("10.244.1.0/24", "10.244.2.0/24"),
     ),
-    "wider-networks": dataclasses.replace(
+    "wider-networks": but(
         FULL, inside=networks("8.0.0.0/5", "128.0.0.0/1", "8000::/1"), pod_networks=networks("10.240.0.0/12")
     ),
-    "all-networks": dataclasses.replace(FULL, inside=networks("0.0.0.0/0", "::/0")),
-    "ends-of-the-range": dataclasses.replace(
+    "all-networks": but(FULL, inside=networks("0.0.0.0/0", "::/0")),
+    "ends-of-the-range": but(
         FULL,
         inside=networks(
             "0.0.0.0/32", "255.255.255.255/32", "::/128", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128", "240.0.0.0/8"
         ),
     ),
-    "neighbours": dataclasses.replace(
+    "neighbours": but(
         FULL, inside=networks("10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/32", "fd00:1::/64", "fd00:1:0:1::/64")
     ),
-    "ipv4-in-ipv6": dataclasses.replace(
+    "ipv4-in-ipv6": but(
         FULL,
         inside=networks("::ffff:0:0/96", "64:ff9b::/96", "::192.0.2.0/120"),
         node_addresses=addresses("::192.0.2.1"),
     ),
-    "long-names": dataclasses.replace(FULL, gateways={Slot(1): _LONG, Slot(2): NodeName(_LONG[:101])}),
+    "long-names": but(FULL, gateways={Slot(1): _LONG, Slot(2): NodeName(_LONG[:101])}),
     "paths": PATHS,
-    "paths-by-conntrack": dataclasses.replace(
-        PATHS, match=frozenset({Match.CONNTRACK}), return_paths={Slot(3): PATHS.return_paths[Slot(3)]}
+    "paths-by-conntrack": but(
+        PATHS, match=frozenset({Match.CONNTRACK}), paths={Slot(3): PATHS.part(ReturnPaths).paths[Slot(3)]}
     ),
-    "paths-by-source": dataclasses.replace(PATHS, match=frozenset({Match.SOURCE}), direct=frozenset()),
-    "paths-alone": dataclasses.replace(
+    "paths-by-source": but(PATHS, match=frozenset({Match.SOURCE}), direct=frozenset()),
+    "paths-alone": but(
         PATHS,
         pods={},
         gateways={},
         sources=frozenset(),
         inside=frozenset(),
         filters={},
-        return_paths={Slot(4): PATHS.return_paths[Slot(3)], Slot(3): PATHS.return_paths[Slot(4)]},
+        paths={Slot(4): PATHS.part(ReturnPaths).paths[Slot(3)], Slot(3): PATHS.part(ReturnPaths).paths[Slot(4)]},
     ),
-    "path-to-everywhere": dataclasses.replace(
-        PATHS, return_paths={Slot(3): ReturnPath(holder=NodeName("path:x"), networks=networks("0.0.0.0/0", "::/0"))}
+    "path-to-everywhere": but(
+        PATHS, paths={Slot(3): ReturnPath(holder=Holder.read("path:x"), networks=networks("0.0.0.0/0", "::/0"))}
     ),
-    "path-of-one-address": dataclasses.replace(
-        PATHS, return_paths={Slot(3): ReturnPath(holder=NodeName("path:x"), networks=networks("192.0.2.7/32"))}
+    "path-of-one-address": but(
+        PATHS, paths={Slot(3): ReturnPath(holder=Holder.read("path:x"), networks=networks("192.0.2.7/32"))}
     ),
-    "reverse-path-check-alone": Firewall(mark_mask=MASK, checked=frozenset({"eth1"}), spared=networks("10.0.0.0/8")),
-    "63-slots": Firewall(
-        mark_mask=MASK,
+    "reverse-path-check-alone": wall(checked=frozenset({"eth1"}), spared=networks("10.0.0.0/8")),
+    "63-slots": wall(
         pods={
             ip_address(f"10.244.1.{n}"): EgressPod(treatment=Treatment.STEER, slot=Slot(n), filter=R if n % 2 else "")
             for n in range(1, 64)

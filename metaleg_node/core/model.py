@@ -1,7 +1,8 @@
 """The values that the whole program speaks in.
 
-Three families of frozen values: what the cluster says (`ClusterState`), what this host is like (`Host`), and what the
-kernel of this node holds or should hold (`NodeState`). Nothing here reads, writes or decides.
+Three families of frozen values: what the cluster says (`ClusterState`), what this host is like (`Host`), and the rules
+and routes that the kernel of this node holds or should hold (`Routing`; for the packet filter see `core.firewall`).
+Nothing here reads, writes or decides.
 """
 
 from __future__ import annotations
@@ -20,7 +21,37 @@ FAMILIES: tuple[Family, ...] = (4, 6)
 
 NodeName = NewType("NodeName", str)
 Slot = NewType("Slot", int)
-"""1..63: which value under the mark mask, and which routing table, a gateway node has on this node."""
+"""1..63: which value under the mark mask, and which routing table, a holder has on this node."""
+
+
+class HolderKind(enum.StrEnum):
+    """What slots are for; the values stand before the name in the packet filter's comments."""
+
+    NODE = ""
+    """A gateway: a node that traffic is steered to, this node itself included."""
+    PATH = "path"
+    """A return path."""
+    EXIT = "egress"
+    """The way out of egress traffic that leaves by a return path."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Holder:
+    """Who has a slot. Its text is what plan, status and the packet filter's comments call it; no node's name has a
+    colon."""
+
+    kind: HolderKind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}" if self.kind else self.name
+
+    @classmethod
+    def read(cls, text: str) -> Holder:
+        """The holder with this text."""
+        kind, colon, name = text.partition(":")
+        return cls(HolderKind(kind), name) if colon and kind in set(HolderKind) else cls(HolderKind.NODE, text)
+
 
 MAIN_TABLE = 254
 """RT_TABLE_MAIN (linux/rtnetlink.h)."""
@@ -244,7 +275,8 @@ class Host:
     does; `on_link` are those among them that need no router in between. `rp_filter` are the values of
     net.ipv4.conf.NAME.rp_filter (0, 1 or 2), `all` included, and `arp` those of net.ipv4.conf.all.arp_ignore and
     arp_announce, where somebody asked. `links` has the interfaces that were asked about and exist; `connected` are the
-    networks that this host's own addresses lie in.
+    networks that this host's own addresses lie in. `unnameable` are those of these interfaces that the packet filter
+    cannot name.
     """
 
     addresses: frozenset[Address] = frozenset()
@@ -254,6 +286,7 @@ class Host:
     arp: Mapping[str, int] = field(default_factory=dict)
     links: Mapping[str, Link] = field(default_factory=dict)
     connected: frozenset[Network] = frozenset()
+    unnameable: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +299,16 @@ class Questions:
     all_rp_filters: bool = False
     arp: bool = False
     connected: bool = False
+
+    def with_(self, other: Questions) -> Questions:
+        """Both together."""
+        return Questions(
+            addresses=self.addresses | other.addresses,
+            links=self.links | other.links,
+            all_rp_filters=self.all_rp_filters or other.all_rp_filters,
+            arp=self.arp or other.arp,
+            connected=self.connected or other.connected,
+        )
 
 
 # --- what the kernel of this node holds ------------------------------------------------------------------------------
@@ -361,39 +404,6 @@ class Routing:
     foreign_routes: frozenset[ForeignItem] = frozenset()
 
 
-class Treatment(enum.StrEnum):
-    """What this node does with the outward traffic of an egress pod."""
-
-    STEER = "steer"
-    """Mark it for the gateway's table; it leaves this node un-NATed."""
-    SNAT = "snat"
-    """This node is the gateway: the LoadBalancer address becomes the source."""
-    HOLD = "hold"
-    """No way out now: `when_unavailable`."""
-    ELSEWHERE = "elsewhere"
-    """Another node's pod, for which this node is not the gateway: dropped."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EgressPod:
-    """One address of a pod and its treatment. `slot` is set for STEER and SNAT, `source` for SNAT; `filter` names a
-    `DestinationFilter`, empty for none; `local` pods run on this node."""
-
-    treatment: Treatment
-    slot: Slot | None = None
-    source: Address | None = None
-    filter: str = ""
-    local: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DestinationFilter:
-    """A Service's annotations: destinations that stay as they are, and (when not empty) the only ones that count."""
-
-    exclude: frozenset[Network] = frozenset()
-    only: frozenset[Network] = frozenset()
-
-
 class Match(enum.StrEnum):
     """How packets of a return path are known; the values of return_path.match."""
 
@@ -401,73 +411,6 @@ class Match(enum.StrEnum):
     """Replies of connections whose original destination lies in the path's networks."""
     SOURCE = "source"
     """Packets whose source lies in the path's networks before they are routed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReturnPath:
-    """Networks whose replies leave by one way. `holder` is what has the slot, see `slots`; `mark` is a mark that
-    packets known by their source must carry already, None for any."""
-
-    holder: NodeName
-    networks: frozenset[Network]
-    mark: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Firewall:
-    """What the packet filter holds, in terms that both backends render.
-
-    `gateways` names the node of each slot; `sources` are the LoadBalancer addresses that this node translates to;
-    `next_hops` are the addresses that steered packets may be handed to;
-    `inside` are the destinations that are never egress; `served` are the ports on which egress pods take datagrams
-    (UDP, SCTP) from anybody; `pod_networks`, `node_interfaces` and `node_addresses` tell
-    a pod of another node that would leave with this node's own address (the transit guard).
-
-    `return_paths` never overlap; `direct` are the destinations to which no return path applies. On the interfaces
-    `checked` an IPv4 packet is dropped when its source is not reached through the interface, unless it goes to one of
-    the networks `spared`.
-    """
-
-    mark_mask: int
-    pods: Mapping[Address, EgressPod] = field(default_factory=dict)
-    gateways: Mapping[Slot, NodeName] = field(default_factory=dict)
-    sources: frozenset[Address] = frozenset()
-    next_hops: frozenset[Address] = frozenset()
-    inside: frozenset[Network] = frozenset()
-    served: frozenset[int] = frozenset()
-    filters: Mapping[str, DestinationFilter] = field(default_factory=dict)
-    pod_networks: frozenset[Network] = frozenset()
-    node_interfaces: frozenset[str] = frozenset()
-    node_addresses: frozenset[Address] = frozenset()
-    hold: str = "reject"
-    source_ports: str = "preserve"
-    drop_invalid_input: bool = False
-    return_paths: Mapping[Slot, ReturnPath] = field(default_factory=dict)
-    match: frozenset[Match] = frozenset()
-    direct: frozenset[Network] = frozenset()
-    checked: frozenset[str] = frozenset()
-    spared: frozenset[Network] = frozenset()
-
-    @property
-    def holders(self) -> dict[Slot, NodeName]:
-        """Who has which slot: gateways and return paths."""
-        return {**self.gateways, **{slot: path.holder for slot, path in self.return_paths.items()}}
-
-    def mark(self, slot: Slot) -> int:
-        """The mark of a slot: its number, shifted to the lowest bit of the mask."""
-        return slot * (self.mark_mask & -self.mark_mask)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeState:
-    """All that this program keeps in the kernel of this node. `firewall` None: no table of ours.
-
-    `sysctls` maps names such as net/ipv4/conf/eth0/rp_filter to values; as desired, only those that must be so.
-    """
-
-    routing: Routing = field(default_factory=Routing)
-    firewall: Firewall | None = None
-    sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- conntrack -------------------------------------------------------------------------------------------------------

@@ -1,44 +1,91 @@
-"""Which gateway has which mark and table on this node.
+"""Which claim has which mark and routing table on this node.
 
-A slot is one value under the mark mask and one routing table. It stays with its gateway for as long as the gateway is
-wanted, across restarts too: the caller reads the present holders back from the kernel.
+A slot is one value under the mark mask and one routing table. Each feature tells what it claims slots for; they are
+handed out here and nowhere else. A slot stays with its holder for as long as that one is wanted, across restarts too:
+who has which is read back from the packet filter, and where that is lost from rules and routes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from metaleg_node.core.model import Address, Node, NodeName, Route, Slot
+from metaleg_node.core.model import Address, Holder, Route, RouteType, Routing, Slot
+
+MAX_SLOTS = 63
+
+Granted = Mapping[Holder, Slot]
+"""Who got which slot; who got none is not in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A slot is wanted for `holder`. The rest tells its routes from others': `gateways` are its next hops, `closed`
+    says whether its table ends in an unreachable route, `table` is one that does not follow from the slot."""
+
+    holder: Holder
+    gateways: frozenset[Address] = frozenset()
+    closed: bool = True
+    table: int | None = None
+
+
+def mark_of(slot: Slot, mark_mask: int) -> int:
+    """The mark of a slot: its number, shifted to the lowest bit of the mask."""
+    return slot * (mark_mask & -mark_mask)
 
 
 def count(mark_mask: int) -> int:
     """How many slots a mask has room for: all its values but 0, and never more than 63 tables."""
-    return min((1 << mark_mask.bit_count()) - 1, 63)
+    return min((1 << mark_mask.bit_count()) - 1, MAX_SLOTS)
 
 
-def assign(held: Mapping[Slot, NodeName], wanted: Sequence[NodeName], *, slots: int) -> dict[NodeName, Slot]:
-    """Gives each wanted gateway a slot, in the order of `wanted` while there are any; who gets none is left out.
+def assign(held: Mapping[Slot, Holder], wanted: Sequence[Holder], *, slots: int) -> dict[Holder, Slot]:
+    """Gives each wanted holder a slot, in the order of `wanted` while there are any; who gets none is left out.
 
     Holders keep theirs. A slot that nobody held is preferred to one that was held, so that packets already marked
     for a former gateway do not meet the next one's table.
     """
-    names = list(dict.fromkeys(wanted))
-    result: dict[NodeName, Slot] = {}
-    for slot, name in sorted(held.items()):
-        if name in names and name not in result and 1 <= slot <= slots:
-            result[name] = slot
+    holders = list(dict.fromkeys(wanted))
+    result: dict[Holder, Slot] = {}
+    for slot, holder in sorted(held.items()):
+        if holder in holders and holder not in result and 1 <= slot <= slots:
+            result[holder] = slot
     taken = set(result.values())
     free = sorted((Slot(n) for n in range(1, slots + 1) if n not in taken), key=lambda slot: (slot in held, slot))
-    result.update(zip((name for name in names if name not in result), free, strict=False))
+    result.update(zip((holder for holder in holders if holder not in result), free, strict=False))
     return result
 
 
-def held_by_routes(routes: Iterable[Route], nodes: Iterable[Node], table_base: int) -> dict[Slot, NodeName]:
-    """The holders as the routing tables tell them: a table's next hop is its gateway's InternalIP."""
-    owners: Mapping[Address, NodeName] = {address: node.name for node in nodes for address in node.internal_ips}
-    return {
-        Slot(route.table - table_base): owners[hop.gateway]
-        for route in routes
-        for hop in route.next_hops
-        if hop.gateway and hop.gateway in owners and route.table > table_base
-    }
+def read_back(routing: Routing, claims: Iterable[Claim], mark_mask: int, table_base: int) -> dict[Slot, Holder]:
+    """The holders as rules and routes tell them: a claim is known by the next hops of its table, or where its table is
+    always the same by the mark of the rule that leads there."""
+    tables: dict[int, list[Route]] = {}
+    for route in routing.routes:
+        tables.setdefault(route.table, []).append(route)
+    found: dict[Slot, Holder] = {}
+    waiting = list(claims)
+    for slot, table in _numbered(routing, tables, mark_mask, table_base, {claim.table for claim in waiting}):
+        claim = next((one for one in waiting if _fits(one, table, tables[table])), None)
+        if claim and slot not in found:
+            found[slot] = claim.holder
+            waiting.remove(claim)
+    return found
+
+
+def _numbered(
+    routing: Routing, tables: Iterable[int], mark_mask: int, table_base: int, fixed: set[int | None]
+) -> Iterator[tuple[Slot, int]]:
+    marked = {rule.table: rule.mark // (mark_mask & -mark_mask) for rule in routing.rules if rule.mark}
+    for table in sorted(tables):
+        if table in fixed and table in marked:
+            yield Slot(marked[table]), table
+        elif table_base < table <= table_base + MAX_SLOTS:
+            yield Slot(table - table_base), table
+
+
+def _fits(claim: Claim, table: int, routes: Iterable[Route]) -> bool:
+    hops = {hop.gateway for route in routes for hop in route.next_hops if hop.gateway}
+    closed = any(route.type is RouteType.UNREACHABLE for route in routes)
+    if claim.table is not None:
+        return claim.table == table
+    return closed is claim.closed and bool(hops & claim.gateways)

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.core.assembly import PathReport
-from metaleg_node.core.compare.diff import Change
-from metaleg_node.core.egress.node import ServiceReport
+from metaleg_node.core.changes import Change
+from metaleg_node.core.egress.node import ServiceDecision
 from metaleg_node.core.egress.survey import Gateway, Obstacle
-from metaleg_node.core.model import Firewall, Rejection, Slot
+from metaleg_node.core.firewall.egress import Egress
+from metaleg_node.core.firewall.part import Firewall
+from metaleg_node.core.model import Rejection, Slot
+from metaleg_node.core.return_path.node import PathDecision
+from metaleg_node.core.slots import mark_of
 from metaleg_node.daemon.metrics import GatewayInfo, Overview, PathInfo
 from metaleg_node.daemon.status import GatewayStatus, NextHopStatus, PathStatus, ServiceStatus, SourceStatus
 from metaleg_node.kernel.errors import KernelError
@@ -76,7 +79,7 @@ def gateways(plan: Plan, config: Config) -> list[GatewayStatus]:
     if firewall is None:
         return []
     base = config.firewall.route_table_base
-    return [_gateway(plan, firewall, slot, base) for slot in sorted(firewall.gateways)]
+    return [_gateway(plan, firewall, slot, base) for slot in sorted(firewall.part(Egress).gateways)]
 
 
 def paths(plan: Plan, config: Config) -> list[PathStatus]:
@@ -98,9 +101,9 @@ def refresh(found: Iterable[PathStatus]) -> None:
         hop["neighbour"] = states[ip_address(hop["address"]), hop["interface"]]
 
 
-def _path(report: PathReport, config: Config) -> PathStatus:
+def _path(report: PathDecision, config: Config) -> PathStatus:
     path = report.path
-    mark = Firewall(mark_mask=config.firewall.mark_mask).mark(report.slot) if report.slot else None
+    mark = mark_of(report.slot, config.firewall.mark_mask) if report.slot else None
     ordered = sorted(path.wanted.networks, key=lambda n: (n.version, int(n.network_address)))
     return PathStatus(
         name=path.wanted.name,
@@ -128,11 +131,7 @@ def _path(report: PathReport, config: Config) -> PathStatus:
 
 def problems(plan: Plan) -> Iterator[str]:
     """All that the operator should know: what does not work, and which objects are not used."""
-    yield from plan.problems
-    yield from plan.desired.problems
-    for report in plan.desired.services:
-        if report.obstacle:
-            yield f"Service {_service_name(report)} (IPv{report.service.family}): {_reason(report.obstacle)}"
+    yield from map(str, (*plan.problems, *plan.desired.problems))
     yield from rejections(plan.desired.rejections)
 
 
@@ -158,7 +157,7 @@ def overview(plan: Plan, rejected: int) -> Overview:
             for report in reports
             if report.service.source
         ),
-        unavailable=Counter(report.obstacle.reason.value for report in reports if report.obstacle),
+        unavailable=Counter(report.obstacle.code.value for report in reports if report.obstacle),
         ambiguous=len({r.service.service.ref for r in reports if r.service.gateway and r.service.gateway.ambiguous}),
         rejected=rejected + len(plan.desired.rejections),
         paths=tuple(
@@ -189,12 +188,12 @@ def status_line(plan: Plan | None, source: SourceStatus, found: Sequence[str]) -
     return f"{text}; {counted(len(found), 'problem')}: {'; '.join(found)}" if found else text
 
 
-def _count_services(reports: Iterable[ServiceReport]) -> int:
+def _count_services(reports: Iterable[ServiceDecision]) -> int:
     """A Service has a report for each family."""
     return len({(report.service.service.ref.namespace, report.service.service.ref.name) for report in reports})
 
 
-def _count_pods(reports: Iterable[ServiceReport]) -> int:
+def _count_pods(reports: Iterable[ServiceDecision]) -> int:
     return sum(report.pods for report in reports)
 
 
@@ -203,10 +202,10 @@ def _ambiguity(gateway: Gateway | None) -> str:
 
 
 def _reason(obstacle: Obstacle) -> str:
-    return f"{obstacle.reason}: {obstacle.detail}"
+    return f"{obstacle.code}: {obstacle.detail}"
 
 
-def _service_name(report: ServiceReport) -> str:
+def _service_name(report: ServiceDecision) -> str:
     ref = report.service.service.ref
     return f"{ref.namespace}/{ref.name}"
 
@@ -219,4 +218,6 @@ def _gateway(plan: Plan, firewall: Firewall, slot: Slot, base: int) -> GatewaySt
         for hop in route.next_hops
     }
     mark = f"{firewall.mark(slot):#010x}"
-    return GatewayStatus(node=firewall.gateways[slot], slot=slot, mark=mark, table=base + slot, next_hops=hops)
+    return GatewayStatus(
+        node=str(firewall.part(Egress).gateways[slot]), slot=slot, mark=mark, table=base + slot, next_hops=hops
+    )

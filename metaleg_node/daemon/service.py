@@ -22,7 +22,8 @@ from metaleg_node.configuration import config as configuration
 from metaleg_node.configuration import file as config_file
 from metaleg_node.configuration.config import Config, ConfigError, Problem
 from metaleg_node.configuration.settings import SLOTS
-from metaleg_node.core.model import ClusterState, NodeState
+from metaleg_node.core.model import ClusterState
+from metaleg_node.core.node_state import NodeState
 from metaleg_node.daemon import health, notify, report, status
 from metaleg_node.daemon import log as logs
 from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource
@@ -135,7 +136,7 @@ class Service:
         config = self._config
         self._reconciler = Reconciler(self._machine, config)
         # Nobody listened to the kernel while the configuration changed.
-        self._machine.forget_firewall()
+        self._machine.packet_filter.forget()
         with ExitStack() as stack:
             stack.enter_context(Monitor(self._hint, tables=_tables(config), own_ports=lambda: self._machine.own_ports))
             self._serve(stack)
@@ -171,7 +172,7 @@ class Service:
         """How long to wait for the API before the last known state is taken: not at all where the kernel holds nothing
         of ours, after a boot for example, since anything is better than packets with a wrong source."""
         try:
-            return PATIENCE_SECONDS if self._machine.firewall().firewall else 0.0
+            return PATIENCE_SECONDS if self._machine.packet_filter.observe().firewall else 0.0
         except KernelError:
             return 0.0
 
@@ -198,10 +199,10 @@ class Service:
     def _concerns_us(self, events: set[Event]) -> bool:
         """Whether there is anything to do: our own commits to the packet filter come back as events, too."""
         if Event.INTERVAL in events:
-            self._machine.forget_firewall()
+            self._machine.packet_filter.forget()
             self._events.schedule(Event.INTERVAL, self._config.reconcile.interval)
         try:
-            changed = Event.FIREWALL in events and self._machine.firewall_changed()
+            changed = Event.FIREWALL in events and self._machine.packet_filter.changed()
         except KernelError:
             changed = True
         return bool(events - {Event.FIREWALL}) or changed
@@ -252,7 +253,7 @@ class Service:
             return Outcome(problems=(str(error),))
         except Exception as error:
             log.exception("a reconcile met something unexpected")
-            self._machine.forget_firewall()
+            self._machine.packet_filter.forget()
             return Outcome(problems=(f"unexpected {type(error).__name__}: {error}; please report it, with the log",))
 
     def _apply(self, plan: Plan, reason: str) -> Outcome:
@@ -409,9 +410,9 @@ def _traffic() -> Traffic | None:
     found = nftables.counters()
     if not found:
         return None
-    packets, size = found.get("translated", (0, 0))
-    refused = sum(found.get(name, (0, 0))[0] for name in ("held", "dropped"))
-    return Traffic(snat_packets=packets, snat_bytes=size, rejected_packets=refused)
+    translated = found["translated"]
+    refused = found["held"].packets + found["dropped"].packets
+    return Traffic(snat_packets=translated.packets, snat_bytes=translated.size, rejected_packets=refused)
 
 
 def _now() -> str:

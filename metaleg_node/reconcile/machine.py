@@ -1,25 +1,24 @@
 """This node's kernel as one thing: observed as a `NodeState`, changed step by step.
 
-The only place that knows which module of `kernel` carries out which operation. The packet filter is remembered from
-one look to the next, since listing ten thousand elements costs more than all the rest; a notification about our
-table, or a full comparison, makes the next look a real one.
+The only place that knows which module of `kernel` carries out which operation.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from metaleg_node.core.compare import diff, flows
-from metaleg_node.core.model import Address, Firewall, Host, Questions, Routing
+from metaleg_node.core.firewall.part import Firewall
+from metaleg_node.core.model import Address, Host, Questions, Routing
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.netlink import conntrack, monitor
+from metaleg_node.kernel.netlink import conntrack
 from metaleg_node.kernel.netlink.routing import RoutingControl
-from metaleg_node.kernel.nftables import backend as nftables
+from metaleg_node.kernel.nftables.backend import Nftables
+from metaleg_node.kernel.packet_filter import PacketFilter
 from metaleg_node.kernel.sysctl import Sysctls
 
 log = logging.getLogger(__name__)
@@ -27,24 +26,15 @@ log = logging.getLogger(__name__)
 _MANY_FLOWS = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FirewallView:
-    """The packet filter as understood, and which parts of it others altered."""
-
-    firewall: Firewall | None
-    damage: tuple[str, ...]
-
-
 class Machine:
     """The kernel of the network namespace that this process runs in. Used by one thread."""
 
     def __init__(self, state_dir: Path) -> None:
+        self.packet_filter: PacketFilter = Nftables()
         self._routing = RoutingControl()
         self._sysctls = Sysctls(state_dir)
         self.record_problem = ""
         """Why the record of changed sysctls could not be read at the last look."""
-        self._seen: nftables.Observed | None = None
-        self._generation: int | None = None
 
     def __enter__(self) -> Self:
         self._routing.open()
@@ -60,26 +50,6 @@ class Machine:
 
     # --- observing ---------------------------------------------------------------------------------------------------
 
-    def firewall_changed(self) -> bool:
-        """Whether the packet filter changed since we last saw or wrote it; then it will be read again."""
-        if self._seen is not None and self._generation == monitor.generation():
-            return False
-        self._seen = None
-        return True
-
-    def forget_firewall(self) -> None:
-        """Makes the next look a real one."""
-        self._seen = None
-
-    def firewall(self) -> FirewallView:
-        """Raises KernelError."""
-        if self._seen is not None:
-            return FirewallView(firewall=self._seen.firewall, damage=())
-        generation = monitor.generation()
-        seen = nftables.observe()
-        self._seen, self._generation = seen, generation
-        return FirewallView(firewall=seen.firewall, damage=nftables.damage(seen))
-
     def routing(self, tables: Collection[int]) -> Routing:
         """Our rules and routes, and what others put into `tables`. Raises KernelError."""
         return self._routing.observe(tables)
@@ -87,15 +57,17 @@ class Machine:
     def host(self, questions: Questions) -> Host:
         """The facts that were asked for. Raises KernelError."""
         interfaces, on_link = self._routing.lookup(questions.addresses)
+        names = {*interfaces.values(), *questions.links}
         originals = self._originals()
         return Host(
             addresses=self._routing.addresses(),
             interfaces=interfaces,
             on_link=on_link,
-            rp_filter=self._rp_filter({*interfaces.values(), *questions.links}, questions, originals),
+            rp_filter=self._rp_filter({*names}, questions, originals),
             arp=self._settings("all", ("arp_ignore", "arp_announce"), originals) if questions.arp else {},
             links=self._routing.links(questions.links),
             connected=self._routing.connected() if questions.connected else frozenset(),
+            unnameable=self.packet_filter.unnameable(names),
         )
 
     def _rp_filter(self, names: set[str], questions: Questions, originals: Mapping[str, str]) -> dict[str, int]:
@@ -133,7 +105,7 @@ class Machine:
         """Does one thing; returns how many conntrack entries it deleted. Raises KernelError."""
         match operation:
             case diff.PutFirewall(firewall=firewall):
-                self._put_firewall(firewall)
+                self.packet_filter.put(firewall)
             case diff.SweepFlows(firewall=firewall, addresses=addresses):
                 return self._sweep(firewall, addresses)
             case diff.SetSysctl(name=name, value=value):
@@ -163,18 +135,6 @@ class Machine:
         """Forgets the sysctls of interfaces that are gone, and those that others changed. Raises KernelError."""
         if not self.record_problem:
             self._sysctls.prune()
-
-    def _put_firewall(self, firewall: Firewall | None) -> None:
-        before = monitor.generation()
-        seen = self._seen or nftables.observe()
-        trusted = before == self._generation
-        self._seen = None
-        written, committed = nftables.apply(seen, firewall)
-        # When somebody committed since the last look, or between our own commit and now, our idea of the table may be
-        # wrong: the next look must be a real one.
-        after = before + committed
-        if trusted and monitor.generation() == after:
-            self._seen, self._generation = written, after
 
     def _sweep(self, firewall: Firewall, addresses: frozenset[Address] | None) -> int:
         local = self._routing.addresses()

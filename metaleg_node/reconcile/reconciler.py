@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.core import assembly as desired
-from metaleg_node.core import slots
+from metaleg_node.core import assembly, slots
+from metaleg_node.core.assembly import Desired
+from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
-from metaleg_node.core.egress import node as egress
 from metaleg_node.core.egress import survey
-from metaleg_node.core.model import ClusterState, Host, NodeName, NodeState, Questions, Slot
+from metaleg_node.core.model import ClusterState, Host, NodeName, Questions
+from metaleg_node.core.node_state import NodeState
+from metaleg_node.core.problems import Code, Problem
 from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.reconcile.machine import Machine
@@ -38,13 +40,13 @@ class IncompleteError(Exception):
 class Plan:
     """What would be done now, and what it rests on. `problems` are the machine's own."""
 
-    desired: desired.Desired
+    desired: Desired
     steps: tuple[diff.Step, ...]
     survey: survey.Survey | None = None
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     @property
-    def changes(self) -> tuple[diff.Change, ...]:
+    def changes(self) -> tuple[Change, ...]:
         return diff.changes(self.steps)
 
 
@@ -83,7 +85,7 @@ class _Known:
     survey: survey.Survey
     paths: pools.WantedPaths
     questions: Questions
-    decided: tuple[Host, Mapping[Slot, NodeName], desired.Desired] | None = None
+    decided: tuple[tuple[Host, assembly.Held, bool], Desired] | None = None
 
 
 class Reconciler:
@@ -101,11 +103,10 @@ class Reconciler:
         known = self._know(cluster)
         if self._config.egress.enabled and (gap := known.survey.gap(self.node)):
             raise IncompleteError(f"{gap}; nothing is changed until then")
-        view = self._machine.firewall()
+        view = self._machine.packet_filter.observe()
         held = view.firewall.holders if view.firewall else {}
-        if view.firewall is None or view.damage:
-            held = {**self._held_by_routes(known.survey), **held}
-        result = self._decide(known, self._machine.host(known.questions), held)
+        lost = view.firewall is None or bool(view.damage)
+        result = self._decide(known, self._machine.host(known.questions), held, lost=lost)
         before = NodeState(
             routing=self._machine.routing(result.tables),
             firewall=view.firewall,
@@ -114,14 +115,15 @@ class Reconciler:
         steps = diff.steps(
             before,
             result.state,
-            why=egress.why(result.services),
+            why=lambda address: result.owners[address].reason,
             damage=view.damage,
+            place=self._machine.packet_filter.place,
         )
         return Plan(desired=result, steps=steps, survey=known.survey, problems=_problems(self._machine))
 
     def plan_again(self, plan: Plan, cluster: ClusterState) -> Plan:
         """The plan after a pre hook, which others or the hook itself may have made another one. Raises as `plan`."""
-        self._machine.firewall_changed()
+        self._machine.packet_filter.changed()
         again = self.plan(cluster)
         if again.changes != plan.changes:
             log.info("the plan is another one after hooks.pre")
@@ -140,25 +142,29 @@ class Reconciler:
         called before each: one may take a minute on an overloaded machine."""
         return carry_out(self._machine, plan.steps, beat)
 
-    def _held_by_routes(self, surveyed: survey.Survey) -> Mapping[Slot, NodeName]:
-        """Who holds which slot, where the packet filter that names them is lost."""
-        return slots.held_by_routes(
-            self._machine.routing(()).routes, surveyed.nodes.values(), self._config.firewall.route_table_base
-        )
-
     def _know(self, cluster: ClusterState) -> _Known:
         if self._known is None or self._known.cluster is not cluster:
-            surveyed, paths = survey.survey(cluster, self._config), pools.read(cluster, self._config, self.node)
-            questions = desired.questions(surveyed, paths, self._config, self.node)
+            surveyed, paths = survey.take(cluster, self._config), pools.read(cluster, self._config, self.node)
+            questions = assembly.questions(surveyed, paths, self._config, self.node)
             self._known = _Known(cluster=cluster, survey=surveyed, paths=paths, questions=questions)
         return self._known
 
-    def _decide(self, known: _Known, host: Host, held: Mapping[Slot, NodeName]) -> desired.Desired:
-        """The same facts lead to the same decision, and most events change none: a route of others, for example."""
-        if known.decided is None or known.decided[:2] != (host, held):
-            found = desired.desired(known.survey, known.paths, self._config, self.node, host, held=held)
-            known.decided = host, held, found
-        return known.decided[2]
+    def _decide(self, known: _Known, host: Host, held: assembly.Held, *, lost: bool) -> Desired:
+        """The same facts lead to the same decision, and most events change none: a route of others, for example.
+        `lost`: the packet filter does not tell reliably who has which slot."""
+        facts = host, held, lost
+        if lost or known.decided is None or known.decided[0] != facts:
+            settings = self._config.firewall
+
+            def told(claims: Iterable[slots.Claim]) -> assembly.Held:
+                if not lost:
+                    return held
+                routing = self._machine.routing(())
+                return {**slots.read_back(routing, claims, settings.mark_mask, settings.route_table_base), **held}
+
+            found = assembly.assemble(known.survey, known.paths, self._config, self.node, host, held=told)
+            known.decided = facts, found
+        return known.decided[1]
 
 
 def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[], object] = lambda: None) -> Outcome:
@@ -191,17 +197,18 @@ def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[],
 def cleanup_plan(machine: Machine) -> Plan:
     """All that removes everything of ours: our table, what carries our protocol number, sysctls that we remember
     changing. Raises KernelError."""
-    view = machine.firewall()
+    view = machine.packet_filter.observe()
     before = NodeState(routing=machine.routing(()), firewall=view.firewall, sysctls=machine.sysctls(()))
-    steps = diff.steps(before, NodeState(), why=lambda _: "", damage=view.damage)
-    return Plan(desired=desired.Desired(state=NodeState()), steps=steps, problems=_problems(machine))
+    place = machine.packet_filter.place
+    steps = diff.steps(before, NodeState(), why=lambda _: "", damage=view.damage, place=place)
+    return Plan(desired=Desired(), steps=steps, problems=_problems(machine))
 
 
-def _problems(machine: Machine) -> tuple[str, ...]:
-    return (machine.record_problem,) if machine.record_problem else ()
+def _problems(machine: Machine) -> tuple[Problem, ...]:
+    return (Problem(code=Code.SYSCTL_RECORD, text=machine.record_problem),) if machine.record_problem else ()
 
 
-def log_changes(changes: tuple[diff.Change, ...]) -> None:
+def log_changes(changes: tuple[Change, ...]) -> None:
     """Tells the log what is about to be done."""
     for change in changes[:_SHOWN]:
         log.info("%s", change)

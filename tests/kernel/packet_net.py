@@ -5,7 +5,6 @@ The world is the gateway's neighbour, the default router and a server in one.
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 import uuid
 from collections.abc import Iterator
@@ -13,9 +12,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from metaleg_node.core.model import EgressPod, Firewall, NodeName, Slot, Treatment
+from metaleg_node.core.firewall.egress import EgressPod, Treatment
+from metaleg_node.core.model import NodeName, Slot
 from metaleg_node.kernel.nftables import backend as nftables
-from tests.firewalls import MASK, addresses, networks
+from tests.firewalls import addresses, but, networks, wall
 from tests.netns import Netns, execute
 
 POD, PLAIN, NODE, LB, WEB, NEAR = "10.244.1.2", "10.244.1.77", "10.0.0.1", "192.0.2.200", "203.0.113.7", "10.0.0.2"
@@ -34,8 +34,7 @@ table inet cni {
 STEER = EgressPod(treatment=Treatment.STEER, slot=Slot(1))
 SNAT = EgressPod(treatment=Treatment.SNAT, slot=Slot(1), source=ip_address(LB))
 HOLD = EgressPod(treatment=Treatment.HOLD)
-BASE = Firewall(
-    mark_mask=MASK,
+BASE = wall(
     gateways={Slot(1): NodeName("gateway")},
     sources=addresses(LB),
     next_hops=addresses(NEAR, "fd00::2"),
@@ -61,7 +60,7 @@ class Net:
         self.put_all(pods=treated, **parts)
 
     def put_all(self, **parts: object) -> None:
-        nftables.apply(nftables.observe(), dataclasses.replace(BASE, **parts))  # type: ignore[arg-type]
+        nftables.apply(nftables.observe(), but(BASE, **parts))
 
     def open(self, where: Netns, source: str, *, port: int = 0, kind: int = socket.SOCK_DGRAM) -> socket.socket:
         family = socket.AF_INET6 if ":" in source else socket.AF_INET

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metaleg_node.core.model import Firewall, NodeName, Slot
+from metaleg_node.core.firewall.part import Firewall
+from metaleg_node.core.model import NodeName, Slot
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.nftables import backend as nftables
-from metaleg_node.kernel.nftables.table import render
-from tests.firewalls import FIREWALLS, FULL, STEER
+from metaleg_node.kernel.nftables.layout import render
+from metaleg_node.kernel.nftables.script import transaction
+from tests.firewalls import FIREWALLS, FULL, STEER, but, flat
 from tests.netns import Netns
 from tests.property.test_convergence import sound_states
 
@@ -51,7 +53,7 @@ def assert_holds(firewall: Firewall) -> None:
     seen = nftables.observe()
     assert seen.firewall == firewall
     assert nftables.damage(seen) == ()
-    assert nftables.transaction(seen.table, render(firewall)) == ""
+    assert transaction(seen.table, render(firewall)) == ""
 
 
 @pytest.mark.usefixtures("here")
@@ -132,9 +134,7 @@ def test_counters_are_read() -> None:
 @pytest.mark.usefixtures("here")
 def test_a_refused_change_leaves_everything_and_names_the_reason() -> None:
     put(FULL)
-    wrong = dataclasses.replace(
-        FULL, pods={**FULL.pods, ip_address("10.244.1.77"): dataclasses.replace(STEER, filter="gone")}
-    )
+    wrong = but(FULL, pods={**flat(FULL).pods, ip_address("10.244.1.77"): dataclasses.replace(STEER, filter="gone")})
     with pytest.raises(KernelError, match=r"nft refused the change of table inet metaleg_node: /dev/stdin:\d+"):
         put(wrong)
     assert_holds(FULL)
@@ -142,15 +142,13 @@ def test_a_refused_change_leaves_everything_and_names_the_reason() -> None:
 
 HOSTILE = {
     **{
-        f"interface {name}": dataclasses.replace(FULL, node_interfaces=frozenset({name}))
+        f"interface {name}": but(FULL, node_interfaces=frozenset({name}))
         for name in ('a"b', "eth*", "a;b", "a\nb", "$x", "a\\b")
     },
-    "zone of an address": dataclasses.replace(FULL, sources=frozenset({IPv6Address("2001:db8::1%x }; flush ruleset")})),
-    "zone of a network": dataclasses.replace(
-        FULL, inside=frozenset({IPv6Network("2001:db8::%x }\nflush ruleset\n/64")})
-    ),
-    "node name": dataclasses.replace(FULL, gateways={Slot(1): NodeName('x"; flush ruleset; #')}),
-    "line in a node name": dataclasses.replace(FULL, gateways={Slot(1): NodeName("x\nflush ruleset")}),
+    "zone of an address": but(FULL, sources=frozenset({IPv6Address("2001:db8::1%x }; flush ruleset")})),
+    "zone of a network": but(FULL, inside=frozenset({IPv6Network("2001:db8::%x }\nflush ruleset\n/64")})),
+    "node name": but(FULL, gateways={Slot(1): NodeName('x"; flush ruleset; #')}),
+    "line in a node name": but(FULL, gateways={Slot(1): NodeName("x\nflush ruleset")}),
 }
 
 
@@ -231,7 +229,7 @@ FOREIGN_CHANGES = {
 @pytest.mark.parametrize("change", FOREIGN_CHANGES)
 def test_what_others_change_is_seen_and_one_apply_repairs_it(here: Netns, change: str) -> None:
     put(FULL)
-    key = next(key for key, value in FULL.filters.items() if not value.only)
+    key = next(key for key, value in flat(FULL).filters.items() if not value.only)
     here.run("nft", "-f", "-", stdin=FOREIGN_CHANGES[change].format(t=TABLE, E=key) + "\n")
     seen = nftables.observe()
     harm = nftables.damage(seen)
@@ -243,7 +241,7 @@ def test_what_others_change_is_seen_and_one_apply_repairs_it(here: Netns, change
 @pytest.mark.parametrize("change", FOREIGN_CHANGES)
 def test_a_damaged_table_can_be_removed(here: Netns, change: str) -> None:
     put(FULL)
-    key = next(key for key, value in FULL.filters.items() if not value.only)
+    key = next(key for key, value in flat(FULL).filters.items() if not value.only)
     here.run("nft", "-f", "-", stdin=FOREIGN_CHANGES[change].format(t=TABLE, E=key) + "\n")
     put(None)
     assert nftables.observe() == nftables.ABSENT

@@ -17,19 +17,12 @@ from ipaddress import ip_address
 import pytest
 
 from metaleg_node.core.compare import flows
-from metaleg_node.core.egress.survey import filter_key
-from metaleg_node.core.model import (
-    DestinationFilter,
-    EgressPod,
-    Match,
-    NodeName,
-    ReturnPath,
-    Slot,
-    Treatment,
-)
+from metaleg_node.core.firewall.egress import DestinationFilter, EgressPod, Treatment
+from metaleg_node.core.firewall.return_paths import ReturnPath
+from metaleg_node.core.model import Holder, Match, Slot
 from metaleg_node.kernel.netlink import conntrack
 from metaleg_node.kernel.nftables import backend as nftables
-from tests.firewalls import MASK, addresses, networks
+from tests.firewalls import MASK, addresses, flat, networks
 from tests.kernel.packet_net import (
     BASE,
     HOLD,
@@ -327,9 +320,9 @@ def test_a_packet_that_leaves_has_no_mark_any_more(net: Net, pod: EgressPod) -> 
 
 @pytest.mark.parametrize("egress", [True, False])
 def test_a_reply_that_leaves_by_its_path_has_no_mark_any_more(net: Net, egress: bool) -> None:
-    path = ReturnPath(holder=NodeName("path:x"), networks=networks(f"{PLAIN}/32"))
+    path = ReturnPath(holder=Holder.read("path:x"), networks=networks(f"{PLAIN}/32"))
     off: dict[str, object] = {} if egress else {"sources": frozenset(), "pod_networks": frozenset()}
-    net.put(None, return_paths={Slot(2): path}, match=frozenset({Match.SOURCE}), **off)
+    net.put(None, paths={Slot(2): path}, match=frozenset({Match.SOURCE}), **off)
     marked = f"meta mark and {MASK:#x} != 0 counter"
     hooks = {"before": 0, "after": 200}
     chains = [f"chain {n} {{ type filter hook postrouting priority {p}; {marked}; }};" for n, p in hooks.items()]
@@ -450,7 +443,7 @@ def test_a_datagram_of_no_known_connection_does_not_reach_the_pod(net: Net) -> N
 def test_datagrams_from_destinations_that_do_not_count_as_egress_reach_the_pod(net: Net, field: str) -> None:
     here = networks("203.0.113.0/24") if field == "exclude" else networks("198.18.0.0/15")
     destinations = DestinationFilter(**{field: here})
-    key = filter_key(destinations)
+    key = destinations.key
     net.put(dataclasses.replace(STEER, local=True, filter=key), filters={key: destinations})
     server, client = net.open(net.pod, POD, port=PORT), net.open(net.world, WEB)
     client.sendto(b"question", (POD, PORT))
@@ -493,11 +486,8 @@ def test_F22_no_network_of_a_service_hides_another_of_its_own_or_of_another_serv
     net: Net, one: str, other: str
 ) -> None:
     filters = [DestinationFilter(only=networks(*ONLY[name])) for name in (one, other)]
-    pods = {
-        ip_address(a): dataclasses.replace(SNAT, filter=filter_key(f))
-        for a, f in zip((POD, PLAIN), filters, strict=True)
-    }
-    net.put_all(pods=pods, filters={filter_key(f): f for f in filters})
+    pods = {ip_address(a): dataclasses.replace(SNAT, filter=f.key) for a, f in zip((POD, PLAIN), filters, strict=True)}
+    net.put_all(pods=pods, filters={f.key: f for f in filters})
     batch(net.world, f"address add {ELSEWHERE}/32 dev lo")
     servers = {"the first": net.server(), "the second": net.server(address=ELSEWHERE)}
     for source, chosen in ((POD, one), (PLAIN, other)):
@@ -507,8 +497,8 @@ def test_F22_no_network_of_a_service_hides_another_of_its_own_or_of_another_serv
 
 
 NARROWED: dict[str, dict[str, object]] = {
-    "excluded for all": {"inside": BASE.inside | networks("203.0.113.0/24")},
-    "excluded by its Service": {"filters": {filter_key(EXCEPT_WEB): EXCEPT_WEB}},
+    "excluded for all": {"inside": flat(BASE).inside | networks("203.0.113.0/24")},
+    "excluded by its Service": {"filters": {EXCEPT_WEB.key: EXCEPT_WEB}},
 }
 
 

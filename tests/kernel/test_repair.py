@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from metaleg_node.core.compare import diff
-from metaleg_node.core.model import FAMILIES, Family, NextHop, NodeState, Route, RouteType, Routing, Rule
+from metaleg_node.core.model import FAMILIES, Family, NextHop, Route, RouteType, Routing, Rule
+from metaleg_node.core.node_state import NodeState
 from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.reconciler import carry_out
 from tests.netns import Netns

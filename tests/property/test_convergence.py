@@ -10,33 +10,34 @@ from typing import TypeVar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metaleg_node.core.assembly import Desired
 from metaleg_node.core.compare import diff
-from metaleg_node.core.egress import node as egress
 from metaleg_node.core.egress import survey
 from metaleg_node.core.egress.survey import EXCLUDE_ANNOTATION, ONLY_ANNOTATION
+from metaleg_node.core.firewall.egress import EgressPod, Treatment
+from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import (
     AnnouncedBy,
     ClusterState,
-    EgressPod,
-    Firewall,
     ForeignItem,
     Host,
     NextHop,
     NodeName,
-    NodeState,
     Route,
     RouteType,
     Routing,
     Rule,
     ServicePort,
     Slot,
-    Treatment,
 )
+from metaleg_node.core.node_state import NodeState
+from metaleg_node.core.routes import UNREACHABLE_METRIC
 from tests.fake_kernel import FakeKernel, holds, in_place_of
-from tests.firewalls import EXCEPT, MASK, RESTRICTED, E, R
+from tests.firewalls import EXCEPT, MASK, RESTRICTED, E, R, flat, wall
 from tests.unit.builders import (
     A,
     announced,
+    assembled,
     cluster,
     config,
     endpoint,
@@ -115,13 +116,13 @@ CONFIGS = st.sampled_from(
 HOSTS = st.sampled_from(["all", "off-link", "none"])
 
 
-def decided(state: ClusterState, settings_: object, kind: str, held: Mapping[Slot, NodeName]) -> egress.Desired:
+def decided(state: ClusterState, settings_: object, kind: str, held: Mapping[Slot, str]) -> Desired:
     """What node a should do, as the daemon would work it out."""
-    surveyed = survey.survey(state, settings_)  # type: ignore[arg-type]
+    surveyed = survey.take(state, settings_)  # type: ignore[arg-type]
     here = host(surveyed, A)
     here = {"all": here, "off-link": dataclasses.replace(here, on_link=frozenset()), "none": Host()}[kind]
     here = dataclasses.replace(here, rp_filter={"all": 1, "eth0": 1})
-    return egress.desired(surveyed, settings_, A, here, held)  # type: ignore[arg-type]
+    return assembled(surveyed, settings_, A, here, held)  # type: ignore[arg-type]
 
 
 DECISIONS = st.tuples(clusters(), CONFIGS, HOSTS)
@@ -160,14 +161,14 @@ def sound_states(draw: st.DrawFn) -> NodeState:
             Route(
                 table=base + slot,
                 destination=everywhere,
-                metric=egress.UNREACHABLE_METRIC,
+                metric=UNREACHABLE_METRIC,
                 type=RouteType.UNREACHABLE,
             )
         )
         mark = Firewall(mark_mask=mask).mark(slot)
         rules.add(Rule(family=version, priority=4700, table=base + slot, mark=mark, mask=mask))
     keys = {pod.filter for pod in pods.values() if pod.filter}
-    firewall = Firewall(
+    firewall = wall(
         mark_mask=mask,
         pods=pods,
         gateways={pod.slot: NodeName(f"g{pod.slot}") for pod in pods.values() if pod.slot},
@@ -219,7 +220,8 @@ def targets(state: NodeState) -> NodeState:
 
 
 def plan(kernel: FakeKernel, desired: NodeState, *damage: str) -> tuple[diff.Step, ...]:
-    return diff.steps(kernel.observe(desired), desired, why=str, damage=damage)
+    found = tuple(diff.Damage(what=what) for what in damage)
+    return diff.steps(kernel.observe(desired), desired, why=str, damage=found)
 
 
 def assert_converges(kernel: FakeKernel, desired: NodeState) -> None:
@@ -254,8 +256,8 @@ def test_an_interrupted_plan_is_safe_at_each_cut_and_converges_from_there(
 @given(before=sound_states(), after=sound_states().map(targets))
 @settings(deadline=None)
 def test_the_connections_of_pods_that_leave_are_always_looked_at(before: NodeState, after: NodeState) -> None:
-    leaving = (before.firewall.pods.keys() if before.firewall else set()) - (
-        after.firewall.pods.keys() if after.firewall else set()
+    leaving = (flat(before.firewall).pods.keys() if before.firewall else set()) - (
+        flat(after.firewall).pods.keys() if after.firewall else set()
     )
     operations = [step.operation for step in plan(FakeKernel(before, sysctls=SYSCTLS), after)]
     swept = [o.addresses for o in operations if isinstance(o, diff.SweepFlows)]
@@ -268,14 +270,14 @@ def test_any_cluster_follows_any_other_without_a_leak(
     first: tuple[ClusterState, object, str], second: tuple[ClusterState, object, str]
 ) -> None:
     kernel = FakeKernel(NodeState(), sysctls=SYSCTLS)
-    held: Mapping[Slot, NodeName] = {}
+    held: Mapping[Slot, str] = {}
     for state, settings_, kind in (first, second, first):
         wanted = decided(state, settings_, kind, held).state
         for step in plan(kernel, wanted):
             kernel.run([step])
             assert kernel.leaks() == []
         assert holds(kernel, wanted)
-        held = wanted.firewall.gateways if wanted.firewall else {}
+        held = flat(wanted.firewall).gateways if wanted.firewall else {}
         assert decided(state, settings_, kind, held).state == wanted, "deciding twice gives the same"
 
 
@@ -286,11 +288,11 @@ def test_slots_are_sticky_and_belong_to_one_node_each(
 ) -> None:
     state, settings_, kind = first
     before = decided(state, settings_, kind, {}).state.firewall
-    held = before.gateways if before else {}
+    held = flat(before).gateways if before else {}
     after = decided(second, settings_, kind, held).state.firewall
-    names = list(after.gateways.values()) if after else []
+    names = list(flat(after).gateways.values()) if after else []
     assert len(set(names)) == len(names)
-    for slot, name in (after.gateways if after else {}).items():
+    for slot, name in (flat(after).gateways if after else {}).items():
         if name in held.values():
             assert held.get(slot) == name
 
@@ -300,9 +302,9 @@ def test_slots_are_sticky_and_belong_to_one_node_each(
 def test_every_claimed_pod_has_a_treatment_that_can_be_carried_out(one: tuple[ClusterState, object, str]) -> None:
     state, settings_, kind = one
     desired = decided(state, settings_, kind, {})
-    firewall = desired.state.firewall
-    if firewall is None:
+    if desired.state.firewall is None:
         return
+    firewall = flat(desired.state.firewall)
     hops = {hop.gateway for route in desired.state.routing.routes for hop in route.next_hops}
     assert firewall.next_hops == hops
     for address, pod in firewall.pods.items():

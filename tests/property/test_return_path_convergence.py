@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from metaleg_node.core import assembly as desired
 from metaleg_node.core.compare import diff
-from metaleg_node.core.model import Host, Link, NodeState
-from metaleg_node.core.return_path import paths as return_path
+from metaleg_node.core.firewall.return_paths import ReturnPaths
+from metaleg_node.core.model import Host, Link
+from metaleg_node.core.node_state import NodeState
+from metaleg_node.core.return_path import node as return_path
 from tests.fake_kernel import FakeKernel, holds
+from tests.firewalls import flat
 from tests.unit.builders import config
 from tests.unit.test_pools import BGP
 from tests.unit.test_return_path import ANNOUNCED_HERE, HERE, L2, NEAR, PEERING, decide
@@ -72,7 +75,8 @@ KNOBS = st.tuples(st.sampled_from(CONFIGURATIONS), st.sampled_from(sorted(STATES
 def wanted(kernel: FakeKernel, knobs: tuple[str, str, str]) -> desired.Desired:
     """What the daemon decides, which reads back from the kernel who has which slot."""
     text, state, host = knobs
-    held = kernel.firewall.holders if kernel.firewall else {}
+    holders = kernel.firewall.holders if kernel.firewall else {}
+    held = {slot: str(holder) for slot, holder in holders.items()}
     return decide(text, STATES[state], dataclasses.replace(HOSTS[host], rp_filter=RP_FILTER), held)
 
 
@@ -82,7 +86,7 @@ def assert_keys_are_unique(found: desired.Desired, text: str) -> None:
     routes = found.state.routing.routes
     assert len({route.key for route in routes}) == len(routes)
     for report in found.paths:
-        assert routes.issuperset(return_path.routes(report.path, report.slot, config(text)))
+        assert routes.issuperset(return_path.routes(report, config(text)))
 
 
 def plan(kernel: FakeKernel, after: NodeState) -> tuple[diff.Step, ...]:
@@ -92,7 +96,7 @@ def plan(kernel: FakeKernel, after: NodeState) -> tuple[diff.Step, ...]:
 def marked_without_way(kernel: FakeKernel) -> list[str]:
     found = []
     wall = kernel.firewall
-    for slot, path in wall.return_paths.items() if wall else ():
+    for slot, path in wall.part(ReturnPaths).paths.items() if wall else ():
         for version in {network.version for network in path.networks}:
             assert wall
             rules = [r for r in kernel.rules if (r.family, r.mark) == (version, wall.mark(slot))]
@@ -130,7 +134,7 @@ def test_any_walk_ends_where_it_should_and_no_mark_is_without_a_way(
 def test_slots_of_paths_and_gateways_never_meet() -> None:
     for knobs in itertools.product(CONFIGURATIONS, STATES, HOSTS):
         wall = wanted(FakeKernel(NodeState()), knobs).state.firewall
-        assert not wall or wall.return_paths.keys() & wall.gateways.keys() == set()
+        assert not wall or flat(wall).paths.keys() & flat(wall).gateways.keys() == set()
 
 
 def test_no_decision_has_two_routes_of_one_key() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 
 from metaleg_node.configuration.config import Config, parse
+from metaleg_node.core.assembly import Desired, assemble
 from metaleg_node.core.egress import node as egress
 from metaleg_node.core.egress import survey
 from metaleg_node.core.model import (
@@ -15,6 +16,7 @@ from metaleg_node.core.model import (
     ClusterState,
     Endpoint,
     EndpointSlice,
+    Holder,
     Host,
     Network,
     Node,
@@ -25,6 +27,8 @@ from metaleg_node.core.model import (
     ServicePort,
     Slot,
 )
+from metaleg_node.core.return_path.wanted import WantedPaths
+from metaleg_node.kernel.nftables.backend import Nftables
 
 A, B, C = NodeName("a"), NodeName("b"), NodeName("c")
 LABEL = {"metaleg.de/rewriteSrcIP": "true"}
@@ -174,19 +178,32 @@ DUAL = cluster(
 
 def host(survey_: survey.Survey, me: NodeName, *, interface: str = "eth0", off_link: Iterable[str] = ()) -> Host:
     """A host that reaches all nodes of the cluster through one interface; all are its neighbours but `off_link`."""
-    wanted = egress.lookups(survey_, me)
+    wanted = egress.questions(survey_, me).addresses
     far = set(addresses(off_link))
     internal = {a for n in survey_.nodes.values() for a in n.internal_ips}
     return Host(
         interfaces=dict.fromkeys(wanted, interface),
         on_link=frozenset(a for a in wanted if a in internal and a not in far),
+        unnameable=Nftables().unnameable([interface]),
     )
 
 
-def decide(
-    state: ClusterState, me: NodeName, text: str = "", *, held: Mapping[Slot, NodeName] | None = None
-) -> egress.Desired:
+def assembled(
+    surveyed: survey.Survey,
+    settings: Config,
+    me: NodeName,
+    here: Host,
+    held: Mapping[Slot, str] | None = None,
+    *,
+    paths: WantedPaths | None = None,
+) -> Desired:
+    """What node `me` should do; `held` are holders by their names."""
+    holders = {slot: Holder.read(name) for slot, name in (held or {}).items()}
+    return assemble(surveyed, paths or WantedPaths(), settings, me, here, held=lambda _: holders)
+
+
+def decide(state: ClusterState, me: NodeName, text: str = "", *, held: Mapping[Slot, str] | None = None) -> Desired:
     """What node `me` should do, with a host that reaches everything."""
     settings = config(text)
-    surveyed = survey.survey(state, settings)
-    return egress.desired(surveyed, settings, me, host(surveyed, me), held or {})
+    surveyed = survey.take(state, settings)
+    return assembled(surveyed, settings, me, host(surveyed, me), held)

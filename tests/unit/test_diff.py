@@ -7,29 +7,19 @@ import time
 from ipaddress import IPv4Address, ip_address, ip_network
 
 from metaleg_node.core.compare import diff
-from metaleg_node.core.model import (
-    Address,
-    DestinationFilter,
-    EgressPod,
-    Firewall,
-    ForeignItem,
-    NextHop,
-    NodeName,
-    NodeState,
-    Route,
-    Routing,
-    Rule,
-    Slot,
-    Treatment,
-)
-from tests.firewalls import ELSEWHERE, EXCEPT, FULL, HOLD, RESTRICTED, SNAT4, STEER, pods
+from metaleg_node.core.firewall.egress import DestinationFilter, EgressPod, Treatment
+from metaleg_node.core.firewall.part import Firewall
+from metaleg_node.core.model import Address, ForeignItem, NextHop, NodeName, Route, Routing, Rule, Slot
+from metaleg_node.core.node_state import NodeState
+from tests.firewalls import ELSEWHERE, EXCEPT, FULL, HOLD, RESTRICTED, SNAT4, STEER, but, flat, pods
 from tests.unit.builders import A, announced, cluster, decide
 
 NOTHING = NodeState()
 
 
 def plan(before: NodeState, after: NodeState, *damage: str) -> tuple[diff.Step, ...]:
-    return diff.steps(before, after, why=lambda address: f"because of {address}", damage=damage)
+    found = tuple(diff.Damage(what=what) for what in damage)
+    return diff.steps(before, after, why=lambda address: f"because of {address}", damage=found)
 
 
 def kinds(steps: tuple[diff.Step, ...]) -> list[str]:
@@ -57,7 +47,7 @@ def sweeps(steps: tuple[diff.Step, ...]) -> list[frozenset[Address] | None]:
 
 
 def firewall(**parts: object) -> NodeState:
-    return NodeState(firewall=dataclasses.replace(FULL, **parts))  # type: ignore[arg-type]
+    return NodeState(firewall=but(FULL, **parts))
 
 
 STEERING = dataclasses.replace(decide(cluster(), A).state, sysctls={"net/ipv4/conf/eth0/rp_filter": "2"})
@@ -65,6 +55,7 @@ ADDING = [
     "SetSysctl",
     "PutRoute unreachable",
     "PutRoute unicast",
+    "PutRoute throw",
     "AddRule",
     "PutFirewall",
     "SweepFlows",
@@ -75,6 +66,7 @@ REMOVING = [
     "PutFirewall",
     "DeleteRule",
     "DeleteRoute unicast",
+    "DeleteRoute throw",
     "DeleteRoute unreachable",
     "RestoreSysctl",
 ]
@@ -93,17 +85,19 @@ def test_S3_removing_marks_nothing_before_it_takes_the_way_away() -> None:
 
 def test_F33_a_gateway_moves_by_adding_the_new_way_first_and_removing_the_old_one_last() -> None:
     assert STEERING.firewall
-    held = STEERING.firewall.gateways
+    held = flat(STEERING.firewall).gateways
     moved = decide(cluster(announcements=[announced("b")]), A, held=held).state
     got = kinds(plan(STEERING, dataclasses.replace(moved, sysctls=STEERING.sysctls)))
     assert got == [
         "PutRoute unreachable",
         "PutRoute unicast",
+        "PutRoute throw",
         "AddRule",
         "PutFirewall",
         "SweepFlows",
         "DeleteRule",
         "DeleteRoute unicast",
+        "DeleteRoute throw",
         "DeleteRoute unreachable",
     ]
 
@@ -119,7 +113,7 @@ def test_foreign_items_go_before_ours_are_put_which_the_kernel_might_delete_for_
 def test_S4_two_equal_states_need_no_step() -> None:
     assert plan(STEERING, STEERING) == ()
     assert plan(NOTHING, NOTHING) == ()
-    assert plan(NodeState(firewall=FULL), NodeState(firewall=dataclasses.replace(FULL))) == ()
+    assert plan(NodeState(firewall=FULL), NodeState(firewall=but(FULL))) == ()
 
 
 def test_a_route_with_another_next_hop_is_replaced_not_deleted() -> None:
@@ -170,9 +164,9 @@ def test_a_new_gateway_refuses_and_forgets_early_answers_before_it_translates() 
     steps = plan(before, after)
     assert kinds(steps) == ["PutFirewall", "SweepFlows", "PutFirewall", "SweepFlows"]
     first, last = filters(steps)
-    assert first == dataclasses.replace(FULL, pods=pods([5], ELSEWHERE))
+    assert first == but(FULL, pods=pods([5], ELSEWHERE))
     assert last == after.firewall
-    assert sweeps(steps)[0] == FULL.sources
+    assert sweeps(steps)[0] == flat(FULL).sources
 
 
 def test_connections_of_pods_that_leave_are_forgotten() -> None:
@@ -187,7 +181,7 @@ def test_removing_everything_forgets_all_connections_before_the_table_goes() -> 
     assert kinds(steps)[-3:] == ["PutFirewall", "SweepFlows", "PutFirewall"]
     first, last = filters(steps)
     assert first
-    assert not first.pods
+    assert not flat(first).pods
     assert last is None
     assert sweeps(steps) == [None]
 
@@ -228,10 +222,10 @@ def test_settings_gateways_and_members_read_like_sentences() -> None:
         mark_mask=0xF0,
         hold="drop",
         source_ports="random",
-        drop_invalid_input=True,
+        dropped=True,
         gateways={Slot(1): NodeName("node-c"), Slot(3): NodeName("node-d")},
-        next_hops=FULL.next_hops - {ip_address("fd00::2")},
-        inside=FULL.inside | frozenset(ip_network(f"203.0.113.{n * 2}/32") for n in range(8)),
+        next_hops=flat(FULL).next_hops - {ip_address("fd00::2")},
+        inside=flat(FULL).inside | frozenset(ip_network(f"203.0.113.{n * 2}/32") for n in range(8)),
     )
     assert lines(plan(NodeState(firewall=FULL), after)) == [
         "~ firewall mark mask: 0xf0  # was 0x3f000000",

@@ -271,7 +271,7 @@ def test_a_path_has_its_pools_and_networks() -> None:
     assert networks(found) == ["192.0.2.16/28", "198.51.100.0/24", "2001:db8::/64"]
     assert found.paths[0].owned == found.paths[0].networks
     assert hops(found) == {"10.1.0.1": 1, "fd01::1": 1}
-    assert [path.holder for path in found.paths] == ["path:one", "path:two", "path:three"]
+    assert [str(path.holder) for path in found.paths] == ["path:one", "path:two", "path:three"]
 
 
 @pytest.mark.parametrize("name", ["Public_Pool", "p.1", "9-A", "x" * 253])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from metaleg_node.core.assembly import Desired
-from metaleg_node.core.model import NodeState
+from metaleg_node.core.node_state import NodeState
 from metaleg_node.daemon.cluster_source import Freshness
 from metaleg_node.daemon.report import services, status_line
 from metaleg_node.daemon.status import SourceStatus

@@ -12,23 +12,17 @@ import pytest
 from metaleg_node.configuration.config import Config
 from metaleg_node.core import assembly as desired
 from metaleg_node.core.compare import diff
-from metaleg_node.core.egress import node as egress
 from metaleg_node.core.egress import survey
-from metaleg_node.core.model import (
-    ClusterState,
-    Firewall,
-    Host,
-    Link,
-    Match,
-    NodeName,
-    NodeState,
-    ReturnPath,
-    RouteType,
-    Slot,
-    Treatment,
-)
+from metaleg_node.core.firewall.egress import Treatment
+from metaleg_node.core.firewall.return_paths import ReturnPath
+from metaleg_node.core.model import ClusterState, Holder, Host, Link, Match, RouteType, Slot
+from metaleg_node.core.node_state import NodeState
+from metaleg_node.core.problems import Code
 from metaleg_node.core.return_path import wanted as pools
-from tests.unit.builders import A, addresses, announced, config, endpoint, endpoint_slice, node, service
+from metaleg_node.core.routes import UNREACHABLE_METRIC
+from metaleg_node.kernel.nftables.backend import Nftables
+from tests.firewalls import flat
+from tests.unit.builders import A, addresses, announced, assembled, config, endpoint, endpoint_slice, node, service
 from tests.unit.builders import cluster as egress_cluster
 from tests.unit.test_pools import BGP, advertise, peer, pool
 from tests.unit.test_pools import cluster as metallb
@@ -63,18 +57,22 @@ def decide(
     text: str = L2,
     state: ClusterState | None = None,
     host: Host = HERE,
-    held: Mapping[Slot, NodeName] | None = None,
+    held: Mapping[Slot, str] | None = None,
 ) -> desired.Desired:
     known = "" if "[cluster]" in text else 'cluster.pod_cidrs = ["10.244.0.0/16"]\n'
     settings, state = config(known + text), state or ClusterState()
-    surveyed = survey.survey(state, settings)
+    surveyed = survey.take(state, settings)
     wanted = pools.read(state, settings, A)
-    return desired.desired(surveyed, wanted, settings, A, host, held=held or {})
+    host = dataclasses.replace(host, unnameable=Nftables().unnameable(host.links))
+    return assembled(surveyed, settings, A, host, held, paths=wanted)
 
 
-def firewall(found: desired.Desired) -> Firewall:
-    assert found.state.firewall
-    return found.state.firewall
+def firewall(found: desired.Desired) -> Any:
+    return flat(found.state.firewall)
+
+
+def told(found: desired.Desired) -> tuple[str, ...]:
+    return tuple(map(str, found.problems))
 
 
 def routes(found: desired.Desired) -> list[str]:
@@ -102,9 +100,9 @@ def test_a_path_with_gateways_has_a_table_a_rule_and_a_mark() -> None:
         "IPv6 priority 4710 fwmark 0x1000000/0x3f000000 lookup 1000001",
     ]
     networks = frozenset({ip_network("192.0.2.0/24"), ip_network("2001:db8::/64")})
-    assert firewall(found).return_paths == {Slot(1): ReturnPath(holder=NodeName("path:one"), networks=networks)}
+    assert firewall(found).paths == {Slot(1): ReturnPath(holder=Holder.read("path:one"), networks=networks)}
     assert firewall(found).match == frozenset(Match)
-    assert found.problems == ()
+    assert told(found) == ()
     assert found.tables == {1000001}
 
 
@@ -117,7 +115,7 @@ def test_a_family_without_a_gateway_has_its_connected_route_in_the_main_table() 
     found = decide(L2.replace(', "fd01::1"', ""))
     assert "2001:db8::/64 dev eth1 metric 4700 table 254" in routes(found)
     assert [rule.family for rule in found.state.routing.rules] == [4]
-    assert [n.version for n in firewall(found).return_paths[Slot(1)].networks] == [4]
+    assert [n.version for n in firewall(found).paths[Slot(1)].networks] == [4]
     assert 254 not in found.tables
 
 
@@ -128,7 +126,7 @@ def test_no_gateway_is_no_mark_at_all() -> None:
         "2001:db8::/64 dev eth1 metric 4700 table 254",
     ]
     assert rules(found) == []
-    assert firewall(found).return_paths == {}
+    assert firewall(found).paths == {}
 
 
 def test_no_connected_route_where_none_is_wanted() -> None:
@@ -156,12 +154,12 @@ def test_a_network_without_a_gateway_goes_to_one_interface_that_of_the_first_pat
         "2001:db8::/64 dev eth1 metric 4700 table 254",
         "203.0.113.0/24 dev eth2 metric 4700 table 254",
     ]
-    assert found.problems == (
+    assert told(found) == (
         "return path far: 192.0.2.0/24 (and 1 more) is already routed to eth1 for path near; that stays so",
     )
     down = dataclasses.replace(HERE, links={**HERE.links, "eth1": Link(up=False, has_ipv4=True)})
     assert "192.0.2.0/24 dev eth2 metric 4700 table 254" in routes(decide(text, host=down))
-    assert decide(text.replace("eth2", "eth1")).problems == ()
+    assert told(decide(text.replace("eth2", "eth1"))) == ()
 
 
 @pytest.mark.parametrize("gateways", ['["10.1.0.1"]', "[]"])
@@ -171,7 +169,7 @@ def test_all_addresses_there_are_get_no_connected_route(gateways: str) -> None:
     assert [text for text in routes(found) if " dev " in text] == [
         "default (IPv4) via 10.1.0.1 dev eth1 onlink table 1000001"
     ] * ("10" in gateways)
-    assert found.problems == ("return path x: its networks are all addresses there are, which get no connected route",)
+    assert told(found) == ("return path x: its networks are all addresses there are, which get no connected route",)
 
 
 OBSTACLES = {
@@ -188,8 +186,8 @@ def test_a_path_that_cannot_be_is_told_and_leaves_nothing(name: str) -> None:
     host, reason = OBSTACLES[name]
     found = decide(host=host)
     assert (routes(found), rules(found)) == ([], [])
-    assert firewall(found).return_paths == {}
-    assert found.problems == (f"return path one: {reason}",)
+    assert firewall(found).paths == {}
+    assert told(found) == (f"return path one: {reason}",)
     assert found.paths[0].path.obstacle == reason
 
 
@@ -200,46 +198,46 @@ NO_IPV6 = dataclasses.replace(HERE, links={"eth1": Link(up=True, has_ipv4=True, 
 def test_an_interface_without_IPv6_gets_no_route_of_it(gateways: str) -> None:
     found = decide(L2.replace('"10.1.0.1", "fd01::1"', gateways), host=NO_IPV6)
     reason = "IPv6 is turned off on interface eth1 (disable_ipv6), so its IPv6 networks have no route there"
-    assert found.problems == (f"return path one: {reason}",)
+    assert told(found) == (f"return path one: {reason}",)
     assert not [text for text in routes(found) if "2001:db8" in text or "fd01::1" in text]
     assert [rule.family for rule in found.state.routing.rules] == [4]
 
 
 def test_IPv6_networks_alone_cannot_be_on_an_interface_without_it() -> None:
     found = decide(L2.replace('"192.0.2.0/24", ', ""), host=NO_IPV6)
-    assert found.problems == ("return path one: IPv6 is turned off on interface eth1 (disable_ipv6)",)
+    assert told(found) == ("return path one: IPv6 is turned off on interface eth1 (disable_ipv6)",)
     assert (routes(found), rules(found)) == ([], [])
 
 
 def test_a_path_whose_pools_are_not_there_yet() -> None:
     found = decide('[[return_path.l2]]\nname = "x"\ninterface = "eth1"\npools = ["gone"]\ngateways = ["10.1.0.1"]\n')
-    assert found.problems == ("return path x: it has no network yet", "return path x: there is no IPAddressPool gone")
+    assert told(found) == ("return path x: it has no network yet", "return path x: there is no IPAddressPool gone")
     assert routes(found) == []
 
 
 def test_a_gateway_that_is_this_host_is_no_next_hop() -> None:
     found = decide(L2.replace("10.1.0.1", "10.1.0.77"))
-    assert found.problems == ("return path one: gateway 10.1.0.77 is this host itself",)
+    assert told(found) == ("return path one: gateway 10.1.0.77 is this host itself",)
     assert [rule.family for rule in found.state.routing.rules] == [6]
 
 
 def test_a_path_with_no_gateway_but_this_host_does_nothing() -> None:
     found = decide(L2.replace('"10.1.0.1", "fd01::1"', '"10.1.0.77"'))
-    assert found.problems == ("return path one: it has no gateway but this host itself",)
+    assert told(found) == ("return path one: it has no gateway but this host itself",)
     assert (routes(found), rules(found)) == ([], [])
 
 
 def test_gateways_of_a_family_that_the_networks_lack_are_told() -> None:
     found = decide(L2.replace('"10.1.0.1", ', "").replace(', "2001:db8::/64"', ""))
     reason = "no gateway is of its networks' family, so replies go by the main table"
-    assert found.problems == (f"return path one: {reason}",)
+    assert told(found) == (f"return path one: {reason}",)
     assert routes(found) == ["192.0.2.0/24 dev eth1 metric 4700 table 254"]
 
 
 def test_a_link_local_router_is_not_this_host_though_another_interface_has_its_address() -> None:
     host = dataclasses.replace(HERE, addresses=HERE.addresses | {ip_address("fe80::1")})
     found = decide(L2.replace("fd01::1", "fe80::1"), host=host)
-    assert found.problems == ()
+    assert told(found) == ()
     assert "default (IPv6) via fe80::1 dev eth1 onlink metric 1024 table 1000001" in routes(found)
 
 
@@ -247,12 +245,12 @@ def test_a_path_for_which_no_mark_is_left() -> None:
     two = L2.replace('"one"', '"two"').replace("192.0.2", "192.0.3").replace("2001:db8:", "2001:db9:")
     found = decide(f"{L2}{two}[firewall]\nmark_mask = 0x1\n")
     assert found.paths[1].slot is None
-    assert found.problems == ("return path two: no mark is left for it: all values under firewall.mark_mask are taken",)
+    assert told(found) == ("return path two: no mark is left for it: all values under firewall.mark_mask are taken",)
 
 
 def test_slots_stay_with_their_holders() -> None:
-    found = decide(held={Slot(7): NodeName("path:one")})
-    assert list(firewall(found).return_paths) == [7]
+    found = decide(held={Slot(7): "path:one"})
+    assert list(firewall(found).paths) == [7]
     assert found.paths[0].table == 1000007
 
 
@@ -273,7 +271,7 @@ def test_the_cluster_and_the_neighbours_stay_on_the_main_table() -> None:
 
 def test_unknown_pod_networks_are_told() -> None:
     found = decide(f"[cluster]\n{L2}")
-    assert found.problems == (
+    assert told(found) == (
         "return paths: no pod network is known, so pods get no answers from these pools; set cluster.pod_cidrs",
     )
 
@@ -304,7 +302,7 @@ def test_N4_another_destination_table_priority_and_mark() -> None:
         "throw 10.244.0.0/16 table 30",
     ]
     assert rules(found) == ["IPv4 priority 40 fwmark 0x1000000/0x3f000000 lookup 30"]
-    assert firewall(found).return_paths[Slot(1)].mark == 0x14
+    assert firewall(found).paths[Slot(1)].mark == 0x14
 
 
 @pytest.mark.parametrize("destination", ["10.244.0.0/16", "10.244.7.0/24", "10.0.0.0/24", "fd00::/64", "172.20.0.0/16"])
@@ -312,7 +310,7 @@ def test_a_destination_that_stays_on_the_main_table_is_told(destination: str) ->
     text = f'return_path.exclude_cidrs = ["172.16.0.0/12"]\n{BGP}destination = "{destination}"\n'
     found = decide(text, PEERING)
     reason = f"its destination {destination} always stays on the main table: see return_path.exclude_cidrs"
-    assert found.problems == (f"return path bgp: {reason}",)
+    assert told(found) == (f"return path bgp: {reason}",)
     assert (routes(found), rules(found)) == ([], [])
 
 
@@ -322,7 +320,7 @@ def test_N3_a_peer_behind_a_router_or_without_a_route_is_skipped_and_told() -> N
     found = decide(BGP, state)
     assert routes(found)[0] == "default (IPv4) via 10.0.0.8 dev eth0 table 20"
     assert len(found.state.routing.rules) == 1
-    assert found.problems == (
+    assert told(found) == (
         "return path bgp: BGPPeer metallb-system/far (172.16.0.1) is behind a router, so it is no next hop; "
         "a route reflector has the label metallb-nra/enabled=false",
         "return path bgp: this node has no route to BGPPeer metallb-system/lost (172.30.0.1), so it is no next hop",
@@ -343,7 +341,7 @@ def test_a_path_none_of_whose_networks_has_a_peer_does_nothing() -> None:
     found = decide(BGP, metallb(pool("p", "2001:db8:51::/64"), advertise(), peer("a", "10.0.0.8")))
     reason = "no BGP peer for its IPv6 networks is a neighbour"
     assert found.paths[0].path.obstacle == reason
-    assert found.problems == (f"return path bgp: {reason}",)
+    assert told(found) == (f"return path bgp: {reason}",)
     assert (routes(found), rules(found), found.paths[0].slot) == ([], [], None)
 
 
@@ -356,9 +354,7 @@ def test_no_peers_leave_nothing_but_the_table_stays_ours() -> None:
 
 def test_a_node_that_is_none_of_the_cluster_is_told_since_selectors_cannot_select_it() -> None:
     found = decide(BGP, dataclasses.replace(PEERING, nodes=(node("b"),)))
-    assert found.problems == (
-        "return path bgp: no Node is called a, so no peer's nodeSelectors select it; set node.name",
-    )
+    assert told(found) == ("return path bgp: no Node is called a, so no peer's nodeSelectors select it; set node.name",)
 
 
 def test_a_peer_alone_makes_no_path() -> None:
@@ -367,7 +363,7 @@ def test_a_peer_alone_makes_no_path() -> None:
 
 def test_both_kinds_of_paths_have_their_own_marks() -> None:
     found = decide(L2 + BGP, PEERING)
-    assert {p.holder for p in firewall(found).return_paths.values()} == {"path:one", "path::bgp"}
+    assert {str(p.holder) for p in firewall(found).paths.values()} == {"path:one", "path::bgp"}
     assert found.tables == {1000001, 20}
 
 
@@ -419,15 +415,15 @@ def test_an_interface_that_the_filter_cannot_name_is_told() -> None:
     host = dataclasses.replace(HERE, links={"e~1": UP}, rp_filter={"all": 1, "e~1": 1})
     found = decide(f'{L2.replace("eth1", "e~1")}rp_filter = "filter"\n', host=host)
     reason = 'the packet filter cannot name interface e~1: rp_filter = "filter" checks nothing there'
-    assert found.problems == (f"return path one: {reason}",)
+    assert told(found) == (f"return path one: {reason}",)
     assert firewall(found).checked == frozenset()
 
 
 def test_an_interface_without_an_address_needs_more_than_loose() -> None:
     bare = dataclasses.replace(HERE, links={"eth1": Link(up=True, has_ipv4=False)}, rp_filter={"all": 0, "eth1": 2})
-    assert "has no IPv4 address" in decide(host=bare).problems[0]
-    assert decide(f'{L2}rp_filter = "off"\n', host=bare).problems == ()
-    assert decide(host=dataclasses.replace(bare, rp_filter={"all": 0, "eth1": 0})).problems == ()
+    assert "has no IPv4 address" in told(decide(host=bare))[0]
+    assert told(decide(f'{L2}rp_filter = "off"\n', host=bare)) == ()
+    assert told(decide(host=dataclasses.replace(bare, rp_filter={"all": 0, "eth1": 0}))) == ()
 
 
 ARP = {
@@ -453,7 +449,7 @@ def test_interfaces_of_peers_are_loosened_as_those_of_steered_traffic() -> None:
 def questions(text: str) -> dict[str, Any]:
     settings: Config = config(text)
     wanted = pools.read(PEERING, settings, A)
-    asked = desired.questions(survey.survey(PEERING, settings), wanted, settings, A)
+    asked = desired.questions(survey.take(PEERING, settings), wanted, settings, A)
     return {"addresses": len(asked.addresses), "links": set(asked.links), "all": asked.all_rp_filters}
 
 
@@ -482,8 +478,8 @@ def test_egress_of_an_address_with_its_own_router_leaves_by_that_router() -> Non
     assert f"IPv4 priority 4700 fwmark {wall.mark(slot):#x}/0x3f000000 lookup {table}" in rules(found)
     own = [text for text in routes(found) if text.endswith(f"table {table}")]
     assert f"default (IPv4) via 10.1.0.1 dev eth1 onlink table {table}" in own
-    assert f"unreachable default (IPv4) metric {egress.UNREACHABLE_METRIC} table {table}" in own
-    assert wall.return_paths.keys() & wall.gateways.keys() == set()
+    assert f"unreachable default (IPv4) metric {UNREACHABLE_METRIC} table {table}" in own
+    assert wall.paths.keys() & wall.gateways.keys() == set()
 
 
 def test_egress_is_held_while_the_path_of_its_address_does_not_work() -> None:
@@ -491,7 +487,7 @@ def test_egress_is_held_while_the_path_of_its_address_does_not_work() -> None:
     assert {pod.treatment for pod in firewall(found).pods.values()} == {Treatment.HOLD, Treatment.ELSEWHERE}
     obstacle = found.services[0].obstacle
     assert obstacle
-    assert obstacle.reason is survey.Reason.NO_EXIT
+    assert obstacle.code is Code.NO_EXIT
     assert "there is no interface eth1" in obstacle.detail
 
 

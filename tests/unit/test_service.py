@@ -8,8 +8,8 @@ from typing import cast
 
 from metaleg_node.configuration import file as config_file
 from metaleg_node.core import assembly as desired
+from metaleg_node.core.changes import Action, Change
 from metaleg_node.core.compare import diff
-from metaleg_node.core.model import NodeState
 from metaleg_node.daemon.service import Options, Service
 from metaleg_node.reconcile.reconciler import Outcome, Plan, Reconciler
 from tests.unit.builders import config
@@ -34,9 +34,9 @@ def test_a_repair_is_counted_once_it_went_well_however_often_it_is_tried(tmp_pat
     options = Options(config_file=tmp_path / "config.toml", runtime_dir=tmp_path, state_dir=tmp_path)
     watch = config_file.Watch(options.config_file)
     service = Service(options, config('[cluster]\nstate_file = "/nowhere"'), watch)
-    change = diff.Change(action=diff.Action.CHANGE, kind="route", text="default", reason="")
+    change = Change(action=Action.CHANGE, kind="route", text="default", reason="")
     step = diff.Step(operation=diff.RestoreSysctl(name="x"), changes=(change,))
-    plan = Plan(desired=desired.Desired(state=NodeState()), steps=(step,))
+    plan = Plan(desired=desired.Desired(), steps=(step,))
     service._reconciler = cast(Reconciler, Answering(Outcome(), REFUSED, REFUSED, Outcome()))
     counted = []
     for _ in range(4):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
 from metaleg_node.core import slots
-from metaleg_node.core.model import NextHop, NodeName, Route, Slot
-from tests.unit.builders import A, B, C, addresses, node
+from metaleg_node.core.model import Holder, HolderKind, NextHop, Route, RouteType, Routing, Rule, Slot
+from metaleg_node.core.slots import Claim
+from tests.unit.builders import addresses
+
+A, B, C = (Holder(HolderKind.NODE, name) for name in "abc")
+MASK, BASE = 0x3F000000, 1000000
 
 
-def held(**names: NodeName) -> dict[Slot, NodeName]:
+def held(**holders: Holder) -> dict[Slot, Holder]:
     """`s1=A` reads: slot 1 is held by a."""
-    return {Slot(int(slot[1:])): name for slot, name in names.items()}
+    return {Slot(int(slot[1:])): holder for slot, holder in holders.items()}
 
 
 @pytest.mark.parametrize(
@@ -34,7 +39,7 @@ def test_a_mask_has_a_slot_for_each_value_but_zero_and_never_more_than_63(mask: 
         (held(s1=C, s2=A, s3=B), [C], {C: 1}),
         (held(s1=A, s2=A), [A], {A: 1}),
         (held(s9=A), [A], {A: 1}),
-        (held(s1=NodeName("")), [A], {A: 2}),
+        (held(s1=Holder.read("")), [A], {A: 2}),
     ],
     ids=[
         "in the order wanted",
@@ -48,7 +53,7 @@ def test_a_mask_has_a_slot_for_each_value_but_zero_and_never_more_than_63(mask: 
         "lost name",
     ],
 )
-def test_who_gets_which_slot(before: dict[Slot, NodeName], wanted: list[NodeName], expected: dict[str, int]) -> None:
+def test_who_gets_which_slot(before: dict[Slot, Holder], wanted: list[Holder], expected: dict[Holder, Slot]) -> None:
     assert slots.assign(before, wanted, slots=4) == expected
 
 
@@ -57,7 +62,7 @@ def test_a_former_holders_slot_is_taken_when_nothing_else_is_left() -> None:
 
 
 def test_F45_64_gateways_for_63_slots_leave_the_last_one_out_and_holders_in() -> None:
-    names = [NodeName(f"n{i}") for i in range(64)]
+    names = [Holder.read(f"n{i}") for i in range(64)]
     granted = slots.assign({}, names, slots=63)
     assert granted == {name: i + 1 for i, name in enumerate(names[:63])}
     last = {Slot(1): names[63]}
@@ -66,11 +71,57 @@ def test_F45_64_gateways_for_63_slots_leave_the_last_one_out_and_holders_in() ->
     assert names[62] not in again
 
 
-def test_where_the_packet_filter_is_lost_the_routes_tell_the_holders() -> None:
-    def route(table: int, gateway: str) -> Route:
-        hop = NextHop(gateway=addresses([gateway])[0], interface="eth0")
-        return Route(table=table, destination=ip_network("0.0.0.0/0"), metric=0, next_hops=(hop,))
+# --- where the packet filter is lost ---------------------------------------------------------------------------------
 
-    unreachable = Route(table=1000005, destination=ip_network("0.0.0.0/0"), metric=9)
-    routes = [route(1000003, "10.0.0.2"), route(1000004, "10.0.0.77"), route(20, "10.0.0.1"), unreachable]
-    assert slots.held_by_routes(routes, [node("a"), node("b")], 1000000) == {3: B}
+
+def table(number: int, *gateways: str, closed: bool = True) -> set[Route]:
+    """A table with a default route through these, and an unreachable one when it is closed."""
+    everywhere = ip_network("0.0.0.0/0")
+    hops = tuple(NextHop(gateway=gateway, interface="eth0") for gateway in addresses(gateways))
+    end = Route(table=number, destination=everywhere, type=RouteType.UNREACHABLE, metric=9)
+    return {Route(table=number, destination=everywhere, metric=0, next_hops=hops), *([end] if closed else [])}
+
+
+def claim(text: str, *gateways: str, **more: Any) -> Claim:
+    return Claim(holder=Holder.read(text), gateways=frozenset(addresses(gateways)), **more)
+
+
+CLAIMS = [
+    claim("path:public", "10.1.0.1", closed=False),
+    claim("path::bgp", "10.0.0.8", "10.0.0.9", closed=False, table=20),
+    claim("b", "10.0.0.2", "fd00::2"),
+    claim("c", "10.0.0.3"),
+    claim("egress:public", "10.1.0.1"),
+]
+RULE = Rule(family=4, priority=20, table=20, mark=6 << 24, mask=MASK)
+LOST: dict[str, tuple[set[Route], set[Rule], dict[int, str]]] = {
+    "a gateway by its InternalIP": (table(BASE + 3, "10.0.0.2"), set(), {3: "b"}),
+    "nobody's": (table(BASE + 4, "10.0.0.77"), set(), {}),
+    "a table below ours": (table(30, "10.0.0.2"), set(), {}),
+    "a path and its exit, of which one is closed": (
+        table(BASE + 1, "10.1.0.1") | table(BASE + 2, "10.1.0.1", closed=False),
+        set(),
+        {1: "egress:public", 2: "path:public"},
+    ),
+    "a path with a fixed table, by its mark": (
+        table(20, "10.0.0.9", closed=False),
+        {RULE},
+        {6: "path::bgp"},
+    ),
+    "that table without its rule": (table(20, "10.0.0.9", closed=False), set(), {}),
+    "the first of two tables": (table(BASE + 5, "10.0.0.3") | table(BASE + 6, "10.0.0.3"), set(), {5: "c"}),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_where_the_packet_filter_is_lost_rules_and_routes_tell_the_holders(name: str) -> None:
+    routes, rules, expected = LOST[name]
+    routing = Routing(routes=frozenset(routes), rules=frozenset(rules))
+    found = slots.read_back(routing, CLAIMS, MASK, BASE)
+    assert {slot: str(holder) for slot, holder in found.items()} == expected
+
+
+@pytest.mark.parametrize("text", ["node-a", "path:public", "path::bgp", "egress:public"])
+def test_a_holder_is_read_from_its_text(text: str) -> None:
+    assert str(Holder.read(text)) == text
+    assert (Holder.read(text).kind is HolderKind.NODE) is (":" not in text)

@@ -7,47 +7,14 @@ then routes when removing. What others put among ours goes before ours is put: t
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
-from metaleg_node.core.model import (
-    Address,
-    EgressPod,
-    Firewall,
-    ForeignItem,
-    Network,
-    NodeState,
-    Route,
-    RouteKey,
-    RouteType,
-    Rule,
-    Treatment,
-)
-
-T = TypeVar("T")
-
-
-class Action(enum.StrEnum):
-    """What happens to an object."""
-
-    ADD = "+"
-    REMOVE = "-"
-    CHANGE = "~"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One line of a plan: what happens to which object, and why."""
-
-    action: Action
-    kind: str
-    text: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.action} {self.kind} {self.text}" + (f"  # {self.reason}" if self.reason else "")
+from metaleg_node.core.changes import Action, Change, change
+from metaleg_node.core.firewall.egress import Egress
+from metaleg_node.core.firewall.part import Firewall, Numbers, Why
+from metaleg_node.core.model import Address, ForeignItem, Route, RouteKey, RouteType, Rule
+from metaleg_node.core.node_state import NodeState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,30 +111,41 @@ class Step:
     changes: tuple[Change, ...] = ()
 
 
-Why = Callable[[Address], str]
-"""Tells the reason for a pod's treatment."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """A part of the packet filter that is not as it was put there, and how that came."""
+
+    what: str
+    reason: str = "somebody changed it"
 
 
-def steps(before: NodeState, after: NodeState, *, why: Why, damage: Iterable[str] = ()) -> tuple[Step, ...]:
+def steps(
+    before: NodeState, after: NodeState, *, why: Why, damage: Collection[Damage] = (), place: str = "packet filter"
+) -> tuple[Step, ...]:
     """The ordered steps from one state to the other; none when nothing differs.
 
     `before.sysctls` are the present values of all variables that are wanted now or were set by us once. `damage` names
-    parts of the packet filter that others altered.
+    parts of the packet filter that are not as they were put there, `place` what holds them all.
     """
     rules = before.routing.rules, after.routing.rules
     routes = _compare(before.routing.routes, after.routing.routes)
+    lines = [*_firewall_changes(before.firewall, after.firewall, why, place)]
+    if after.firewall:
+        lines += [change(Action.CHANGE, "firewall", f"{one.what} repaired", one.reason) for one in damage]
     return (
         *_set_sysctls(before.sysctls, after.sysctls),
         *_delete_foreign(before),
         *_delete_crowds(routes),
         *_put_routes(routes),
         *(
-            Step(operation=AddRule(rule=rule), changes=(_change(Action.ADD, "rule", rule),))
+            Step(operation=AddRule(rule=rule), changes=(change(Action.ADD, "rule", rule),))
             for rule in sorted(rules[1] - rules[0], key=str)
         ),
-        *_put_firewall(before.firewall, after.firewall, why, tuple(damage)),
+        # What others altered says nothing reliable about before: nothing is built upon it, and any connection may have
+        # begun in a wrong way meanwhile.
+        *_put_firewall(None if damage else before.firewall, after.firewall, tuple(lines)),
         *(
-            Step(operation=DeleteRule(rule=rule), changes=(_change(Action.REMOVE, "rule", rule),))
+            Step(operation=DeleteRule(rule=rule), changes=(change(Action.REMOVE, "rule", rule),))
             for rule in sorted(rules[0] - rules[1], key=str)
         ),
         *_delete_routes(routes),
@@ -180,10 +158,6 @@ def changes(planned: Iterable[Step]) -> tuple[Change, ...]:
     return tuple(change for step in planned for change in step.changes)
 
 
-def _change(action: Action, kind: str, what: object, reason: str = "") -> Change:
-    return Change(action=action, kind=kind, text=str(what), reason=reason)
-
-
 # --- sysctls ---------------------------------------------------------------------------------------------------------
 
 
@@ -194,14 +168,14 @@ def _set_sysctls(before: Mapping[str, str], after: Mapping[str, str]) -> Iterato
             # Absent: the interface went away since it was looked at; the kernel's answer will say so.
             was = f"was {before[name]}; " if name in before else ""
             why = "packets do not come the way that they would go back" if name.endswith("rp_filter") else "strict ARP"
-            change = _change(Action.CHANGE, "sysctl", f"{name} = {value}", was + why)
-            yield Step(operation=SetSysctl(name=name, value=value), changes=(change,))
+            line = change(Action.CHANGE, "sysctl", f"{name} = {value}", was + why)
+            yield Step(operation=SetSysctl(name=name, value=value), changes=(line,))
 
 
 def _restore_sysctls(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[Step]:
     for name in sorted(before.keys() - after.keys(), key=lambda name: ("/all/" not in name, name)):
-        change = _change(Action.CHANGE, "sysctl", name, "no longer needed: put back to what it was")
-        yield Step(operation=RestoreSysctl(name=name), changes=(change,))
+        line = change(Action.CHANGE, "sysctl", name, "no longer needed: put back to what it was")
+        yield Step(operation=RestoreSysctl(name=name), changes=(line,))
 
 
 # --- routes and rules ------------------------------------------------------------------------------------------------
@@ -235,8 +209,8 @@ def _delete_crowds(routes: _Routes) -> Iterator[Step]:
     """All of a crowd go, since to delete one may hit another; then the wanted one is put. Meanwhile the unreachable
     route stops what was marked."""
     for route in sorted((route for crowd in routes.crowds.values() for route in crowd), key=str):
-        change = _change(Action.REMOVE, "route", route, "a second one in the place of ours")
-        yield Step(operation=DeleteRoute(route=route), changes=(change,) if route in routes.stale else ())
+        line = change(Action.REMOVE, "route", route, "a second one in the place of ours")
+        yield Step(operation=DeleteRoute(route=route), changes=(line,) if route in routes.stale else ())
 
 
 def _put_routes(routes: _Routes) -> Iterator[Step]:
@@ -246,14 +220,14 @@ def _put_routes(routes: _Routes) -> Iterator[Step]:
     for route in sorted(routes.fresh | again, key=lambda r: (r.type is not RouteType.UNREACHABLE, str(r))):
         old = replaced.get(route.key)
         action = Action.CHANGE if old else Action.ADD
-        change = _change(action, "route", route, f"was: {old}" if old else "")
-        yield Step(operation=PutRoute(route=route), changes=() if route in again else (change,))
+        line = change(action, "route", route, f"was: {old}" if old else "")
+        yield Step(operation=PutRoute(route=route), changes=() if route in again else (line,))
 
 
 def _delete_routes(routes: _Routes) -> Iterator[Step]:
     gone = (route for route in routes.stale if route.key not in routes.wanted)
     for route in sorted(gone, key=lambda r: (r.type is RouteType.UNREACHABLE, str(r))):
-        yield Step(operation=DeleteRoute(route=route), changes=(_change(Action.REMOVE, "route", route),))
+        yield Step(operation=DeleteRoute(route=route), changes=(change(Action.REMOVE, "route", route),))
 
 
 def _delete_foreign(before: NodeState) -> Iterator[Step]:
@@ -262,35 +236,30 @@ def _delete_foreign(before: NodeState) -> Iterator[Step]:
     along. Until ours is put, the unreachable route or the guard stops what was marked."""
     reason = "not ours, but in a table that is ours alone"
     for item in sorted(before.routing.foreign_routes, key=lambda i: i.text):
-        change = _change(Action.REMOVE, "route", item.text, reason)
-        yield Step(operation=DeleteForeignRoute(item=item), changes=(change,))
+        line = change(Action.REMOVE, "route", item.text, reason)
+        yield Step(operation=DeleteForeignRoute(item=item), changes=(line,))
     reason = "not ours, but leads into a table that is ours alone"
     for item in sorted(before.routing.foreign_rules, key=lambda i: i.text):
-        change = _change(Action.REMOVE, "rule", item.text, reason)
-        yield Step(operation=DeleteForeignRule(item=item), changes=(change,))
+        line = change(Action.REMOVE, "rule", item.text, reason)
+        yield Step(operation=DeleteForeignRule(item=item), changes=(line,))
 
 
 # --- firewall --------------------------------------------------------------------------------------------------------
 
 
-def _put_firewall(before: Firewall | None, after: Firewall | None, why: Why, damage: tuple[str, ...]) -> Iterator[Step]:
-    lines = [*_firewall_changes(before, after, why)]
-    if after:
-        lines += [_change(Action.CHANGE, "firewall", f"{part} repaired", "somebody changed it") for part in damage]
+def _put_firewall(known: Firewall | None, after: Firewall | None, lines: tuple[Change, ...]) -> Iterator[Step]:
+    """`known` is what the packet filter surely held before, None if nothing is sure."""
     if not lines:
         return
-    # What others altered says nothing reliable about before: nothing is built upon it, and any connection may have
-    # begun in a wrong way meanwhile.
-    known = None if damage else before
-    if known and after and after.sources - known.sources:
+    if known and after and after.part(Egress).sources - known.part(Egress).sources:
         yield from _receive_first(known, after)
     if known and after is None:
         # Nothing is egress any more, but what began as such is dropped until it is forgotten; only then the table goes.
-        yield Step(operation=PutFirewall(firewall=replace(known, pods={})))
+        yield Step(operation=PutFirewall(firewall=known.having(replace(known.part(Egress), pods={}))))
         yield _sweep(known, after)
-        yield Step(operation=PutFirewall(firewall=after), changes=tuple(lines))
+        yield Step(operation=PutFirewall(firewall=after), changes=lines)
     else:
-        yield Step(operation=PutFirewall(firewall=after), changes=tuple(lines))
+        yield Step(operation=PutFirewall(firewall=after), changes=lines)
         yield _sweep(known, after)
 
 
@@ -303,126 +272,40 @@ def _sweep(before: Firewall | None, after: Firewall | None) -> Step:
 def _receive_first(before: Firewall, after: Firewall) -> Iterator[Step]:
     """A node that becomes a gateway may already get answers to connections of the former one. It must refuse them, and
     forget those that passed, before the first packet of a pod is translated: else that one finds its port taken."""
-    arriving = replace(before, sources=before.sources | after.sources)
+    known, wanted = before.part(Egress), after.part(Egress)
+    arriving = before.having(replace(known, sources=known.sources | wanted.sources))
     yield Step(operation=PutFirewall(firewall=arriving))
-    yield Step(operation=SweepFlows(firewall=arriving, addresses=after.sources - before.sources))
+    yield Step(operation=SweepFlows(firewall=arriving, addresses=wanted.sources - known.sources))
 
 
 def _moved(before: Firewall | None, after: Firewall) -> frozenset[Address] | None:
     """The addresses whose connections may no longer fit; None: all may."""
-    if before is None or (before.inside, before.filters) != (after.inside, after.filters):
+    if before is None:
         return None
-    return frozenset(_changed_pods(before, after) | (after.sources - before.sources))
+    known, wanted = before.part(Egress), after.part(Egress)
+    if (known.inside, known.filters) != (wanted.inside, wanted.filters):
+        return None
+    return frozenset(wanted.moved(known) | (wanted.sources - known.sources))
 
 
-def _changed_pods(before: Firewall, after: Firewall) -> set[Address]:
-    return {address for address, _ in before.pods.items() ^ after.pods.items()}
+_RANKS = {"pod": 0, "gateway": 2, "destinations": 3, "path": 4}
 
 
-def _firewall_changes(before: Firewall | None, after: Firewall | None, why: Why) -> Iterator[Change]:
+def _firewall_changes(before: Firewall | None, after: Firewall | None, why: Why, place: str) -> Iterator[Change]:
+    """What is most asked for comes first: pods, then settings, gateways, destinations, paths, and the rest."""
     if before == after:
         return
     if after is None:
-        yield _change(Action.REMOVE, "firewall", "table inet metaleg_node, with all that it holds")
+        yield change(Action.REMOVE, "firewall", f"{place}, with all that it holds")
         return
     if before is None:
-        yield _change(Action.ADD, "firewall", "table inet metaleg_node")
+        yield change(Action.ADD, "firewall", place)
     have = before or Firewall(mark_mask=after.mark_mask)
-    yield from _pod_changes(have, after, why)
-    yield from _settings_changes(have, after)
-    yield from _path_changes(have, after)
-    for title, old, new in (
-        ("inside the cluster", have.inside, after.inside),
-        ("ports that take datagrams", have.served, after.served),
-        ("pod networks", have.pod_networks, after.pod_networks),
-        ("next hops", have.next_hops, after.next_hops),
-        ("node interfaces", have.node_interfaces, after.node_interfaces),
-        ("own addresses", have.node_addresses, after.node_addresses),
-        ("return paths match", have.match, after.match),
-        ("no return path to", have.direct, after.direct),
-        ("reverse path checked on", have.checked, after.checked),
-        ("reverse path not checked to", have.spared, after.spared),
-    ):
-        yield from _member_changes(title, old, new)
-
-
-def _pod_changes(before: Firewall, after: Firewall, why: Why) -> Iterator[Change]:
-    for address in sorted(_changed_pods(before, after), key=lambda a: (a.version, int(a))):
-        old, new = before.pods.get(address), after.pods.get(address)
-        if new is None:
-            assert old
-            yield _change(Action.REMOVE, "pod", f"{address} {describe(old, before)}", "no longer an egress pod")
-        elif old is None:
-            yield _change(Action.ADD, "pod", f"{address} {describe(new, after)}", why(address))
-        else:
-            was = f"{why(address)}; until now it {describe(old, before)}"
-            yield _change(Action.CHANGE, "pod", f"{address} {describe(new, after)}", was)
-
-
-def describe(pod: EgressPod, firewall: Firewall) -> str:
-    """What happens to a pod's outward traffic on this node, in words."""
-    some = " (its destinations are restricted)" if pod.filter else ""
-    match pod.treatment:
-        case Treatment.STEER:
-            name = firewall.gateways.get(pod.slot, "?") if pod.slot else "?"
-            return f"leaves through {name}, slot {pod.slot}{some}"
-        case Treatment.SNAT:
-            return f"leaves here as {pod.source}{some}"
-        case Treatment.HOLD:
-            return f"is held: {firewall.hold}{some}"
-        case Treatment.ELSEWHERE:
-            return f"is another node's: dropped if it comes here{some}"
-
-
-def _path_changes(before: Firewall, after: Firewall) -> Iterator[Change]:
-    old_slots = {path.holder: slot for slot, path in before.return_paths.items()}
-    new_slots = {path.holder: slot for slot, path in after.return_paths.items()}
-    for holder in sorted({*old_slots, *new_slots}):
-        title = f"return {holder}"
-        old, new = old_slots.get(holder), new_slots.get(holder)
-        was = before.return_paths[old].networks if old else frozenset[Network]()
-        will = after.return_paths[new].networks if new else frozenset[Network]()
-        if old != new or (new and old and before.return_paths[old].mark != after.return_paths[new].mark):
-            action = Action.REMOVE if new is None else Action.CHANGE if old else Action.ADD
-            slot, firewall = (new, after) if new else (old, before)
-            assert slot
-            yield _change(action, "path", f"{holder} has slot {slot}, mark {firewall.mark(slot):#x}")
-        yield from _member_changes(title, was, will)
-
-
-def _settings_changes(before: Firewall, after: Firewall) -> Iterator[Change]:
-    for title, old, new in (
-        ("mark mask", f"{before.mark_mask:#x}", f"{after.mark_mask:#x}"),
-        ("held packets", before.hold, after.hold),
-        ("source ports", before.source_ports, after.source_ports),
-        ("drop invalid input", before.drop_invalid_input, after.drop_invalid_input),
-    ):
-        if old != new:
-            yield _change(Action.CHANGE, "firewall", f"{title}: {new}", f"was {old}")
-    for slot in sorted({*before.gateways, *after.gateways}):
-        old_name, new_name = before.gateways.get(slot), after.gateways.get(slot)
-        if old_name != new_name:
-            action = Action.REMOVE if new_name is None else Action.CHANGE if old_name else Action.ADD
-            mark = f"{(before if new_name is None else after).mark(slot):#x}"
-            yield _change(action, "gateway", f"{new_name or old_name} has slot {slot}, mark {mark}")
-    for key in sorted({*before.filters, *after.filters}):
-        if before.filters.get(key) != after.filters.get(key):
-            kept = (after.filters if key in after.filters else before.filters)[key]
-            gone, new = key not in after.filters, key not in before.filters
-            action = Action.REMOVE if gone else Action.ADD if new else Action.CHANGE
-            texts = f"except {_listed(kept.exclude)}" if kept.exclude else ""
-            texts += f"{' ' if texts else ''}only {_listed(kept.only)}" if kept.only else ""
-            yield _change(action, "destinations", texts)
-
-
-def _member_changes(title: str, old: frozenset[T], new: frozenset[T]) -> Iterator[Change]:
-    if new - old:
-        yield _change(Action.ADD, "firewall", f"{title}: {_listed(new - old)}")
-    if old - new:
-        yield _change(Action.REMOVE, "firewall", f"{title}: {_listed(old - new)}")
-
-
-def _listed(items: Iterable[object]) -> str:
-    texts = sorted(map(str, items))
-    rest = f" and {len(texts) - 6} more" if len(texts) > 6 else ""
-    return ", ".join(texts[:6]) + rest
+    numbers = Numbers(mask_before=have.mark_mask, mask=after.mark_mask, why=why)
+    lines: list[Change] = []
+    if have.mark_mask != after.mark_mask:
+        text = f"mark mask: {after.mark_mask:#x}"
+        lines.append(change(Action.CHANGE, "firewall", text, f"was {have.mark_mask:#x}"))
+    for kind in {type(part): None for part in (*have.parts, *after.parts)}:
+        lines += after.part(kind).changes(have.part(kind), numbers)
+    yield from sorted(lines, key=lambda line: _RANKS.get(line.kind, 1 if line.action is Action.CHANGE else 5))

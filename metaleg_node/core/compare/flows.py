@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from metaleg_node.core.model import Address, DestinationFilter, Firewall, Flow, Treatment
+from metaleg_node.core.firewall.egress import DestinationFilter, Egress, Treatment
+from metaleg_node.core.firewall.part import Firewall
+from metaleg_node.core.model import Address, Flow
 from metaleg_node.core.networks import Membership
 
 LONG_LIVED = frozenset({"tcp", "sctp", "dccp"})
@@ -17,28 +19,30 @@ LONG_LIVED = frozenset({"tcp", "sctp", "dccp"})
 
 def stale(flows: Iterable[Flow], firewall: Firewall, local: frozenset[Address]) -> Iterator[tuple[Flow, str]]:
     """The entries to delete, each with the reason. `local` are this node's addresses, which are never outside."""
-    inside = Membership(firewall.inside)
-    filters = {key: _Filter(value) for key, value in firewall.filters.items()}
+    egress = firewall.part(Egress)
+    inside = Membership(egress.inside)
+    filters = {key: _Filter(value) for key, value in egress.filters.items()}
     for flow in flows:
         destination = flow.reply_source
-        if destination in firewall.sources and destination == flow.destination and destination not in local:
+        if destination in egress.sources and destination == flow.destination and destination not in local:
             yield flow, "an answer that came before this gateway knew the connection"
             continue
-        pod = firewall.pods.get(flow.source)
+        pod = egress.pods.get(flow.source)
         leaves = destination not in inside and destination not in local
         if leaves and pod and pod.filter in filters:
             leaves = filters[pod.filter].counts(destination)
-        if reason := _why_stale(flow, firewall, leaves=leaves):
+        if reason := _why_stale(flow, egress, leaves=leaves):
             yield flow, reason
 
 
 def concerned(firewall: Firewall) -> frozenset[Address]:
     """`stale` finds fault only with connections that begin at or go to one of these, and with those that are ours."""
-    return firewall.sources.union(firewall.pods)
+    egress = firewall.part(Egress)
+    return egress.sources.union(egress.pods)
 
 
-def _why_stale(flow: Flow, firewall: Firewall, *, leaves: bool) -> str:
-    pod = firewall.pods.get(flow.source)
+def _why_stale(flow: Flow, egress: Egress, *, leaves: bool) -> str:
+    pod = egress.pods.get(flow.source)
     if pod is None or not leaves:
         return "no longer egress traffic" if flow.ours else ""
     if not flow.ours:

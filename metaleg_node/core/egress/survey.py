@@ -1,13 +1,11 @@
 """What the cluster asks for, the same on every node: which pod addresses leave with which address through which node.
 
-`survey` reads the Services that opted in, decides each one's gateway and sources, and checks every claim on a pod's
+`take` reads the Services that opted in, decides each one's gateway and sources, and checks every claim on a pod's
 address. What this node has to do about it is decided in `egress`.
 """
 
 from __future__ import annotations
 
-import enum
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,13 +13,13 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from metaleg_node.configuration.config import Config
+from metaleg_node.core.firewall.egress import DestinationFilter
 from metaleg_node.core.model import (
     FAMILIES,
     Address,
     AnnouncedBy,
     Announcement,
     ClusterState,
-    DestinationFilter,
     EndpointSlice,
     Family,
     Network,
@@ -32,6 +30,7 @@ from metaleg_node.core.model import (
     Service,
 )
 from metaleg_node.core.networks import Membership, merged
+from metaleg_node.core.problems import Code
 
 EXCLUDE_ANNOTATION = "metaleg.de/exclude-cidrs"
 ONLY_ANNOTATION = "metaleg.de/only-cidrs"
@@ -52,28 +51,11 @@ NEVER_EGRESS: tuple[Network, ...] = tuple(
 )
 
 
-class Reason(enum.StrEnum):
-    """Why a Service's egress does not work in one family, or not at all; stable words, also a metric's label."""
-
-    NOT_LOAD_BALANCER = "not-load-balancer"
-    BAD_ANNOTATION = "bad-annotation"
-    NO_ADDRESS = "no-address"
-    BAD_ADDRESS = "bad-address"
-    NO_GATEWAY = "no-gateway"
-    SEVERAL_GATEWAYS = "several-gateways"
-    UNKNOWN_NODE = "unknown-node"
-    NO_INTERNAL_IP = "no-internal-ip"
-    OFF_LINK = "off-link"
-    NO_ROUTE = "no-route"
-    NO_SLOT = "no-slot"
-    NO_EXIT = "no-exit"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Obstacle:
     """Why not: a word for machines and a sentence for people."""
 
-    reason: Reason
+    code: Code
     detail: str
 
 
@@ -126,7 +108,7 @@ class Networks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The result of `survey`; `services` are in order of age, which is also their precedence. `served` are the ports
+    """The result of `take`; `services` are in order of age, which is also their precedence. `served` are the ports
     on which their pods take datagrams (UDP, SCTP)."""
 
     services: tuple[EgressService, ...]
@@ -151,7 +133,7 @@ class Survey:
         return ""
 
 
-def survey(cluster: ClusterState, config: Config) -> Survey:
+def take(cluster: ClusterState, config: Config) -> Survey:
     """Works out what the opted-in Services ask for."""
     nodes = {node.name: node for node in cluster.nodes}
     networks = _networks(cluster, config)
@@ -222,7 +204,7 @@ def choose_gateway(
             continue
         if source is AnnouncedBy.BGP_STATUS and len(names) > 1:
             detail = f"announced by BGP from {len(names)} nodes ({_some(names)}); egress needs exactly one"
-            return Obstacle(reason=Reason.SEVERAL_GATEWAYS, detail=detail)
+            return Obstacle(code=Code.SEVERAL_GATEWAYS, detail=detail)
         ready = {name: name in nodes and nodes[name].ready for name in names}
         if source is AnnouncedBy.EVENTS:
             best = max(said, key=lambda a: (a.since, a.node))
@@ -230,22 +212,14 @@ def choose_gateway(
             best = max(said, key=lambda a: (ready[a.node], a.since, a.node))
         if best.node not in nodes:
             detail = f"{best.ref} names node {best.node}, which is not among the Node objects"
-            return Obstacle(reason=Reason.UNKNOWN_NODE, detail=detail)
+            return Obstacle(code=Code.UNKNOWN_NODE, detail=detail)
         ambiguous = len(names) > 1 and source is not AnnouncedBy.EVENTS
         why = f"{best.node} announces it ({best.ref})" + (
             f", preferred to {_some([n for n in names if n != best.node])}" if ambiguous else ""
         )
         return Gateway(node=nodes[best.node], why=why, ambiguous=ambiguous)
     detail = "no node announces it: there is no ServiceL2Status, ServiceBGPStatus or event about it"
-    return Obstacle(reason=Reason.NO_GATEWAY, detail=detail)
-
-
-def filter_key(destinations: DestinationFilter) -> str:
-    """A short name for a filter, the same for the same networks; empty for one that lets everything count."""
-    if not destinations.exclude and not destinations.only:
-        return ""
-    text = ";".join(",".join(sorted(map(str, nets))) for nets in (destinations.exclude, destinations.only))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Obstacle(code=Code.NO_GATEWAY, detail=detail)
 
 
 def _key(service: Service) -> tuple[str, str]:
@@ -349,7 +323,7 @@ class _Checks:
         """The LoadBalancer address of one family, or what is wrong with it."""
         if address is None:
             detail = f"the Service has no IPv{family} address in status.loadBalancer.ingress"
-            return Obstacle(reason=Reason.NO_ADDRESS, detail=detail)
+            return Obstacle(code=Code.NO_ADDRESS, detail=detail)
         wrong = ""
         if address in self._node_addresses:
             wrong = "is a node's own"
@@ -360,7 +334,7 @@ class _Checks:
         elif address in self._never_egress:
             wrong = "is no host's address"
         if wrong:
-            return Obstacle(reason=Reason.BAD_ADDRESS, detail=f"LoadBalancer address {address} {wrong}")
+            return Obstacle(code=Code.BAD_ADDRESS, detail=f"LoadBalancer address {address} {wrong}")
         return address
 
 
@@ -372,10 +346,10 @@ def _families(
         destinations, obstacle = _filter(service.annotations), None
     except ValueError as error:
         destinations = DestinationFilter()
-        obstacle = Obstacle(reason=Reason.BAD_ANNOTATION, detail=str(error))
+        obstacle = Obstacle(code=Code.BAD_ANNOTATION, detail=str(error))
     if service.type != "LoadBalancer":
         detail = f"spec.type is {service.type or 'missing'}, must be LoadBalancer"
-        obstacle = Obstacle(reason=Reason.NOT_LOAD_BALANCER, detail=detail)
+        obstacle = Obstacle(code=Code.NOT_LOAD_BALANCER, detail=detail)
     by_family = {f: tuple(p for p in pods if p.address.version == f) for f in FAMILIES}
     addresses: dict[Family, Address] = {}
     for address in service.ingress:

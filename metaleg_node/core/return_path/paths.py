@@ -1,35 +1,25 @@
-"""What this node does so that replies leave by the way the request came.
+"""Which of the return paths that are asked for this host can have now, and by which next hops.
 
-`paths` turns what is asked for (`pools`) into what this host can do now; the other functions tell what of it stands in
-the routing tables, the packet filter and the sysctls.
+What follows from that for the routing tables, the packet filter and the sysctls is in `node`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_network
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.core.egress.node import DEFAULT, DEFAULT_METRIC, UNREACHABLE_METRIC, Exit
 from metaleg_node.core.model import (
     FAMILIES,
-    MAIN_TABLE,
-    Address,
     Family,
-    Firewall,
+    Holder,
+    HolderKind,
     Host,
     Network,
     NextHop,
-    NodeName,
-    ReturnPath,
-    Route,
-    RouteType,
-    Rule,
-    Slot,
+    Questions,
 )
-from metaleg_node.core.networks import Membership, merged
+from metaleg_node.core.networks import merged
 from metaleg_node.core.return_path.wanted import PathGateway, PathKind, WantedPath
 
 MAIN_METRIC = 4700
@@ -37,8 +27,6 @@ MAIN_METRIC = 4700
 with another metric is replaced by ours."""
 L2_PRIORITY = 10
 """Added to firewall.rule_priority."""
-
-_PLAIN_INTERFACE = re.compile(r"[-A-Za-z0-9_.@+]{1,15}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +48,9 @@ class Path:
         return self.wanted.settings.interface if self.wanted.settings else ""
 
     @property
-    def exit_holder(self) -> NodeName:
+    def exit_holder(self) -> Holder:
         """What has the slot of egress traffic that leaves by this path."""
-        return NodeName(f"egress:{self.wanted.name}")
+        return Holder(HolderKind.EXIT, self.wanted.name)
 
     def marked(self) -> frozenset[Network]:
         """The networks whose replies are marked."""
@@ -75,25 +63,20 @@ class Path:
 # --- what the host must be asked -------------------------------------------------------------------------------------
 
 
-def lookups(wanted: Iterable[WantedPath]) -> frozenset[Address]:
-    """The addresses whose way through the main table `paths` needs to know."""
-    return frozenset(g.address for path in wanted if path.kind is PathKind.BGP for g in path.gateways)
-
-
-def interfaces(wanted: Iterable[WantedPath]) -> frozenset[str]:
-    """The interfaces whose state `paths` needs to know."""
-    return frozenset(path.settings.interface for path in wanted if path.settings)
-
-
-def turns_rp_filter_off(wanted: Iterable[WantedPath]) -> bool:
-    """Whether `sysctls` needs to know the value of every interface."""
-    return any(path.settings and path.settings.rp_filter in ("off", "filter") for path in wanted)
+def questions(wanted: Collection[WantedPath]) -> Questions:
+    """What `find` and `contribute` need to know of the host."""
+    return Questions(
+        addresses=frozenset(g.address for path in wanted if path.kind is PathKind.BGP for g in path.gateways),
+        links=frozenset(path.settings.interface for path in wanted if path.settings),
+        all_rp_filters=any(path.settings and path.settings.rp_filter in ("off", "filter") for path in wanted),
+        connected=bool(wanted),
+    )
 
 
 # --- what this host can do -------------------------------------------------------------------------------------------
 
 
-def paths(wanted: Iterable[WantedPath], config: Config, host: Host, cluster: frozenset[Network]) -> tuple[Path, ...]:
+def find(wanted: Iterable[WantedPath], config: Config, host: Host, cluster: frozenset[Network]) -> tuple[Path, ...]:
     """The paths, as the host is now. `cluster` are the networks inside the cluster."""
     taken: dict[Network, Path] = {}
     found = (_l2(path, host) if path.kind is PathKind.L2 else _bgp(path, config, host, cluster) for path in wanted)
@@ -102,7 +85,7 @@ def paths(wanted: Iterable[WantedPath], config: Config, host: Host, cluster: fro
 
 def _yielding(path: Path, taken: dict[Network, Path]) -> Path:
     """The main table leads a network to one interface only, that of the first path that it is routed for."""
-    yielded = [n for n in _in_main(path) if taken.setdefault(n, path).interface != path.interface]
+    yielded = [n for n in in_main(path) if taken.setdefault(n, path).interface != path.interface]
     if not yielded:
         return path
     first = taken[yielded[0]]
@@ -155,7 +138,7 @@ def _l2_notes(path: WantedPath, hops: Collection[Family], host: Host) -> Iterato
         yield "no gateway is of its networks' family, so replies go by the main table"
     if 4 in hops:
         yield from _dropped_without_address(name, path, host)
-    if path.settings.rp_filter == "filter" and not _PLAIN_INTERFACE.fullmatch(name):
+    if path.settings.rp_filter == "filter" and name in host.unnameable:
         yield f'the packet filter cannot name interface {name}: rp_filter = "filter" checks nothing there'
     if path.settings.connected_route and any(not network.prefixlen for network in path.networks):
         yield "its networks are all addresses there are, which get no connected route"
@@ -244,79 +227,13 @@ def _by_family(hops: Iterable[NextHop]) -> dict[Family, tuple[NextHop, ...]]:
     return result
 
 
-# --- routes and rules ------------------------------------------------------------------------------------------------
-
-
-def table(path: Path, slot: Slot, config: Config) -> int:
-    """The routing table of a path."""
-    if path.wanted.kind is PathKind.BGP:
-        return config.return_path.bgp.table
-    return config.firewall.route_table_base + slot
-
-
-def managed_tables(wanted: Iterable[WantedPath], config: Config) -> frozenset[int]:
-    """Tables that are ours alone even while they hold nothing of ours."""
-    return frozenset(config.return_path.bgp.table for path in wanted if path.kind is PathKind.BGP)
-
-
-def routes(path: Path, slot: Slot | None, config: Config) -> Iterator[Route]:
-    """The routes of a path. Where it has no next hop its connected routes stand in the main table, as an address in
-    the network would put them there."""
-    for network in _in_main(path):
-        yield _on_link(path, MAIN_TABLE, network, MAIN_METRIC)
-    if slot is not None:
-        number = table(path, slot, config)
-        yield from _connected(path, number)
-        for family, hops in path.hops.items():
-            where = config.return_path.bgp.destination if path.wanted.kind is PathKind.BGP else None
-            destination = where or ip_network(DEFAULT[family])
-            yield Route(table=number, destination=destination, metric=DEFAULT_METRIC[family], next_hops=hops)
-
-
-def rules(path: Path, slot: Slot, config: Config) -> Iterator[Rule]:
-    """The rule that leads a path's mark to its table, for each family."""
-    bgp = path.wanted.kind is PathKind.BGP
-    priority = config.return_path.bgp.rule_priority if bgp else config.firewall.rule_priority + L2_PRIORITY
-    for family in path.hops:
-        yield _rule(family, priority, table(path, slot, config), slot, config)
-
-
-def exit_routes(path: Path, slot: Slot, config: Config) -> Iterator[Route]:
-    """The table of egress traffic that leaves by a path: the path's own routes, and a stop, since a packet with the
-    LoadBalancer's address must not leave by another way."""
-    number = config.firewall.route_table_base + slot
-    yield from _connected(path, number)
-    for family, hops in path.hops.items():
-        everywhere = ip_network(DEFAULT[family])
-        yield Route(table=number, destination=everywhere, metric=DEFAULT_METRIC[family], next_hops=hops)
-        yield Route(table=number, destination=everywhere, type=RouteType.UNREACHABLE, metric=UNREACHABLE_METRIC)
-
-
-def exit_rules(path: Path, slot: Slot, config: Config) -> Iterator[Rule]:
-    """The rule that leads to `exit_routes`, for each family."""
-    for family in path.hops:
-        yield _rule(family, config.firewall.rule_priority, config.firewall.route_table_base + slot, slot, config)
-
-
-def _rule(family: Family, priority: int, number: int, slot: Slot, config: Config) -> Rule:
-    mask = config.firewall.mark_mask
-    mark = Firewall(mark_mask=mask).mark(slot)
-    return Rule(family=family, priority=priority, table=number, mark=mark, mask=mask)
-
-
-def _connected(path: Path, number: int) -> Iterator[Route]:
-    """The connected routes of the families that have next hops."""
-    for network in _networks_on_link(path, frozenset(path.hops)):
-        yield _on_link(path, number, network, DEFAULT_METRIC[network.version])
-
-
-def _in_main(path: Path) -> list[Network]:
+def in_main(path: Path) -> list[Network]:
     """The networks that have their connected route in the main table."""
     without = frozenset(f for f in FAMILIES if f not in path.hops)
-    return [network for network in _networks_on_link(path, without) if network not in path.unrouted]
+    return [network for network in networks_on_link(path, without) if network not in path.unrouted]
 
 
-def _networks_on_link(path: Path, families: frozenset[Family]) -> list[Network]:
+def networks_on_link(path: Path, families: frozenset[Family]) -> list[Network]:
     """In order. All addresses that there are cannot be on one link: their route is the default route."""
     if not families or path.obstacle or not path.wanted.settings or not path.wanted.settings.connected_route:
         return []
@@ -324,83 +241,6 @@ def _networks_on_link(path: Path, families: frozenset[Family]) -> list[Network]:
     return sorted(found, key=lambda n: (n.version, int(n.network_address)))
 
 
-def _on_link(path: Path, number: int, network: Network, metric: int) -> Route:
-    hop = NextHop(gateway=None, interface=path.interface)
-    return Route(table=number, destination=network, metric=metric, next_hops=(hop,))
-
-
-# --- egress ----------------------------------------------------------------------------------------------------------
-
-
-def exits(found: Iterable[Path]) -> Callable[[Address], Exit | None]:
-    """Tells the exit of a LoadBalancer address: the layer 2 path that owns it, which has a router for its family."""
-    owners = [(path, Membership(path.wanted.owned)) for path in found if path.wanted.kind is PathKind.L2]
-
-    def exit_of(address: Address) -> Exit | None:
-        for path, owned in owners:
-            if address in owned:
-                obstacle = "" if address.version in path.hops else path.obstacle or "it has no gateway that works"
-                reason = f"return path {path.wanted.name}, by which it must leave: {obstacle}" if obstacle else ""
-                return Exit(holder=path.exit_holder, obstacle=reason)
-        return None
-
-    return exit_of
-
-
-# --- packet filter and sysctls ---------------------------------------------------------------------------------------
-
-
-def marking(path: Path, config: Config) -> ReturnPath:
-    """A path in the packet filter."""
-    mark = config.return_path.bgp.rule_fwmark if path.wanted.kind is PathKind.BGP else 0
-    return ReturnPath(holder=path.wanted.holder, networks=path.marked(), mark=mark or None)
-
-
 def direct(cluster: Iterable[Network], config: Config, host: Host) -> frozenset[Network]:
     """The destinations to which no return path applies: the cluster's own, and the neighbours of this host."""
     return merged([*cluster, *config.return_path.exclude_cidrs, *host.connected])
-
-
-def checks(found: Iterable[Path], host: Host) -> tuple[frozenset[str], frozenset[Network]]:
-    """The interfaces where the packet filter checks the reverse path, and the networks that it spares."""
-    checked = [path for path in found if _mode(path) == "filter" and path.interface in host.links]
-    checked = [path for path in checked if _PLAIN_INTERFACE.fullmatch(path.interface)]
-    spared = (network for path in checked for network in path.wanted.networks if network.version == 4)
-    return frozenset(path.interface for path in checked), merged(spared)
-
-
-def sysctls(found: Iterable[Path], config: Config, host: Host) -> dict[str, str]:
-    """Reverse-path filtering as the paths need it, where it is otherwise, and strict ARP.
-
-    The larger of `all` and the interface's own value counts (ip-sysctl, rp_filter). So to turn it off on one
-    interface `all` must be 0 too; every other interface, also a future one, then gets what `all` gave it.
-    """
-    present = list(found)
-    off = {path.interface for path in present if _mode(path) in ("off", "filter")} & host.rp_filter.keys()
-    loose = {path.interface for path in present if _mode(path) == "loose"}
-    if config.host.rp_filter == "loose":
-        loose |= {
-            hop.interface for path in present if not path.interface for hops in path.hops.values() for hop in hops
-        }
-    everywhere = host.rp_filter.get("all", 0)
-    values: dict[str, int] = {}
-    for name, own in host.rp_filter.items():
-        strictness = max(own, everywhere)
-        if name in off or (off and name == "all"):
-            values[name] = 0
-        elif name in loose and strictness == 1:
-            values[name] = 2
-        elif off:
-            values[name] = strictness
-    wanted = {f"net/ipv4/conf/{n}/rp_filter": str(v) for n, v in values.items() if v != host.rp_filter[n]}
-    return wanted | (_strict_arp(host) if config.host.strict_arp else {})
-
-
-def _strict_arp(host: Host) -> dict[str, str]:
-    """What kube-proxy's strictARP sets; an operator's stricter value stays."""
-    wanted = {"arp_ignore": 1, "arp_announce": 2}
-    return {f"net/ipv4/conf/all/{n}": str(v) for n, v in wanted.items() if host.arp.get(n, 0) < v}
-
-
-def _mode(path: Path) -> str:
-    return path.wanted.settings.rp_filter if path.wanted.settings else ""

@@ -19,6 +19,8 @@ from metaleg_node.core.model import (
     BGPPeer,
     ClusterState,
     Family,
+    Holder,
+    HolderKind,
     Network,
     NodeName,
     Rejection,
@@ -68,9 +70,9 @@ class WantedPath:
     notes: tuple[str, ...] = ()
 
     @property
-    def holder(self) -> NodeName:
-        """What has the slot of this path; no node's name has a colon."""
-        return NodeName(f"path:{self.name}" if self.kind is PathKind.L2 else "path::bgp")
+    def holder(self) -> Holder:
+        """What has the slot of this path; no configured path's name has a colon."""
+        return Holder(HolderKind.PATH, self.name if self.kind is PathKind.L2 else ":bgp")
 
     @property
     def families(self) -> frozenset[Family]:

@@ -1,0 +1,58 @@
+"""How a difference is told to people: one line for what happens to an object, with the reason."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_SHOWN = 6
+
+
+class Action(enum.StrEnum):
+    """What happens to an object."""
+
+    ADD = "+"
+    REMOVE = "-"
+    CHANGE = "~"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One line of a plan: what happens to which object, and why."""
+
+    action: Action
+    kind: str
+    text: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.kind} {self.text}" + (f"  # {self.reason}" if self.reason else "")
+
+
+def change(action: Action, kind: str, what: object, reason: str = "") -> Change:
+    """A change of something that has a text of its own."""
+    return Change(action=action, kind=kind, text=str(what), reason=reason)
+
+
+def between(old: object, new: object) -> Action:
+    """What happened to an object that was (None: was not) and is (None: is not)."""
+    return Action.REMOVE if new is None else Action.ADD if old is None else Action.CHANGE
+
+
+def members(title: str, old: frozenset[T], new: frozenset[T]) -> Iterator[Change]:
+    """What came to a set of the packet filter, and what left it."""
+    if new - old:
+        yield change(Action.ADD, "firewall", f"{title}: {listed(new - old)}")
+    if old - new:
+        yield change(Action.REMOVE, "firewall", f"{title}: {listed(old - new)}")
+
+
+def listed(items: Iterable[object]) -> str:
+    """The first of some things, in order, and how many more there are."""
+    texts = sorted(map(str, items))
+    rest = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + rest

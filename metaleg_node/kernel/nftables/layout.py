@@ -1,0 +1,110 @@
+"""Our nftables table for a given `Firewall`, and back: the parts, put together.
+
+What all of them share is here: the guard, which looks at marked packets after everybody's translation, and a chain that
+no packet comes to, whose comment says with which mask and by which version the table was made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import metaleg_node
+from metaleg_node.core.firewall.egress import Egress
+from metaleg_node.core.firewall.invalid_input import InvalidInput
+from metaleg_node.core.firewall.part import Firewall, Part
+from metaleg_node.core.firewall.return_paths import ReturnPaths
+from metaleg_node.core.firewall.reverse_path import ReversePathCheck
+from metaleg_node.core.firewall.transit import Transit
+from metaleg_node.core.model import CONNTRACK_LABEL
+from metaleg_node.kernel.nftables.parts import egress, invalid_input, return_paths, reverse_path, transit
+from metaleg_node.kernel.nftables.table import DROP, Chain, Piece, Set, Table, base, by_mark, chain, unmark
+
+_ABOUT = "about"
+_NOTE = re.compile(r"(0x[0-9a-f]{1,8}) (\S+)")
+
+
+def _nothing(_before: Any, _after: Any) -> Iterator[str]:
+    return iter(())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rendering:
+    """How this packet filter holds one kind of part. `also` gives further lines of the transaction that changes it;
+    `needs` are kinds whose sets its rules ask, too."""
+
+    render: Callable[[Any, Firewall], Piece]
+    understand: Callable[[Table, int], Part]
+    also: Callable[[Any, Any], Iterator[str]] = _nothing
+    needs: tuple[type[Part], ...] = ()
+
+
+_PARTS: dict[type[Part], _Rendering] = {
+    Egress: _Rendering(render=egress.render, understand=egress.understand, also=egress.also),
+    Transit: _Rendering(render=transit.render, understand=transit.understand, needs=(Egress,)),
+    ReturnPaths: _Rendering(render=return_paths.render, understand=return_paths.understand),
+    ReversePathCheck: _Rendering(render=reverse_path.render, understand=reverse_path.understand),
+    InvalidInput: _Rendering(render=invalid_input.render, understand=invalid_input.understand),
+}
+
+
+def render(firewall: Firewall) -> Table:
+    """The table for a firewall."""
+    present = [type(part) for part in firewall.parts]
+    kinds = {kind: None for one in present for kind in (one, *_PARTS[one].needs)}
+    pieces = [_PARTS[kind].render(firewall.part(kind), firewall) for kind in kinds]
+    sets: dict[str, Set] = {}
+    chains = {_ABOUT: chain(["return"], note=f"{firewall.mark_mask:#x} {metaleg_node.__version__}")}
+    for piece in pieces:
+        sets |= piece.sets
+        chains |= piece.chains
+    marked = {mark: name for piece in pieces for mark, name in piece.marked.items()}
+    guard = [rule for piece in pieces for rule in piece.guard]
+    if marked or guard or Egress in kinds:
+        sets["guard_marks"] = by_mark(marked)
+        chains |= _guard(guard, firewall, hooked=bool(marked or guard))
+    return Table(sets=sets, chains=chains)
+
+
+def _guard(rules: list[str], firewall: Firewall, *, hooked: bool) -> dict[str, Chain]:
+    mask = f"{firewall.mark_mask:#010x}"
+    return {
+        "guard": chain(
+            [f"meta mark & {mask} != 0 jump marked", *rules],
+            hook=base("filter", "postrouting", 110) if hooked else "",
+        ),
+        # Egress traffic with a mark that no pod has any more was marked before a change and looked at here after it: a
+        # processor may rest in between for longer than the change takes, and then even its rule is gone.
+        "marked": chain(
+            [
+                f"meta mark & {mask} vmap @guard_marks",
+                f"ct label {CONNTRACK_LABEL} {DROP}",
+                # Without a connection there is no label.
+                f"ct state invalid {DROP}",
+                unmark(firewall),
+            ]
+        ),
+        "right": chain([f"{unmark(firewall)} accept"]),
+    }
+
+
+def also(before: Firewall, after: Firewall) -> Iterator[str]:
+    """What a change needs beside the difference of the tables."""
+    for kind, rendering in _PARTS.items():
+        yield from rendering.also(before.part(kind), after.part(kind))
+
+
+def understand(table: Table) -> Firewall:
+    """The firewall that a table means, always one that can be rendered. What was altered by others beyond understanding
+    is left out; the difference to the rendered table shows it all the same."""
+    note = _NOTE.fullmatch(table.note(_ABOUT))
+    mask = int(note[1], 16) if note else 0
+    return Firewall(mark_mask=mask, parts=tuple(one.understand(table, mask) for one in _PARTS.values()))
+
+
+def maker(table: Table) -> str:
+    """The version of this program that made the table; empty if it does not tell."""
+    note = _NOTE.fullmatch(table.note(_ABOUT))
+    return note[2] if note else ""

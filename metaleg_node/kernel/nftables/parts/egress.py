@@ -1,0 +1,314 @@
+"""Egress pods in nftables.
+
+A packet of an egress pod meets, in order: `prerouting` (one look-up by source address picks the pod's chain, which
+lets pass what is no egress and marks or drops the rest), routing by the mark, `postrouting` (source translation before
+anybody else's) and the guard (after everybody's translation: a marked packet with any other source or next hop than it
+should have is dropped). Other packets of established connections cost four comparisons and no look-up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from metaleg_node.core.firewall.egress import DestinationFilter, Egress, EgressPod, Treatment
+from metaleg_node.core.firewall.part import Firewall
+from metaleg_node.core.firewall.transit import Transit
+from metaleg_node.core.model import CONNTRACK_LABEL, Address, Holder, Slot
+from metaleg_node.kernel.nftables.table import (
+    DROP,
+    HOLDER,
+    IP,
+    TABLE,
+    Chain,
+    Piece,
+    Set,
+    Table,
+    address_of,
+    address_set,
+    base,
+    by_mark,
+    chain,
+    has_slot,
+    network_set,
+    number,
+    numbers,
+    set_mark,
+)
+
+_MOVED_SECONDS = 30
+"""How long the former gateway may still send answers: until it, and the router, know of the change."""
+
+
+def render(egress: Egress, firewall: Firewall) -> Piece:
+    """Its sets and chains. Where there is nothing to look for no packet comes to them."""
+    slots = {(pod.treatment, pod.slot) for pod in egress.pods.values() if pod.slot}
+    marks = {firewall.mark(slot): treatment for treatment, slot in sorted(slots)}
+    transit = firewall.part(Transit)
+    hooked = bool(egress.pods or egress.sources or transit.pod_networks)
+    return Piece(
+        sets={
+            "translate": by_mark({mark: f"translate_{t}" for mark, t in marks.items()}),
+            "served": Set(key_type="inet_service", elements=dict.fromkeys(map(number, sorted(egress.served)))),
+            **_sets(egress),
+        },
+        chains={
+            "prerouting": chain(
+                _prerouting(transit), hook=base("filter", "prerouting", -90) if hooked else "", note=_settings(egress)
+            ),
+            "stray": chain(_STRAY),
+            "early": chain(_EARLY),
+            "forgotten": chain([DROP]),
+            "judge": chain(_JUDGE),
+            "postrouting": chain(
+                [f"meta mark & {firewall.mark_mask:#010x} vmap @translate"],
+                hook=base("nat", "postrouting", 90) if hooked else "",
+            ),
+            "translate_snat": chain(_translate_snat(egress)),
+            "translate_steer": chain(_TRANSLATE_STEER),
+            "guard_snat": chain(_GUARD_SNAT),
+            "guard_steer": chain(_GUARD_STEER),
+            **_filters(egress),
+            **_pod_chains(egress, firewall),
+        },
+        marked={mark: f"guard_{t}" for mark, t in marks.items()},
+    )
+
+
+def _sets(egress: Egress) -> dict[str, Set]:
+    sets: dict[str, Set] = {}
+    for version in IP:
+        pods = {a: pod for a, pod in egress.pods.items() if a.version == version}
+        steer: dict[str, str | None] = {str(a): f"goto {_chain_of(pod)}" for a, pod in pods.items()}
+        snat: dict[str, str | None] = {str(a): str(pod.source) for a, pod in pods.items() if pod.source}
+        local: dict[str, str | None] = {str(a): f"goto {_forgotten(pod)}" for a, pod in pods.items() if pod.local}
+        address = f"ipv{version}_addr"
+        sets[f"pods{version}"] = Set(key_type=address, value_type="verdict", elements=steer)
+        sets[f"snat{version}"] = Set(key_type=address, value_type=address, elements=snat)
+        sets[f"local_pods{version}"] = Set(key_type=address, value_type="verdict", elements=local)
+        sets[f"moved{version}"] = Set(key_type=address, elements={}, timeout=True)
+        sets[f"sources{version}"] = address_set(version, egress.sources)
+        sets[f"next_hops{version}"] = address_set(version, egress.next_hops)
+        sets[f"inside{version}"] = network_set(version, egress.inside)
+        for key, destinations in egress.filters.items():
+            sets[f"exclude{version}_f{key}"] = network_set(version, destinations.exclude)
+            sets[f"only{version}_f{key}"] = network_set(version, destinations.only)
+    return sets
+
+
+def _prerouting(transit: Transit) -> Iterator[str]:
+    yield from (
+        # Most packets end here, before any look-up: replies, and confirmed connections without the label, which are no
+        # egress or began before the Service opted in. The cheaper question comes first. `accept` ends only our own base
+        # chain: other people's chains still see the packet.
+        "ct direction reply accept",
+        f"ct status confirmed ct label ! {CONNTRACK_LABEL} accept",
+        "ip saddr vmap @pods4",
+        "ip6 saddr vmap @pods6",
+        # It began as egress traffic of a pod that is none any more, and is still bound to the source that it had: it
+        # must not leave before its entry is forgotten.
+        f"ct label {CONNTRACK_LABEL} {DROP}",
+        "ip daddr @sources4 jump stray",
+        "ip6 daddr @sources6 jump stray",
+    )
+    lost = ", invalid : jump lost" if transit != Transit() else ""
+    yield f"ct state vmap {{ new : jump early{lost} }}"
+
+
+_STRAY = (
+    # Answers to connections that this gateway does not know yet. A conntrack entry made of one would take the very
+    # port that the connection needs, once its pod sends again and is translated here. Without one (an answer to a TCP
+    # handshake) the packet would go back to the router, and to and fro until its hop limit ends.
+    "fib daddr type local return",
+    "ct status dnat return",
+    # A client of the Service. It may have no pod to answer, and then somebody else refuses the client.
+    "tcp flags & (syn | ack) == syn return",
+    f"ct state new,invalid {DROP}",
+)
+
+_EARLY = (
+    # Answers to connections of a pod that this node has forgotten, or never had: a gateway that was one until now may
+    # hand them to the wrong pod. An entry made of one would make the pod's own packets look like replies, which are
+    # left alone. A server's packet in the middle of a TCP connection is known by its flags, and conntrack makes no
+    # entry of an ICMP answer. A datagram tells nothing: only those to a port that the Services serve are taken, and
+    # even they not in the time just after the pod was treated differently.
+    "ct status dnat return",
+    "ip saddr @inside4 return",
+    "ip6 saddr @inside6 return",
+    # Names that nft knows by itself: /etc/protocols is not on every system.
+    "meta l4proto { icmp, icmpv6 } return",
+    "tcp flags & (syn | ack) == syn return",
+    *(f"{ip} daddr @moved{v} {DROP}" for v, ip in IP.items()),
+    "meta l4proto { udp, sctp } th dport @served return",
+    *(f"{ip} daddr vmap @local_pods{v}" for v, ip in IP.items()),
+)
+
+_JUDGE = (
+    "fib daddr type { local, broadcast, anycast, multicast } accept",
+    "ip daddr @inside4 accept",
+    "ip6 daddr @inside6 accept",
+)
+
+_TRANSLATE_STEER = (
+    # Translating a source to itself changes nothing but binds the connection: no later masquerade applies.
+    "snat ip to ip saddr",
+    "snat ip6 to ip6 saddr",
+)
+
+_GUARD_SNAT = (
+    'ip saddr @sources4 counter name "translated" goto right',
+    'ip6 saddr @sources6 counter name "translated" goto right',
+    DROP,
+)
+
+_GUARD_STEER = (
+    f"ct status snat {DROP}",
+    'rt ip nexthop @next_hops4 counter name "steered" goto right',
+    'rt ip6 nexthop @next_hops6 counter name "steered" goto right',
+    DROP,
+)
+
+
+def _translate_snat(egress: Egress) -> list[str]:
+    flags = " fully-random" if egress.source_ports == "random" else ""
+    return [f"snat {ip} to {ip} saddr map @snat{v}{flags}" for v, ip in IP.items()]
+
+
+def _filters(egress: Egress) -> dict[str, Chain]:
+    chains = {}
+    for key, destinations in egress.filters.items():
+        restricted = bool(destinations.only)
+        chains[f"filter_f{key}"] = chain(_filter(key, "daddr", "accept", restricted=restricted))
+        back = _filter(key, "saddr", "return", restricted=restricted)
+        chains[f"forgotten_f{key}"] = chain([*back, "goto forgotten"])
+    return chains
+
+
+def _filter(key: str, field: str, verdict: str, *, restricted: bool) -> list[str]:
+    rules = [f"{ip} {field} @exclude{v}_f{key} {verdict}" for v, ip in IP.items()]
+    return rules + [f"{ip} {field} != @only{v}_f{key} {verdict}" for v, ip in IP.items() if restricted]
+
+
+def _pod_chains(egress: Egress, firewall: Firewall) -> dict[str, Chain]:
+    chains: dict[str, Chain] = {}
+    for pod in set(egress.pods.values()):
+        name = str(egress.gateways.get(pod.slot, "")) if pod.slot else ""
+        chains.setdefault(_chain_of(pod), chain(_pod_rules(pod, egress, firewall), note=name))
+    return chains
+
+
+def _pod_rules(pod: EgressPod, egress: Egress, firewall: Firewall) -> list[str]:
+    """Connections that were found to be egress stay so, until they are forgotten; others are judged, and labelled with
+    their first packet. `prerouting` lets no confirmed connection come here without the label: the label, which costs
+    more to look at, need not be asked for again."""
+    verdict = _verdict(pod, egress, firewall)
+    chosen = [f"jump filter_f{pod.filter}"] if pod.filter else []
+    label = f"ct status ! confirmed ct label set {CONNTRACK_LABEL}"
+    return [f"ct status confirmed {verdict}", "jump judge", *chosen, label, verdict]
+
+
+def _verdict(pod: EgressPod, egress: Egress, firewall: Firewall) -> str:
+    match pod.treatment:
+        case Treatment.STEER | Treatment.SNAT:
+            assert pod.slot
+            return f"{set_mark(pod.slot, firewall)} accept"
+        case Treatment.HOLD if egress.hold == "reject":
+            return 'counter name "held" reject with icmpx admin-prohibited'
+        case Treatment.HOLD:
+            return 'counter name "held" drop'
+        case Treatment.ELSEWHERE:
+            return DROP
+
+
+def _chain_of(pod: EgressPod) -> str:
+    """The chain that a pod's packets go to: treatment, slot and filter, as far as there are any."""
+    slot = f"_{pod.slot}" if pod.slot else ""
+    return f"{pod.treatment}{slot}" + (f"_f{pod.filter}" if pod.filter else "")
+
+
+def _forgotten(pod: EgressPod) -> str:
+    """The chain for what comes to a pod of this node out of connections that nobody knows."""
+    return "forgotten" + (f"_f{pod.filter}" if pod.filter else "")
+
+
+def _settings(egress: Egress) -> str:
+    """The settings that no element shows."""
+    return f"{egress.hold} {egress.source_ports}"
+
+
+# --- changing --------------------------------------------------------------------------------------------------------
+
+
+def also(before: Egress, after: Egress) -> Iterator[str]:
+    """For a while answers to the connections that these pods had until now make no new entries; see `_EARLY`."""
+    for address, old in before.pods.items():
+        new = after.pods.get(address)
+        bound = old.local and old.treatment in (Treatment.STEER, Treatment.SNAT)
+        if bound and (new is None or (new.treatment, new.source) != (old.treatment, old.source)):
+            name = f"moved{address.version}"
+            fresh = f"add element {TABLE} {name} {{ {address} timeout {_MOVED_SECONDS}s }}"
+            # An element that is there keeps its old time limit; it must go for the new one, and exist to go.
+            yield from (fresh, f"delete element {TABLE} {name} {{ {address} }}", fresh)
+
+
+# --- reading back ----------------------------------------------------------------------------------------------------
+
+
+def understand(table: Table, mask: int) -> Egress:
+    """What the table means, always something that can be rendered: what cannot be understood is left out."""
+    if "prerouting" not in table.chains:
+        return Egress()
+    note = re.fullmatch(r"(reject|drop) (preserve|random)", table.note("prerouting"))
+    keys = {name.partition("_f")[2] for name in table.chains if name.startswith("filter_f")}
+    filters = {
+        key: DestinationFilter(exclude=table.networks("exclude", f"_f{key}"), only=table.networks("only", f"_f{key}"))
+        for key in keys
+    }
+    return Egress(
+        pods=dict(_pods(table, mask, keys)),
+        gateways=dict(_gateways(table)),
+        filters=filters,
+        hold=note[1] if note else "reject",
+        source_ports=note[2] if note else "preserve",
+        sources=table.addresses("sources"),
+        inside=table.networks("inside"),
+        served=frozenset(numbers(table.elements("served"))),
+        next_hops=table.addresses("next_hops"),
+    )
+
+
+def _pods(table: Table, mask: int, filters: set[str]) -> Iterator[tuple[Address, EgressPod]]:
+    for version in IP:
+        sources = table.elements(f"snat{version}")
+        local = table.elements(f"local_pods{version}")
+        for key, verdict in table.elements(f"pods{version}").items():
+            source = sources.get(key)
+            if address := address_of(key):
+                pod = _pod(verdict or "", address_of(source) if source else None, local=key in local)
+                if pod and _is_sound(pod, mask, filters):
+                    yield address, pod
+
+
+def _pod(verdict: str, source: Address | None, *, local: bool) -> EgressPod | None:
+    """The pod behind an element of the pod map; None when the verdict is not one of ours."""
+    found = re.fullmatch(r"goto (steer|snat|hold|elsewhere)(?:_(\d+))?(?:_f(\w+))?", verdict)
+    if not found:
+        return None
+    slot = Slot(int(found[2])) if found[2] else None
+    return EgressPod(treatment=Treatment(found[1]), slot=slot, source=source, filter=found[3] or "", local=local)
+
+
+def _is_sound(pod: EgressPod, mask: int, filters: set[str]) -> bool:
+    """Whether there can be such a pod: with a slot if its treatment needs one, and with a filter that exists."""
+    if pod.filter and pod.filter not in filters:
+        return False
+    if pod.treatment not in (Treatment.STEER, Treatment.SNAT):
+        return pod.slot is None
+    return pod.slot is not None and has_slot(pod.slot, mask)
+
+
+def _gateways(table: Table) -> Iterator[tuple[Slot, Holder]]:
+    for name in table.chains:
+        found = re.fullmatch(r"(?:steer|snat)_(\d+)(?:_f\w+)?", name)
+        if found and HOLDER.fullmatch(table.note(name)):
+            yield Slot(int(found[1])), Holder.read(table.note(name))

@@ -1,0 +1,54 @@
+"""What a packet filter is to the rest of the program, whichever program of the kernel does the work.
+
+The decisions are in `core.firewall`: a packet filter renders them, reads them back, and tells when others interfered.
+Everything that is peculiar to one, such as when an earlier look may still be believed, stays behind this interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from metaleg_node.core.compare.diff import Damage
+from metaleg_node.core.firewall.part import Firewall
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """The packet filter as understood (None: it holds nothing of ours), and what is not as it was put there."""
+
+    firewall: Firewall | None
+    damage: tuple[Damage, ...] = ()
+
+
+class Counter(NamedTuple):
+    """What passed a place, since the packet filter was set up."""
+
+    packets: int
+    size: int
+
+
+class PacketFilter(Protocol):
+    """Used by one thread. Methods raise KernelError when the kernel, or a program that speaks to it, refuses."""
+
+    place: str
+    """What people know it by, such as the name of a table."""
+
+    def observe(self) -> View:
+        """What it holds of ours; of an earlier look, where nothing can have changed since."""
+
+    def put(self, firewall: Firewall | None) -> None:
+        """Makes it hold just this, as far as it can in one step; None: nothing of ours."""
+
+    def changed(self) -> bool:
+        """Whether anything may have changed since it was looked at or written to; the next look is then a real one."""
+
+    def forget(self) -> None:
+        """Makes the next look a real one."""
+
+    def counters(self) -> Mapping[str, Counter]:
+        """By name: steered, translated, held, dropped; empty while it holds nothing of ours."""
+
+    def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
+        """Those of the interfaces that it cannot name."""
