@@ -1,4 +1,4 @@
-"""docs/migration.md and its scripts, word by word: no packet with a wrong source, no answer lost, nothing left behind."""
+"""docs/migration.md and its scripts, word by word: no packet with a wrong source, no answer lost, nothing left."""
 
 from __future__ import annotations
 
