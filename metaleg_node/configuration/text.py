@@ -23,11 +23,12 @@ _SAMPLE_HEAD = """\
 """
 
 INTRODUCTION = """\
-`metaleg-node` reads one TOML file, `/etc/metaleg-node/config.toml` unless `--config` names another. Every key may be
-left out; an unknown key is an error. Durations are strings with units: `"20ms"`, `"10s"`, `"5m"`, `"1h30m"`. A CIDR
-without a prefix length means that one address. SIGHUP loads the file again at once; without it a changed file is loaded
-when it has been left alone for two seconds. A file with errors, or an empty one, changes nothing: the errors are
-reported and the old configuration stays in force. `metaleg-node check` prints all of them, each with file, key and
+`metaleg-node` reads one TOML file, `/etc/metaleg-node/config.toml` unless `--config` names another.
+Every key may be left out; an unknown key is an error. Durations are strings with units: `"20ms"`,
+`"10s"`, `"5m"`, `"1h30m"`. A CIDR without a prefix length means that one address. SIGHUP loads the
+file again at once; without it a changed file is loaded when it has been left alone for two seconds.
+A file with errors, or an empty one, changes nothing: the errors are reported and the old
+configuration stays in force. `metaleg-node check` prints all of them, each with file, key and
 value, and exits with status 78.
 
 Keys marked *not yet in effect* are known and checked, but no feature of this version uses them.
@@ -38,7 +39,7 @@ _REFERENCE_HEAD = f"""\
 # Configuration
 
 {INTRODUCTION}
-This page is written by `tools/generate.py` from the settings table in `metaleg_node/configuration/config.py`.
+This page is written by `tools/generate.py` from the settings table.
 """
 
 

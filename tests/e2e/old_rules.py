@@ -75,7 +75,7 @@ def make_mangle(lab: Lab, node: LabNode) -> None:
 
 
 def tools(lab: Lab) -> str:
-    """What a command of the document must say instead of "iptables ip6tables"."""
+    """The programs that the document's commands, and its scripts by the variable `tools`, must use here."""
     return " ".join(iptables(lab, family) for family in FAMILIES)
 
 

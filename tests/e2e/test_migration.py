@@ -1,4 +1,4 @@
-"""docs/migration.md, carried out word by word: no packet with a wrong source, no answer lost, nothing left behind."""
+"""docs/migration.md and its scripts, word by word: no packet with a wrong source, no answer lost, nothing left."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ from tests.e2e.scenario import (
 from tests.e2e.second_way import L2_PATH, POOL_NETWORK, ROUTER2, SecondWay, l2
 from tests.netns import Netns
 
-DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "migration.md"
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENT = ROOT / "docs" / "migration.md"
+SCRIPTS = ROOT / "etc" / "metaleg-node" / "examples"
 
 
 def commands(heading: str) -> str:
@@ -127,7 +129,7 @@ METALEG = {"METALLB_NAMESPACE": "metallb-system", "FIREWALL_MASK": "0x00F00000",
 
 
 def leftovers_of_metaleg(lab: Lab) -> str:
-    return commands("### 4. Remove what metaleg left").replace("iptables ip6tables", old_rules.tools(lab))
+    return f'tools="{old_rules.tools(lab)}" bash {SCRIPTS / "remove-metaleg.sh"}'
 
 
 @pytest.mark.parametrize(
@@ -332,5 +334,5 @@ def test_nothing_of_network_node_manager_is_left(netns: Netns) -> None:
         tool = "iptables-restore" if family == 4 else "ip6tables-restore"
         netns.run(tool, "--noflush", stdin=old_rules.node_manager(family))
     assert "NMANAGER_EX_CLUS_OUTPUT" in saved()
-    netns.run("bash", "-c", commands("## From network-node-manager"))
+    netns.run("bash", str(SCRIPTS / "remove-network-node-manager.sh"))
     assert saved() == before
