@@ -35,7 +35,7 @@ class HolderKind(enum.StrEnum):
     """The way out of egress traffic that leaves by a return path."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Holder:
     """Who has a slot. Its text is what plan, status and the packet filter's comments call it; no node's name has a
     colon."""
@@ -50,7 +50,8 @@ class Holder:
     def read(cls, text: str) -> Holder:
         """The holder with this text."""
         kind, colon, name = text.partition(":")
-        return cls(HolderKind(kind), name) if colon and kind in set(HolderKind) else cls(HolderKind.NODE, text)
+        known = colon and kind in set(HolderKind)
+        return cls(kind=HolderKind(kind), name=name) if known else cls(kind=HolderKind.NODE, name=text)
 
 
 MAIN_TABLE = 254

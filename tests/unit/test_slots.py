@@ -12,7 +12,7 @@ from metaleg_node.core.model import Holder, HolderKind, NextHop, Route, RouteTyp
 from metaleg_node.core.slots import Claim
 from tests.unit.builders import addresses
 
-A, B, C = (Holder(HolderKind.NODE, name) for name in "abc")
+A, B, C = (Holder(kind=HolderKind.NODE, name=name) for name in "abc")
 MASK, BASE = 0x3F000000, 1000000
 
 

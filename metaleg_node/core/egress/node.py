@@ -189,7 +189,7 @@ def _exit(service: EgressService, around: Surroundings) -> Exit | None:
 def _claim(service: EgressService) -> Claim:
     assert service.gateway
     node = service.gateway.node
-    return Claim(holder=Holder(HolderKind.NODE, node.name), gateways=frozenset(node.internal_ips))
+    return Claim(holder=Holder(kind=HolderKind.NODE, name=node.name), gateways=frozenset(node.internal_ips))
 
 
 def _way(service: EgressService, around: Surroundings, exit_: Exit | None, *, steered: bool) -> Way:

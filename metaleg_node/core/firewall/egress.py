@@ -57,7 +57,7 @@ class DestinationFilter:
         return " ".join([*texts, *([f"only {listed(self.only)}"] if self.only else [])])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Egress(Part):
     """Egress pods and what their packets meet.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from metaleg_node.core.firewall.part import Part, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InvalidInput(Part):
     """Whether packets for this host that belong to no connection are dropped."""
 

@@ -31,7 +31,7 @@ def collection(title: str) -> Any:
     return field(default=frozenset(), metadata={"title": title})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """One concept of the packet filter."""
 

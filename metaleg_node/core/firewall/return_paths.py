@@ -20,7 +20,7 @@ class ReturnPath:
     mark: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReturnPaths(Part):
     """`paths` never overlap; `match` tells how their packets are known; `direct` are the destinations to which none
     applies."""

@@ -8,7 +8,7 @@ from metaleg_node.core.firewall.part import Part, collection
 from metaleg_node.core.model import Network
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReversePathCheck(Part):
     """On the interfaces `checked` an IPv4 packet is dropped when its source is not reached through the interface,
     unless it goes to one of the networks `spared`."""

@@ -8,7 +8,7 @@ from metaleg_node.core.firewall.part import Part, collection
 from metaleg_node.core.model import Address, Network
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Transit(Part):
     """What comes in by `node_interfaces` out of `pod_networks` is another node's pod: it must not leave with one of
     this node's own `node_addresses`, nor as it came."""

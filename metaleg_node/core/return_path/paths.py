@@ -50,7 +50,7 @@ class Path:
     @property
     def exit_holder(self) -> Holder:
         """What has the slot of egress traffic that leaves by this path."""
-        return Holder(HolderKind.EXIT, self.wanted.name)
+        return Holder(kind=HolderKind.EXIT, name=self.wanted.name)
 
     def marked(self) -> frozenset[Network]:
         """The networks whose replies are marked."""

@@ -72,7 +72,7 @@ class WantedPath:
     @property
     def holder(self) -> Holder:
         """What has the slot of this path; no configured path's name has a colon."""
-        return Holder(HolderKind.PATH, self.name if self.kind is PathKind.L2 else ":bgp")
+        return Holder(kind=HolderKind.PATH, name=self.name if self.kind is PathKind.L2 else ":bgp")
 
     @property
     def families(self) -> frozenset[Family]:
