@@ -7,6 +7,7 @@ route put there replaces it, and its deletion after that takes ours away; a rule
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable
 from ipaddress import ip_network
@@ -16,6 +17,7 @@ from metaleg_node.core.firewall.egress import Egress, Treatment
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import ForeignItem, Route, RouteType, Routing, Rule
 from metaleg_node.core.node_state import NodeState
+from metaleg_node.kernel.packet_filter import Counter, View
 
 
 def in_place_of(ours: Route | Rule) -> ForeignItem:
@@ -27,6 +29,45 @@ def _taken(items: Iterable[ForeignItem], place: object) -> list[ForeignItem]:
     return [item for item in items if ("place", place) in item.raw]
 
 
+class FakePacketFilter:
+    """A PacketFilter that holds whatever it is given."""
+
+    place = "a table of nowhere"
+
+    def __init__(self, firewall: Firewall | None = None) -> None:
+        self.firewall = firewall
+        self._damage: tuple[diff.Damage, ...] = ()
+        self._changed = True
+
+    def observe(self) -> View:
+        self._changed = False
+        return View(firewall=self.firewall, damage=self._damage)
+
+    def put(self, firewall: Firewall | None) -> None:
+        self.firewall, self._damage, self._changed = firewall, (), False
+
+    def changed(self) -> bool:
+        return self._changed
+
+    def forget(self) -> None:
+        self._changed = True
+
+    def counters(self) -> dict[str, Counter]:
+        names = ("steered", "translated", "held", "dropped") if self.firewall else ()
+        return dict.fromkeys(names, Counter(0, 0))
+
+    def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
+        return frozenset(name for name in interfaces if not name.replace(".", "").isalnum())
+
+    def be_damaged(self) -> None:
+        """Somebody alters a part of what it holds."""
+        self._damage, self._changed = (diff.Damage(what="a part"),), True
+
+    def be_removed(self) -> None:
+        """Somebody takes away what it holds."""
+        self.firewall, self._damage, self._changed = None, (), True
+
+
 class FakeKernel:
     """Begins in any state. `safe` tells whether steering can leak; foreign items may live in it, ours or not."""
 
@@ -35,9 +76,13 @@ class FakeKernel:
         self.routes: set[Route] = set(state.routing.routes)
         self.foreign_rules: set[ForeignItem] = set(state.routing.foreign_rules)
         self.foreign_routes: set[ForeignItem] = set(state.routing.foreign_routes)
-        self.firewall: Firewall | None = state.firewall
+        self.packet_filter = FakePacketFilter(state.firewall)
         self.originals: dict[str, str] = {}
         self.variables: dict[str, str] = dict(sysctls or {})
+
+    @property
+    def firewall(self) -> Firewall | None:
+        return self.packet_filter.firewall
 
     def observe(self, desired: NodeState) -> NodeState:
         """As the daemon sees it before it plans towards `desired`."""
@@ -48,7 +93,7 @@ class FakeKernel:
                 foreign_rules=frozenset(self.foreign_rules),
                 foreign_routes=frozenset(self.foreign_routes),
             ),
-            firewall=self.firewall,
+            firewall=self.packet_filter.observe().firewall,
             sysctls={n: v for n, v in self.variables.items() if n in desired.sysctls or n in self.originals},
         )
 
@@ -59,7 +104,7 @@ class FakeKernel:
     def _do(self, operation: diff.Operation) -> None:
         match operation:
             case diff.PutFirewall(firewall=firewall):
-                self.firewall = firewall
+                self.packet_filter.put(firewall)
             case diff.SetSysctl(name=name, value=value):
                 self.originals.setdefault(name, self.variables[name])
                 self.variables[name] = value
@@ -127,9 +172,7 @@ class FakeKernel:
         )
 
     def copy(self) -> FakeKernel:
-        other = FakeKernel(NodeState())
-        other.__dict__.update({k: v.copy() if isinstance(v, dict | set) else v for k, v in self.__dict__.items()})
-        return other
+        return copy.deepcopy(self)
 
 
 def holds(kernel: FakeKernel, desired: NodeState) -> bool:

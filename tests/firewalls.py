@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 from typing import Any, cast
 
-from metaleg_node.core.egress.survey import NEVER_EGRESS
+from metaleg_node.core.cluster_networks import NEVER_EGRESS
 from metaleg_node.core.firewall.egress import DestinationFilter, Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.invalid_input import InvalidInput
 from metaleg_node.core.firewall.part import Firewall, Part

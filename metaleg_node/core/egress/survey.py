@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from metaleg_node.configuration.config import Config
+from metaleg_node.core.cluster_networks import NEVER_EGRESS, ClusterNetworks, cluster_networks
 from metaleg_node.core.firewall.egress import DestinationFilter
 from metaleg_node.core.model import (
     FAMILIES,
@@ -34,21 +35,6 @@ from metaleg_node.core.problems import Code
 
 EXCLUDE_ANNOTATION = "metaleg.de/exclude-cidrs"
 ONLY_ANNOTATION = "metaleg.de/only-cidrs"
-
-NEVER_EGRESS: tuple[Network, ...] = tuple(
-    ip_network(text)
-    for text in (
-        "0.0.0.0/8",  # this network, RFC 791
-        "127.0.0.0/8",  # loopback, RFC 1122
-        "169.254.0.0/16",  # link-local, RFC 3927
-        "224.0.0.0/4",  # multicast, RFC 5771
-        "255.255.255.255/32",  # limited broadcast, RFC 919
-        "::/128",  # unspecified, RFC 4291
-        "::1/128",  # loopback, RFC 4291
-        "fe80::/10",  # link-local, RFC 4291
-        "ff00::/8",  # multicast, RFC 4291
-    )
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,25 +81,13 @@ class EgressService:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Networks:
-    """The networks that decide what is inside the cluster; `inside` are in addition the destinations that the
-    configuration excludes from egress. `hosts` are the pods and the nodes, in the fewest networks."""
-
-    pods: frozenset[Network]
-    hosts: frozenset[Network]
-    cluster: frozenset[Network]
-    inside: frozenset[Network]
-    node_addresses: frozenset[Address]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
     """The result of `take`; `services` are in order of age, which is also their precedence. `served` are the ports
     on which their pods take datagrams (UDP, SCTP)."""
 
     services: tuple[EgressService, ...]
     served: frozenset[int]
-    networks: Networks
+    networks: ClusterNetworks
     nodes: Mapping[NodeName, Node]
     rejections: tuple[Rejection, ...]
 
@@ -136,7 +110,7 @@ class Survey:
 def take(cluster: ClusterState, config: Config) -> Survey:
     """Works out what the opted-in Services ask for."""
     nodes = {node.name: node for node in cluster.nodes}
-    networks = _networks(cluster, config)
+    networks = cluster_networks(cluster, config)
     opted_in = sorted(
         (s for s in cluster.services if s.labels.get(config.egress.label) == "true"),
         key=lambda s: (s.created, s.ref),
@@ -230,23 +204,6 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def _networks(cluster: ClusterState, config: Config) -> Networks:
-    pods = merged([*(net for node in cluster.nodes for net in node.pod_cidrs), *config.cluster.pod_cidrs])
-    addresses = frozenset(a for node in cluster.nodes for a in (*node.addresses, *node.internal_ips))
-    hosts = merged([*pods, *map(ip_network, addresses)])
-    inside = [*NEVER_EGRESS, *hosts, *config.cluster.service_cidrs]
-    inside += [net for cidr in cluster.service_cidrs for net in cidr.networks]
-    inside += [ip_network(a) for service in cluster.services for a in service.cluster_ips]
-    own = merged(inside)
-    return Networks(
-        pods=pods,
-        hosts=hosts,
-        cluster=own,
-        inside=merged([*own, *config.egress.exclude_cidrs]) if config.egress.exclude_cidrs else own,
-        node_addresses=addresses,
-    )
-
-
 def _claims(
     services: Sequence[Service], cluster: ClusterState, checks: _Checks
 ) -> tuple[dict[ObjectRef, dict[Address, PodAddress]], list[Rejection]]:
@@ -274,7 +231,7 @@ class _Checks:
     """What a Service may claim: a real pod's own addresses, so that no tenant can redirect another's traffic, and a
     LoadBalancer address that is nobody else's."""
 
-    def __init__(self, networks: Networks, cluster: ClusterState) -> None:
+    def __init__(self, networks: ClusterNetworks, cluster: ClusterState) -> None:
         self._pod_networks = Membership(networks.pods)
         self._node_addresses = networks.node_addresses
         host_network = {a for pod in cluster.pods if pod.host_network for a in pod.addresses}

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from metaleg_node.configuration.config import Config
+from metaleg_node.core.cluster_networks import ClusterNetworks
 from metaleg_node.core.contribution import Contribution
-from metaleg_node.core.egress.survey import Networks
 from metaleg_node.core.exits import Exit, ExitOf
 from metaleg_node.core.firewall.return_paths import ReturnPath, ReturnPaths
 from metaleg_node.core.firewall.reverse_path import ReversePathCheck
@@ -98,7 +98,13 @@ def _gateways(path: Path) -> frozenset[Address]:
 
 
 def decide(
-    found: Iterable[Path], granted: Granted, *, asked: WantedPaths, config: Config, host: Host, networks: Networks
+    found: Iterable[Path],
+    granted: Granted,
+    *,
+    asked: WantedPaths,
+    config: Config,
+    host: Host,
+    networks: ClusterNetworks,
 ) -> Decided:
     """This node's part of the return paths, with the slots that they and the exits of egress got. `asked` is where
     they come from."""
@@ -137,7 +143,7 @@ Leaving = Sequence[tuple[Path, Slot]]
 
 
 def _all_routes(
-    decisions: Iterable[PathDecision], leaving: Leaving, config: Config, host: Host, networks: Networks
+    decisions: Iterable[PathDecision], leaving: Leaving, config: Config, host: Host, networks: ClusterNetworks
 ) -> frozenset[Route]:
     """Those of the paths, of the exits, and what is thrown out of their tables. A network that is a path's own and,
     say, an interface's at once is the path's: two routes cannot have one key.
@@ -208,7 +214,7 @@ def _on_link(path: Path, number: int, network: Network, metric: int) -> Route:
 
 
 def _parts(
-    decisions: Iterable[PathDecision], config: Config, host: Host, networks: Networks
+    decisions: Iterable[PathDecision], config: Config, host: Host, networks: ClusterNetworks
 ) -> tuple[ReturnPaths, ReversePathCheck]:
     marked = {one.slot: _marking(one.path, config) for one in decisions if one.slot is not None}
     paths = ReturnPaths(

@@ -56,16 +56,16 @@ class Nftables:
         return View(firewall=seen.firewall, damage=damage(seen))
 
     def put(self, firewall: Firewall | None) -> None:
+        if self._seen is None:
+            self.observe()
+        assert self._seen is not None
+        seen, known, self._seen = self._seen, self._generation, None
         before = monitor.generation()
-        seen = self._seen or observe()
-        trusted = before == self._generation
-        self._seen = None
         written, committed = apply(seen, firewall)
         # When somebody committed since the last look, or between our own commit and now, our idea of the table may be
         # wrong: the next look must be a real one.
-        after = before + committed
-        if trusted and monitor.generation() == after:
-            self._seen, self._generation = written, after
+        if before == known and monitor.generation() == before + committed:
+            self._seen, self._generation = written, before + committed
 
     def changed(self) -> bool:
         if self._seen is not None and self._generation == monitor.generation():
