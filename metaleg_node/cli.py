@@ -307,7 +307,7 @@ def _state_problems(config: Config) -> list[str]:
     print(f"{place}: {counted(len(cluster.nodes), 'node')}, {labelled}; this node is {node_name(config)}")
     wanted = pools.read(cluster, config, node_name(config))
     for path in wanted.paths:
-        networks, hops = counted(len(path.networks), "network"), counted(len(path.gateways), "next hop")
+        networks, hops = counted(len(path.networks), "network"), counted(len(path.routers), "next hop")
         print(f"return path {path.name}: {networks}, {hops}")
         print(*(f"return path {path.name}: {note}\n" for note in path.notes), sep="", end="")
     rejected = (*cluster.rejections, *surveyed.rejections, *wanted.rejections)

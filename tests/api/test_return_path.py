@@ -65,7 +65,7 @@ def old(*peers: str, protocol: str = "bgp") -> Object:
 def result(harness: Harness) -> tuple[set[str], set[str]]:
     """The networks of the BGP path of worker-1, and its next hops."""
     (path,) = pools.read(harness.store.snapshot(), harness.config, NodeName("worker-1")).paths
-    return set(map(str, path.networks)), {str(gateway.address) for gateway in path.gateways}
+    return set(map(str, path.networks)), {str(router.address) for router in path.routers}
 
 
 def asked(server: ApiServer) -> set[str]:

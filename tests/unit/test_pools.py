@@ -57,7 +57,7 @@ def networks(found: pools.WantedPaths, index: int = 0) -> list[str]:
 
 
 def hops(found: pools.WantedPaths, index: int = 0) -> dict[str, int]:
-    return {str(gateway.address): gateway.weight for gateway in found.paths[index].gateways}
+    return {str(gateway.address): gateway.weight for gateway in found.paths[index].routers}
 
 
 # --- whose objects ---

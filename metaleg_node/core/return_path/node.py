@@ -44,7 +44,7 @@ class PathDecision:
         is a state and no problem."""
         path = self.path
         subject = f"return path {path.wanted.name}"
-        if path.obstacle and (path.wanted.kind is PathKind.L2 or path.wanted.gateways):
+        if path.obstacle and (path.wanted.kind is PathKind.L2 or path.wanted.routers):
             yield Problem(code=Code.PATH_INACTIVE, subject=subject, text=path.obstacle)
         yield from (Problem(code=Code.PATH_PARTIAL, subject=subject, text=note) for note in path.notes)
 

@@ -20,7 +20,7 @@ from metaleg_node.core.model import (
     Questions,
 )
 from metaleg_node.core.networks import merged
-from metaleg_node.core.return_path.wanted import PathGateway, PathKind, WantedPath
+from metaleg_node.core.return_path.wanted import PathKind, Router, WantedPath
 
 MAIN_METRIC = 4700
 """Of our routes in the main table. The kernel's own for an address (IPv4 0, IPv6 256) are better, and nobody's route
@@ -66,7 +66,7 @@ class Path:
 def questions(wanted: Collection[WantedPath]) -> Questions:
     """What `find` and `contribute` need to know of the host."""
     return Questions(
-        addresses=frozenset(g.address for path in wanted if path.kind is PathKind.BGP for g in path.gateways),
+        addresses=frozenset(r.address for path in wanted if path.kind is PathKind.BGP for r in path.routers),
         links=frozenset(path.settings.interface for path in wanted if path.settings),
         all_rp_filters=any(path.settings and path.settings.rp_filter in ("off", "filter") for path in wanted),
         connected=bool(wanted),
@@ -104,9 +104,9 @@ def _l2(path: WantedPath, host: Host) -> Path:
     assert path.settings
     if obstacle := _l2_obstacle(path, host):
         return Path(wanted=path, obstacle=obstacle, notes=path.notes)
-    name, own = path.settings.interface, _own_gateways(path, host)
+    name, own = path.settings.interface, _own_addresses(path, host)
     taken = {network.version for network in path.networks} - _refused(path, host)
-    found = [g.address for g in path.gateways if g not in own and g.address.version in taken]
+    found = [r.address for r in path.routers if r not in own and r.address.version in taken]
     hops = _by_family(NextHop(gateway=address, interface=name, onlink=True) for address in found)
     unrouted = frozenset(network for network in path.networks if network.version not in taken)
     return Path(wanted=path, hops=hops, unrouted=unrouted, notes=(*path.notes, *_l2_notes(path, hops, host)))
@@ -123,7 +123,7 @@ def _l2_obstacle(path: WantedPath, host: Host) -> str:
         return f"interface {name} is down"
     if families <= _refused(path, host):
         return f"IPv6 is turned off on interface {name} (disable_ipv6)"
-    if path.gateways and len(_own_gateways(path, host)) == len(path.gateways):
+    if path.routers and len(_own_addresses(path, host)) == len(path.routers):
         return "it has no gateway but this host itself"
     return ""
 
@@ -131,10 +131,10 @@ def _l2_obstacle(path: WantedPath, host: Host) -> str:
 def _l2_notes(path: WantedPath, hops: Collection[Family], host: Host) -> Iterator[str]:
     assert path.settings
     name, families = path.settings.interface, {network.version for network in path.networks}
-    yield from (f"gateway {gateway.address} is this host itself" for gateway in _own_gateways(path, host))
+    yield from (f"gateway {router.address} is this host itself" for router in _own_addresses(path, host))
     if families & _refused(path, host):
         yield f"IPv6 is turned off on interface {name} (disable_ipv6), so its IPv6 networks have no route there"
-    if path.gateways and not path.families & families:
+    if path.routers and not path.families & families:
         yield "no gateway is of its networks' family, so replies go by the main table"
     if 4 in hops:
         yield from _dropped_without_address(name, path, host)
@@ -144,9 +144,9 @@ def _l2_notes(path: WantedPath, hops: Collection[Family], host: Host) -> Iterato
         yield "its networks are all addresses there are, which get no connected route"
 
 
-def _own_gateways(path: WantedPath, host: Host) -> list[PathGateway]:
+def _own_addresses(path: WantedPath, host: Host) -> list[Router]:
     """Of link-local addresses each link has its own: fe80::1 on another interface is somebody else."""
-    return [g for g in path.gateways if g.address in host.addresses and not g.address.is_link_local]
+    return [r for r in path.routers if r.address in host.addresses and not r.address.is_link_local]
 
 
 def _refused(path: WantedPath, host: Host) -> frozenset[Family]:
@@ -171,21 +171,21 @@ def _bgp(path: WantedPath, config: Config, host: Host, cluster: frozenset[Networ
     destination = config.return_path.bgp.destination
     if not path.networks:
         return Path(wanted=path, obstacle="no pool is announced by BGP")
-    if not path.gateways:
+    if not path.routers:
         return Path(wanted=path, obstacle="no usable BGP peer selects this node")
     if destination and _within(destination, direct(cluster, config, host)):
         reason = f"its destination {destination} always stays on the main table: see return_path.exclude_cidrs"
         return Path(wanted=path, obstacle=reason)
     notes = []
     found = []
-    for gateway in path.gateways:
-        if destination and gateway.address.version != destination.version:
+    for router in path.routers:
+        if destination and router.address.version != destination.version:
             continue
-        if gateway.address in host.on_link:
-            interface = host.interfaces[gateway.address]
-            found.append(NextHop(gateway=gateway.address, interface=interface, weight=gateway.weight))
+        if router.address in host.on_link:
+            interface = host.interfaces[router.address]
+            found.append(NextHop(gateway=router.address, interface=interface, weight=router.weight))
         else:
-            notes.append(_off_link(gateway, host))
+            notes.append(_off_link(router, host))
     hops = _by_family(found)
     announced = {network.version for network in path.networks}
     lacking = sorted(announced - hops.keys())
@@ -207,11 +207,11 @@ def _within(network: Network, others: Iterable[Network]) -> bool:
     return any(first in other and last in other for other in others if other.version == network.version)
 
 
-def _off_link(gateway: PathGateway, host: Host) -> str:
-    if gateway.address in host.interfaces:
+def _off_link(router: Router, host: Host) -> str:
+    if router.address in host.interfaces:
         known = "a route reflector has the label metallb-nra/enabled=false"
-        return f"{gateway.origin} ({gateway.address}) is behind a router, so it is no next hop; {known}"
-    return f"this node has no route to {gateway.origin} ({gateway.address}), so it is no next hop"
+        return f"{router.origin} ({router.address}) is behind a router, so it is no next hop; {known}"
+    return f"this node has no route to {router.origin} ({router.address}), so it is no next hop"
 
 
 def _by_family(hops: Iterable[NextHop]) -> dict[Family, tuple[NextHop, ...]]:

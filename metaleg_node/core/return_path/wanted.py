@@ -44,7 +44,7 @@ class PathKind(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PathGateway:
+class Router:
     """A router, as an address; `weight` 1-256; `origin` says where it was named."""
 
     address: Address
@@ -64,7 +64,7 @@ class WantedPath:
     kind: PathKind
     name: str
     networks: frozenset[Network]
-    gateways: tuple[PathGateway, ...]
+    routers: tuple[Router, ...]
     owned: frozenset[Network] = frozenset()
     settings: L2Settings | None = None
     notes: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class WantedPath:
     @property
     def families(self) -> frozenset[Family]:
         """The families that the path has a gateway for."""
-        return frozenset(gateway.address.version for gateway in self.gateways)
+        return frozenset(router.address.version for router in self.routers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +97,10 @@ def read(cluster: ClusterState, config: Config, me: NodeName) -> WantedPaths:
     for settings in config.return_path.l2:
         wanted.append(_l2(settings, cluster.pools))
     if config.return_path.bgp.enabled:
-        gateways, refused = _peers(cluster, config, me)
+        routers, refused = _peers(cluster, config, me)
         rejections += refused
         ranges = networks.merged_ranges(_announced(cluster))
-        wanted.append((WantedPath(kind=PathKind.BGP, name="bgp", networks=frozenset(), gateways=gateways), ranges))
+        wanted.append((WantedPath(kind=PathKind.BGP, name="bgp", networks=frozenset(), routers=routers), ranges))
     return WantedPaths(paths=tuple(_owning(wanted)), rejections=tuple(rejections))
 
 
@@ -162,8 +162,8 @@ def _l2(settings: L2Settings, pools: Iterable[AddressPool]) -> tuple[WantedPath,
         kind=PathKind.L2,
         name=settings.name,
         networks=frozenset(),
-        gateways=tuple(
-            PathGateway(address=address, weight=1, origin=f"gateways of {settings.name}")
+        routers=tuple(
+            Router(address=address, weight=1, origin=f"gateways of {settings.name}")
             for address in dict.fromkeys(settings.gateways)
         ),
         settings=settings,
@@ -191,10 +191,10 @@ def _announces(advertisement: Advertisement, pool: AddressPool) -> bool:
     return pool.ref.name in advertisement.pools or any_selects(advertisement.pool_selectors, pool.labels)
 
 
-def _peers(cluster: ClusterState, config: Config, me: NodeName) -> tuple[tuple[PathGateway, ...], list[Rejection]]:
+def _peers(cluster: ClusterState, config: Config, me: NodeName) -> tuple[tuple[Router, ...], list[Rejection]]:
     """The peers of this node, by address; of several with one address the first by name counts."""
     labels = next((node.labels for node in cluster.nodes if node.name == me), {})
-    found: dict[Address, PathGateway] = {}
+    found: dict[Address, Router] = {}
     rejections: list[Rejection] = []
     for peer in sorted(cluster.peers, key=lambda p: p.ref):
         if peer.node_selectors and not any_selects(peer.node_selectors, labels):
@@ -209,7 +209,7 @@ def _peers(cluster: ClusterState, config: Config, me: NodeName) -> tuple[tuple[P
     return tuple(sorted(found.values(), key=lambda g: (g.address.version, int(g.address)))), rejections
 
 
-def _peer(peer: BGPPeer, weight: int) -> tuple[PathGateway | None, str]:
+def _peer(peer: BGPPeer, weight: int) -> tuple[Router | None, str]:
     """The next hop that a peer is, and what is wrong with it."""
     address: Address | str | None = peer.address
     if ADDRESS in peer.labels:
@@ -223,4 +223,4 @@ def _peer(peer: BGPPeer, weight: int) -> tuple[PathGateway | None, str]:
         weight = int(text)
     else:
         reason = f"label {WEIGHT}: {text!r} is not a number from 1 to {MAX_WEIGHT}; the peer has the weight {weight}"
-    return PathGateway(address=address, weight=weight, origin=str(peer.ref)), reason
+    return Router(address=address, weight=weight, origin=str(peer.ref)), reason
