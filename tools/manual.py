@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import metaleg_node
-from metaleg_node import cli
+from metaleg_node.commands.command import (
+    DEFAULT_CONFIG,
+    DEFAULT_RUNTIME_DIR,
+    DEFAULT_STATE_DIR,
+    EX_CONFIG,
+    RUNTIME_DIRECTORY,
+    STATE_DIRECTORY,
+)
 from metaleg_node.configuration.config import ClusterSettings
 from metaleg_node.configuration.settings import Setting
 from metaleg_node.configuration.text import INTRODUCTION, NOT_YET, Table, not_yet_words, tables, toml_text
@@ -34,7 +41,7 @@ so that a node whose own kubelet has to start the API server boots. The line `St
 is in force or waited for, and what is wrong.
 
 systemd restarts the service when its loop is stuck. A hook is waited for as long as `hooks.timeout` allows; that counts
-as life. After a wrong configuration (exit status {cli.EX_CONFIG}) it is not restarted.
+as life. After a wrong configuration (exit status {EX_CONFIG}) it is not restarted.
 
 `systemctl reload` has the configuration read again; the service counts as reloading until the new one is applied. A
 wrong one is reported, and the one before stays in force.
@@ -43,19 +50,19 @@ Each line in the journal has its priority, so `journalctl -u metaleg-node -p war
 """
 
 _FILES = (
-    (str(cli.DEFAULT_CONFIG), "The configuration; see `metaleg-node.toml`(5)."),
+    (str(DEFAULT_CONFIG), "The configuration; see `metaleg-node.toml`(5)."),
     (ClusterSettings().kubeconfig, "Credentials for the Kubernetes API; `metaleg-node kubeconfig` makes them."),
-    (f"{cli.DEFAULT_CONFIG.parent}/hooks", "A place for hooks; `hooks.pre` and `hooks.post` say which run."),
+    (f"{DEFAULT_CONFIG.parent}/hooks", "A place for hooks; `hooks.pre` and `hooks.post` say which run."),
     (
-        f"{cli.DEFAULT_STATE_DIR}/{saved_state.FILE}",
+        f"{DEFAULT_STATE_DIR}/{saved_state.FILE}",
         "The last complete state of the cluster, itself a valid state file; used at a start without the API.",
     ),
-    (f"{cli.DEFAULT_STATE_DIR}/sysctls.json", "The sysctls that were changed, with their values from before."),
-    (f"{cli.DEFAULT_RUNTIME_DIR}/status.json", "What the running service did last; what `status --json` prints."),
+    (f"{DEFAULT_STATE_DIR}/sysctls.json", "The sysctls that were changed, with their values from before."),
+    (f"{DEFAULT_RUNTIME_DIR}/status.json", "What the running service did last; what `status --json` prints."),
 )
 
 _ENVIRONMENT = (
-    (f"{cli.RUNTIME_DIRECTORY}, {cli.STATE_DIRECTORY}", "The directories, where no option names others."),
+    (f"{RUNTIME_DIRECTORY}, {STATE_DIRECTORY}", "The directories, where no option names others."),
     ("NOTIFY_SOCKET", "Where `run` tells how it is doing; see sd_notify(3)."),
     ("WATCHDOG_USEC, WATCHDOG_PID", "How often it has to; see sd_watchdog_enabled(3)."),
     ("JOURNAL_STREAM", "Lines for the journal get priorities when standard error is this stream; see systemd.exec(5)."),
@@ -106,7 +113,7 @@ def file_page() -> str:
             roff.header(*_FILE_PAGE, _SOURCE, _MANUAL),
             _name(_FILE_PAGE[0], "configuration of metaleg-node(8)"),
             roff.heading("SYNOPSIS"),
-            roff.paragraphs(f"`{cli.DEFAULT_CONFIG}`"),
+            roff.paragraphs(f"`{DEFAULT_CONFIG}`"),
             roff.heading("DESCRIPTION"),
             roff.paragraphs(INTRODUCTION),
             roff.heading("SETTINGS"),

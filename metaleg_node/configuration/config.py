@@ -267,9 +267,14 @@ class Problem:
     value: str = ""
     message: str
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """All but the file."""
         place = " = ".join(part for part in (self.key, self.value) if part)
-        return ": ".join(part for part in (self.file, place, self.message) if part)
+        return f"{place}: {self.message}" if place else self.message
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.text}" if self.file else self.text
 
 
 class ConfigError(Exception):

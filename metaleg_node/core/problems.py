@@ -21,6 +21,9 @@ class Severity(enum.IntEnum):
     ERROR = 3
     """What this node is asked for does not work, or not wholly."""
 
+    def __str__(self) -> str:
+        return self.name.lower()
+
 
 class Code(enum.StrEnum):
     """What kind of problem; stable words, in status, metrics and the documentation."""
@@ -111,6 +114,11 @@ class Problem:
     @property
     def severity(self) -> Severity:
         return self.code.severity
+
+    @property
+    def line(self) -> str:
+        """For logs and terminals: with the code, by which the documentation tells more."""
+        return f"{self} [{self.code}]"
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.text}" if self.subject else self.text

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core.model import ClusterState
+from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon.status import SourceStatus
 from metaleg_node.sources.saved_state import Saved, SavedState
 from metaleg_node.sources.state_file import StateFileSource, configmap_of
@@ -88,11 +89,13 @@ class ClusterSource:
         return self._saved.state if self._saved and self._freshness is Freshness.STALE else None
 
     @property
-    def problems(self) -> tuple[str, ...]:
-        """What hinders the source, a sentence each."""
+    def problems(self) -> tuple[Problem, ...]:
+        """What hinders the source."""
+        found = tuple(Problem(code=Code.SOURCE, text=text) for text in self._store.problems)
         if self._freshness is Freshness.STALE and self._saved:
-            return (f"the last known state, of {self._saved.time}, is in force", *self._store.problems)
-        return self._store.problems
+            text = f"the last known state, of {self._saved.time}, is in force"
+            return (Problem(code=Code.STALE_STATE, text=text), *found)
+        return found
 
     @property
     def confirmed(self) -> bool:

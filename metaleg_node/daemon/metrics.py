@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from email.message import Message
 from typing import Literal
 
@@ -18,48 +19,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from metaleg_node.core.model import Address
+from metaleg_node.core.egress.node import ServiceDecision
+from metaleg_node.core.problems import Code, Problem
+from metaleg_node.daemon import report
 from metaleg_node.daemon.web import Response, WebServer
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.netlink import neighbours
+from metaleg_node.reconcile.reconciler import Plan
 
 log = logging.getLogger(__name__)
 
 _PREFIX = "metaleg_node"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class GatewayInfo:
-    """Which node announces which address of which Service (namespace/name); `node` is empty while none does."""
-
-    service: str
-    address: str
-    node: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PathInfo:
-    """A return path: whether it does anything, for how many networks, by which next hops (address, interface)."""
-
-    name: str
-    active: bool
-    networks: int
-    next_hops: tuple[tuple[Address, str], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """The cluster as this node last understood it: numbers of labelled Services, of egress pod addresses, of Services
-    that cannot be served (by reason) or that several nodes announce, and of objects not used."""
-
-    services: int = 0
-    pods: int = 0
-    gateways: frozenset[GatewayInfo] = frozenset()
-    unavailable: Mapping[str, int] = field(default_factory=dict)
-    ambiguous: int = 0
-    rejected: int = 0
-    paths: tuple[PathInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,18 +130,17 @@ class Metrics:
         """Whether the last known state is in force."""
         self._stale.set(stale)
 
-    def cluster(self, overview: Overview) -> None:
-        """The cluster was understood anew. A gateway change is counted when an address comes to another node than the
-        one it was last on, also when it was on none between."""
+    def show(self, plan: Plan | None, problems: Sequence[Problem]) -> None:
+        """What is known, decided and wrong from now on. A gateway change is counted when an address comes to another
+        node than the one it was last on, also when it was on none between."""
         gateways: dict[tuple[str, str], str] = {}
-        for info in overview.gateways:
-            key = info.service, info.address
-            last = self._last_gateways.get(key, "")
-            gateways[key] = info.node or last
-            if last and gateways[key] != last:
+        for service, address, node in _gateways(plan.desired.services if plan else ()):
+            last = self._last_gateways.get((service, address), "")
+            gateways[service, address] = node or last
+            if last and gateways[service, address] != last:
                 self._gateway_changes.inc()
         self._last_gateways = gateways
-        self._cluster.overview = overview
+        self._cluster.now = plan, problems
 
     def server(self, listen: tuple[str, int]) -> WebServer:
         """A server of /metrics, not yet started."""
@@ -190,50 +159,80 @@ class Metrics:
 
 
 class _ClusterCollector(Collector):
+    """The plan's own values, and what is wrong, counted by code."""
+
     def __init__(self) -> None:
-        self.overview = Overview()
+        self.now: tuple[Plan | None, Sequence[Problem]] = (None, ())
 
     def collect(self) -> Iterator[Metric]:
-        now = self.overview
-        yield _number("services", "Services that carry the egress label.", now.services)
-        yield _number("pods", "Pod addresses of these Services.", now.pods)
-        yield _number("ambiguous_gateway", "Services that several nodes announce.", now.ambiguous)
-        yield _number("rejected_objects", "Cluster objects, or parts of them, that are not used.", now.rejected)
-        reasons = GaugeMetricFamily(
-            f"{_PREFIX}_no_gateway", "Services without egress, by reason, counted per IP family.", labels=["reason"]
+        plan, problems = self.now
+        found = Counts(problem.code for problem in problems)
+        yield _number("rejected_objects", "Cluster objects, or parts of them, not used.", found[Code.OBJECT_NOT_USED])
+        yield _labelled(
+            "problems",
+            "What is wrong now, by the codes that the documentation explains.",
+            ("code", "severity"),
+            (((code, str(code.severity)), found[code]) for code in Code),
         )
-        for reason, count in sorted(now.unavailable.items()):
-            reasons.add_metric([reason], count)
-        yield reasons
-        gateways = GaugeMetricFamily(
-            f"{_PREFIX}_gateway_info", "The gateway of each address.", labels=["service", "address", "node"]
-        )
-        for info in sorted(info for info in now.gateways if info.node):
-            gateways.add_metric([info.service, info.address, info.node], 1)
-        yield gateways
-        yield from _path_metrics(now.paths)
+        yield from _service_metrics(plan.desired.services if plan else ())
+        yield from _path_metrics(plan)
 
 
-def _path_metrics(paths: tuple[PathInfo, ...]) -> Iterator[Metric]:
-    active = GaugeMetricFamily(f"{_PREFIX}_return_path", "Whether a return path is active.", labels=["path"])
-    networks = GaugeMetricFamily(f"{_PREFIX}_return_path_networks", "Networks of a return path.", labels=["path"])
-    hops = GaugeMetricFamily(
-        f"{_PREFIX}_return_path_next_hop",
-        "The next hops of a return path, with their state in the neighbour table.",
-        labels=["path", "address", "interface", "state"],
+def _service_metrics(reports: Sequence[ServiceDecision]) -> Iterator[Metric]:
+    ambiguous = {r.service.service.ref for r in reports if r.service.gateway and r.service.gateway.ambiguous}
+    reasons = Counts(r.obstacle.code for r in reports if r.obstacle)
+    yield _number("services", "Services that carry the egress label.", report.count_services(reports))
+    yield _number("pods", "Pod addresses of these Services.", report.count_pods(reports))
+    yield _number("ambiguous_gateway", "Services that several nodes announce.", len(ambiguous))
+    yield _labelled(
+        "no_gateway",
+        "Services without egress, by reason, counted per IP family.",
+        ("reason",),
+        (((reason,), count) for reason, count in sorted(reasons.items())),
     )
-    try:
-        states = neighbours.states(hop for path in paths for hop in path.next_hops)
-    except KernelError as error:
-        log.warning("metrics without the state of next hops: %s", error)
-        states = {}
-    for path in paths:
-        active.add_metric([path.name], float(path.active))
-        networks.add_metric([path.name], path.networks)
-        for address, interface in path.next_hops:
-            state = states.get((address, interface), neighbours.UNKNOWN)
-            hops.add_metric([path.name, str(address), interface, state], 1)
-    yield from (active, networks, hops)
+    yield _labelled(
+        "gateway_info",
+        "The gateway of each address.",
+        ("service", "address", "node"),
+        ((labels, 1) for labels in sorted(_gateways(reports)) if labels[-1]),
+    )
+
+
+def _gateways(reports: Iterable[ServiceDecision]) -> Iterator[tuple[str, str, str]]:
+    """Service (namespace/name), address and announcing node, empty while none announces it."""
+    for one in reports:
+        if one.service.source:
+            gateway = one.service.gateway
+            yield report.service_name(one), str(one.service.source), gateway.node.name if gateway else ""
+
+
+def _path_metrics(plan: Plan | None) -> Iterator[Metric]:
+    paths = [found.path for found in plan.desired.paths] if plan else []
+    states = plan.neighbours if plan else {}
+    yield _labelled(
+        "return_path",
+        "Whether a return path is active.",
+        ("path",),
+        (((path.wanted.name,), not path.obstacle) for path in paths),
+    )
+    yield _labelled(
+        "return_path_networks",
+        "Networks of a return path.",
+        ("path",),
+        (((path.wanted.name,), len(path.wanted.networks)) for path in paths),
+    )
+    yield _labelled(
+        "return_path_next_hop",
+        "The next hops of a return path, with their state in the neighbour table.",
+        ("path", "address", "interface", "state"),
+        (
+            ((path.wanted.name, str(hop.gateway), hop.interface, states[hop.gateway, hop.interface]), 1)
+            for path in paths
+            for found in path.hops.values()
+            for hop in found
+            if hop.gateway
+        ),
+    )
 
 
 class _TrafficCollector(Collector):
@@ -257,14 +256,19 @@ class _WatchCollector(Collector):
         self._ages = ages
 
     def collect(self) -> Iterator[Metric]:
-        found = GaugeMetricFamily(
-            f"{_PREFIX}_watch_age_seconds",
+        yield _labelled(
+            "watch_age_seconds",
             "Time since the API last said anything about a resource; bookmarks come about once a minute.",
-            labels=["resource"],
+            ("resource",),
+            (((name,), age) for name, age in sorted(self._ages().items())),
         )
-        for name, age in sorted(self._ages().items()):
-            found.add_metric([name], age)
-        yield found
+
+
+def _labelled(name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float]]) -> Metric:
+    found = GaugeMetricFamily(f"{_PREFIX}_{name}", text, labels=labels)
+    for values, value in samples:
+        found.add_metric(values, value)
+    return found
 
 
 def _number(name: str, text: str, value: float) -> Metric:

@@ -13,17 +13,17 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import metaleg_node
-from metaleg_node.configuration import config as configuration
 from metaleg_node.configuration import file as config_file
-from metaleg_node.configuration.config import Config, ConfigError, Problem
+from metaleg_node.configuration import options as configuration
+from metaleg_node.configuration.config import Config, ConfigError
+from metaleg_node.configuration.options import Options
 from metaleg_node.configuration.settings import SLOTS
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.node_state import NodeState
+from metaleg_node.core.problems import Code, Problem, fails
 from metaleg_node.daemon import health, notify, report, status
 from metaleg_node.daemon import log as logs
 from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource
@@ -33,9 +33,9 @@ from metaleg_node.daemon.web import ListenError, WebServer
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink.monitor import Hint, Monitor
 from metaleg_node.kernel.nftables import backend as nftables
-from metaleg_node.reconcile import hooks
+from metaleg_node.reconcile import hooks, sequence
 from metaleg_node.reconcile.machine import Machine
-from metaleg_node.reconcile.reconciler import IncompleteError, Outcome, Plan, Reconciler, log_changes
+from metaleg_node.reconcile.reconciler import IncompleteError, Outcome, Plan, Reconciler
 
 log = logging.getLogger(__name__)
 
@@ -45,32 +45,8 @@ _SWITCH_SECONDS = 0.0005
 _RETRY_FIRST, _RETRY_LAST = 1.0, 60.0
 _TICK_SECONDS = 1.0
 """The loop turns at least so often, to look whether the configuration file changed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the command line gives, beside the configuration file."""
-
-    config_file: Path
-    runtime_dir: Path
-    state_dir: Path
-    log_level: configuration.LogLevel | None = None
-
-    def load(self, *, may_be_empty: bool = True) -> Config:
-        """The configuration, with what the command line overrides. Raises ConfigError."""
-        config = config_file.load(self.config_file, may_be_empty=may_be_empty)
-        if missing := [*self._not_built(config)]:
-            raise ConfigError(tuple(missing))
-        if self.log_level:
-            config = replace(config, log=replace(config.log, level=self.log_level))
-        return config
-
-    def _not_built(self, config: Config) -> Iterator[Problem]:
-        """What nothing can be done without, or in place of, in this version."""
-        file = str(self.config_file)
-        if config.firewall.backend == "iptables":
-            message = 'this backend is not yet there; set "auto" or "nftables"'
-            yield Problem(file=file, key="firewall.backend", value='"iptables"', message=message)
+_LOOK_SECONDS = 2.0
+"""The neighbour tables are looked at so often, while there are next hops that are told about."""
 
 
 def _be_quick() -> None:
@@ -101,16 +77,18 @@ class Service:
         self._heartbeat = notify.Heartbeat(self._notifier)
         self._started = _now()
         self._watch = watch
-        self._config_problems: tuple[str, ...] = ()
-        self._server_problems: tuple[str, ...] = ()
-        self._hook_problems: dict[hooks.Kind, list[str]] = {}
-        self._told: frozenset[str] = frozenset()
+        self._config_problems: tuple[Problem, ...] = ()
+        self._server_problems: tuple[Problem, ...] = ()
+        self._status_problems: tuple[Problem, ...] = ()
+        self._hook_problems: dict[hooks.Kind, tuple[Problem, ...]] = {}
+        self._told: frozenset[Problem] = frozenset()
         self._plan: Plan | None = None
         self._outcome: Outcome | None = None
         self._last_state: NodeState | None = None
         self._last_status: status.LastReconcile | None = None
         self._repaired: dict[str, int] = {}
         self._retry_after = _RETRY_FIRST
+        self._look_at = 0.0
         self._complete_once = False
         # What an earlier run left undone, or what failed, must be looked for among all connections.
         self._sweep_due = True
@@ -149,6 +127,7 @@ class Service:
                     return True
                 if self._concerns_us(events):
                     self._reconcile(events)
+                self._look_at_next_hops()
             self._notifier.stopping()
         return False
 
@@ -249,12 +228,15 @@ class Service:
             self._plan = self._reconciler.plan(state)
             self._heartbeat.beat()
             return self._apply(self._plan, reason)
-        except (KernelError, IncompleteError) as error:
-            return Outcome(problems=(str(error),))
+        except IncompleteError as error:
+            return _failure(Code.INCOMPLETE_STATE, str(error))
+        except KernelError as error:
+            return _failure(Code.KERNEL, str(error))
         except Exception as error:
             log.exception("a reconcile met something unexpected")
             self._machine.packet_filter.forget()
-            return Outcome(problems=(f"unexpected {type(error).__name__}: {error}; please report it, with the log",))
+            text = f"unexpected {type(error).__name__}: {error}; please report it, with the log"
+            return _failure(Code.UNEXPECTED, text)
 
     def _apply(self, plan: Plan, reason: str) -> Outcome:
         if not plan.steps and not self._sweep_due:
@@ -262,20 +244,21 @@ class Service:
         drifted = self._last_state == plan.desired.state and bool(plan.changes)
         if drifted:
             log.warning("somebody changed what is ours; it is put back: %d changes", len(plan.changes))
-        log_changes(plan.changes)
-        if not self._hook("pre", plan, reason) and self._config.hooks.pre_failure == "abort":
-            return Outcome(problems=("hooks.pre failed and hooks.pre_failure is abort: nothing was changed",))
-        if self._config.hooks.pre and (state := self._source.state()):
-            # It took its time: what others did and what the cluster said meanwhile counts.
-            plan = self._plan = self._reconciler.plan_again(plan, state)
-        outcome = self._reconciler.apply(plan, self._heartbeat.beat)
-        if self._sweep_due and outcome.ok:
-            outcome = outcome.followed_by(self._reconciler.sweep_all(plan))
+        self._plan, outcome = sequence.follow(
+            self._reconciler,
+            self._config,
+            plan,
+            reason=reason,
+            cluster=self._source.state,
+            hooked=self._hooked,
+            sweep=self._sweep_due,
+            beat=self._heartbeat.beat,
+        )
         self._sweep_due = outcome.unswept or (self._sweep_due and not outcome.ok)
-        if drifted and outcome.ok:
-            self._count_repairs(plan)
-        self._last_state = plan.desired.state if outcome.ok else self._last_state
-        self._hook("post", plan, reason, result="ok" if outcome.ok else "failed")
+        if outcome.ok:
+            self._last_state = self._plan.desired.state
+            if drifted:
+                self._count_repairs(self._plan)
         return outcome
 
     def _count_repairs(self, plan: Plan) -> None:
@@ -284,14 +267,19 @@ class Service:
             self._repaired[change.kind] = self._repaired.get(change.kind, 0) + 1
             self._metrics.drift(change.kind)
 
-    def _hook(self, kind: hooks.Kind, plan: Plan, reason: str, result: str = "") -> bool:
-        """Whether all scripts went well."""
-        beat = self._heartbeat.beat
-        failed = report.run_hooks(self._config, plan, kind, reason=reason, beat=beat, result=result)
-        for _ in failed:
+    def _hooked(self, kind: hooks.Kind, problems: tuple[Problem, ...]) -> None:
+        for _ in problems:
             self._metrics.hook_failed(kind)
-        self._hook_problems[kind] = failed
-        return not failed
+        self._hook_problems[kind] = problems
+
+    def _look_at_next_hops(self) -> None:
+        if not self._plan or not self._plan.neighbours or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+        found = self._reconciler.look_again(self._plan)
+        if found.neighbours != self._plan.neighbours:
+            self._plan = found
+            self._publish()
 
     # --- configuration -----------------------------------------------------------------------------------------------
 
@@ -309,8 +297,9 @@ class Service:
             log.info("configuration read again: %s", "changed" if self._config != before else "no change")
             logs.setup(level=self._config.log.level, form=self._config.log.format)
         except ConfigError as error:
-            refused = f"{self._options.config_file}: not taken, the configuration before stays in force"
-            self._config_problems = (*(str(problem) for problem in error.problems), refused)
+            text = "not taken, the configuration before stays in force"
+            refused = Problem(code=Code.CONFIGURATION, subject=str(self._options.config_file), text=text)
+            self._config_problems = (*configuration.problems(error), refused)
             self._metrics.config_refused()
         return self._config != before
 
@@ -332,70 +321,78 @@ class Service:
     def _ready(self) -> tuple[bool, str]:
         """An API that is gone is told, but costs no readiness: the kernel keeps what it holds."""
         applied = "applied" if self._complete_once else "nothing was applied completely yet"
-        return self._complete_once, "; ".join([applied, *self._source.problems])
+        return self._complete_once, "; ".join([applied, *map(str, self._source.problems)])
 
-    def _problems(self, snapshot: ClusterState) -> list[str]:
-        failed = self._outcome.problems if self._outcome else ()
-        hook_problems = [problem for found in self._hook_problems.values() for problem in found]
-        from_plan = report.problems(self._plan) if self._plan else ()
+    def _problems(self, snapshot: ClusterState) -> list[Problem]:
         found = (
             *self._config_problems,
             *self._server_problems,
+            *self._status_problems,
             *self._source.problems,
-            *failed,
-            *hook_problems,
-            *from_plan,
+            *(self._outcome.problems if self._outcome else ()),
+            *(problem for problems in self._hook_problems.values() for problem in problems),
+            *(report.problems(self._plan) if self._plan else ()),
             *report.rejections(snapshot.rejections),
         )
-        # What keeps a plan from being whole may also be why a step of it failed.
-        return list(dict.fromkeys(found))
+        # What keeps a plan from being whole may also be why a step of it failed; the plan knows better what it is.
+        return list({(problem.subject, problem.text): problem for problem in found}.values())
 
     def _publish(self) -> None:
-        plan, snapshot, source = self._plan, self._source.state() or ClusterState(), self._source.status()
-        problems = self._problems(snapshot)
-        self._told = _tell(problems, self._told)
-        document = status.StatusDocument(
+        source = self._source.status()
+        problems = self._problems(self._source.state() or ClusterState())
+        self._told = _tell(report.shown(problems), self._told)
+        try:
+            status.write(self._options.runtime_dir, self._document(source, problems))
+            self._status_problems = ()
+        except status.StatusError as error:
+            self._status_problems = (Problem(code=Code.STATUS_FILE, text=str(error)),)
+            problems = list(dict.fromkeys([*problems, *self._status_problems]))
+            self._told = _tell(report.shown(problems), self._told)
+        self._metrics.show(self._plan, problems)
+        self._notifier.status(report.status_line(self._plan, source, report.shown(problems)))
+
+    def _document(self, source: status.SourceStatus, problems: Sequence[Problem]) -> status.StatusDocument:
+        plan = self._plan
+        return status.StatusDocument(
             version=metaleg_node.__version__,
             pid=os.getpid(),
             node=self._reconciler.node,
             started=self._started,
             config_file=str(self._options.config_file),
-            healthy=self._complete_once and not problems,
+            healthy=self._complete_once and not fails("status", problems),
             source=source,
             last_reconcile=self._last_status,
             services=report.services(plan) if plan else [],
             gateways=report.gateways(plan, self._config) if plan else [],
             paths=report.paths(plan, self._config) if plan else [],
-            problems=problems,
+            problems=report.problem_list(report.shown(problems)),
             repaired=dict(self._repaired),
         )
-        try:
-            status.write(self._options.runtime_dir, document)
-        except status.StatusError as error:
-            log.warning("%s", error)
-        if plan:
-            self._metrics.cluster(report.overview(plan, len(snapshot.rejections)))
-        self._notifier.status(report.status_line(plan, source, problems))
 
 
-def _started(servers: Iterable[WebServer], stack: ExitStack) -> Iterator[str]:
+def _failure(code: Code, text: str) -> Outcome:
+    return Outcome(problems=(Problem(code=code, text=text),))
+
+
+def _started(servers: Iterable[WebServer], stack: ExitStack) -> Iterator[Problem]:
     """Starts what can be started; gives what is wrong with the others."""
     for server in servers:
         try:
             server.start()
             stack.callback(server.stop)
         except ListenError as error:
-            yield f"{error}; metaleg-node goes on without it until it is restarted or reloaded"
+            text = f"{error}; metaleg-node goes on without it until it is restarted or reloaded"
+            yield Problem(code=Code.LISTEN, text=text)
 
 
-def _tell(problems: Sequence[str], told: Set[str]) -> frozenset[str]:
+def _tell(problems: Sequence[Problem], told: Set[Problem]) -> frozenset[Problem]:
     """Logs each problem once when it begins and once when it ends; `told` are those that were there before."""
     now = frozenset(problems)
     for problem in problems:
         if problem not in told:
-            log.warning("%s", problem)
+            log.warning("%s", problem.line)
     for problem in sorted(told - now):
-        log.info("solved: %s", problem)
+        log.info("solved: %s", problem.line)
     return now
 
 

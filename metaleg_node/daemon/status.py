@@ -82,6 +82,15 @@ class PathStatus(TypedDict):
     next_hops: list[NextHopStatus]
 
 
+class ProblemStatus(TypedDict):
+    """One thing that is wrong, see `core.problems`."""
+
+    code: str
+    severity: str
+    subject: str
+    text: str
+
+
 class StatusDocument(TypedDict):
     """The file's content, also what `status --json` prints. Times are RFC 3339; `repaired` counts, by kind, what was
     put back after others had changed it."""
@@ -97,7 +106,7 @@ class StatusDocument(TypedDict):
     services: list[ServiceStatus]
     gateways: list[GatewayStatus]
     paths: list[PathStatus]
-    problems: list[str]
+    problems: list[ProblemStatus]
     repaired: dict[str, int]
 
 
@@ -153,7 +162,7 @@ def render(document: StatusDocument, now: datetime) -> str:
     if document["paths"]:
         parts.append(paths_table(document["paths"]))
     if document["problems"]:
-        parts.append("\n".join(["Problems:", *(f"  {printable(problem)}" for problem in document["problems"])]))
+        parts.append("\n".join(["Problems:", *map(_problem_line, document["problems"])]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -230,6 +239,11 @@ def _path_row(path: PathStatus) -> tuple[object, ...]:
         ", ".join(hops) or (f"dev {path['interface']}" if path["interface"] else "-"),
         path["reason"] or "-",
     )
+
+
+def _problem_line(problem: ProblemStatus) -> str:
+    text = ": ".join(filter(None, (problem["subject"], problem["text"])))
+    return f"  {problem['severity']:<7}  {printable(text)} [{problem['code']}]"
 
 
 def _open_here(path: str, flags: int) -> int:

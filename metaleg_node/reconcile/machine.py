@@ -14,8 +14,9 @@ from typing import Self
 from metaleg_node.core.compare import diff, flows
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import Address, Host, Questions, Routing
+from metaleg_node.core.problems import Code, Problem
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.netlink import conntrack
+from metaleg_node.kernel.netlink import conntrack, neighbours
 from metaleg_node.kernel.netlink.routing import RoutingControl
 from metaleg_node.kernel.nftables.backend import Nftables
 from metaleg_node.kernel.packet_filter import PacketFilter
@@ -33,8 +34,8 @@ class Machine:
         self.packet_filter: PacketFilter = Nftables()
         self._routing = RoutingControl()
         self._sysctls = Sysctls(state_dir)
-        self.record_problem = ""
-        """Why the record of changed sysctls could not be read at the last look."""
+        self.problems: tuple[Problem, ...] = ()
+        """What was wrong at the last look, though it could be taken."""
 
     def __enter__(self) -> Self:
         self._routing.open()
@@ -70,6 +71,16 @@ class Machine:
             unnameable=self.packet_filter.unnameable(names),
         )
 
+    def neighbours(self, hops: Iterable[tuple[Address, str]]) -> dict[tuple[Address, str], str]:
+        """What the neighbour tables say of each next hop (address, interface), see `neighbours.states`. Nothing rests
+        on it, so it is "unknown" where they cannot be read."""
+        asked = list(hops)
+        try:
+            return neighbours.states(asked)
+        except KernelError as error:
+            log.warning("next hops without their state: %s", error)
+            return dict.fromkeys(asked, neighbours.UNKNOWN)
+
     def _rp_filter(self, names: set[str], questions: Questions, originals: Mapping[str, str]) -> dict[str, int]:
         if questions.all_rp_filters:
             names |= self._sysctls.rp_filter().keys()
@@ -94,9 +105,9 @@ class Machine:
         try:
             originals = self._sysctls.remembered()
         except KernelError as error:
-            self.record_problem = str(error)
+            self.problems = (Problem(code=Code.SYSCTL_RECORD, text=str(error)),)
             return {}
-        self.record_problem = ""
+        self.problems = ()
         return originals
 
     # --- acting ------------------------------------------------------------------------------------------------------
@@ -133,7 +144,7 @@ class Machine:
 
     def prune(self) -> None:
         """Forgets the sysctls of interfaces that are gone, and those that others changed. Raises KernelError."""
-        if not self.record_problem:
+        if not self.problems:
             self._sysctls.prune()
 
     def _sweep(self, firewall: Firewall, addresses: frozenset[Address] | None) -> int:

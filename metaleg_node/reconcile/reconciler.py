@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core import assembly, slots
@@ -14,7 +14,7 @@ from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
 from metaleg_node.core.egress import survey
-from metaleg_node.core.model import ClusterState, Host, NodeName, Questions
+from metaleg_node.core.model import Address, ClusterState, Host, NodeName, Questions
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.core.return_path import wanted as pools
@@ -38,16 +38,28 @@ class IncompleteError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What would be done now, and what it rests on. `problems` are the machine's own."""
+    """What would be done now, and what it rests on. `problems` are the machine's own; `neighbours` is what the
+    neighbour tables say of the return paths' next hops (address, interface)."""
 
     desired: Desired
     steps: tuple[diff.Step, ...]
     survey: survey.Survey | None = None
     problems: tuple[Problem, ...] = ()
+    neighbours: Mapping[tuple[Address, str], str] = field(default_factory=dict)
 
     @property
     def changes(self) -> tuple[Change, ...]:
         return diff.changes(self.steps)
+
+    @property
+    def document(self) -> dict[str, object]:
+        """The changes as programs read them: hooks, and users of `plan --json`."""
+        return {
+            "changes": [
+                {"action": c.action.name.lower(), "kind": c.kind, "object": c.text, "reason": c.reason}
+                for c in self.changes
+            ]
+        }
 
 
 _NEEDED_BY_MARKS = diff.DeleteRule | diff.DeleteRoute | diff.PutFirewall
@@ -58,7 +70,7 @@ class Outcome:
     """What came of a plan: what failed, whether connections may still be bound to a former source, how many conntrack
     entries went, and changes done by kind."""
 
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     unswept: bool = False
     flushed: int = 0
     done: Mapping[str, int] = field(default_factory=dict)
@@ -119,7 +131,17 @@ class Reconciler:
             damage=view.damage,
             place=self._machine.packet_filter.place,
         )
-        return Plan(desired=result, steps=steps, survey=known.survey, problems=_problems(self._machine))
+        return Plan(
+            desired=result,
+            steps=steps,
+            survey=known.survey,
+            problems=self._machine.problems,
+            neighbours=self._machine.neighbours(_next_hops(result)),
+        )
+
+    def look_again(self, plan: Plan) -> Plan:
+        """The plan with what the neighbour tables say now."""
+        return replace(plan, neighbours=self._machine.neighbours(plan.neighbours))
 
     def plan_again(self, plan: Plan, cluster: ClusterState) -> Plan:
         """The plan after a pre hook, which others or the hook itself may have made another one. Raises as `plan`."""
@@ -169,7 +191,7 @@ class Reconciler:
 
 def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[], object] = lambda: None) -> Outcome:
     """Carries out ordered steps; see `Reconciler.apply`."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     done: Counter[str] = Counter()
     flushed = 0
     failed: set[type] = set()
@@ -182,15 +204,13 @@ def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[],
             flushed += machine.carry_out(operation)
         except KernelError as error:
             failed.add(type(operation))
-            problems.append(str(error))
-            log.error("%s", error)
+            problems.append(_of_kernel(error))
         else:
             done.update(change.kind for change in step.changes)
     try:
         machine.prune()
     except KernelError as error:
-        problems.append(str(error))
-        log.error("%s", error)
+        problems.append(_of_kernel(error))
     return Outcome(problems=tuple(problems), unswept=diff.SweepFlows in failed, flushed=flushed, done=done)
 
 
@@ -201,11 +221,17 @@ def cleanup_plan(machine: Machine) -> Plan:
     before = NodeState(routing=machine.routing(()), firewall=view.firewall, sysctls=machine.sysctls(()))
     place = machine.packet_filter.place
     steps = diff.steps(before, NodeState(), why=lambda _: "", damage=view.damage, place=place)
-    return Plan(desired=Desired(), steps=steps, problems=_problems(machine))
+    return Plan(desired=Desired(), steps=steps, problems=machine.problems)
 
 
-def _problems(machine: Machine) -> tuple[Problem, ...]:
-    return (Problem(code=Code.SYSCTL_RECORD, text=machine.record_problem),) if machine.record_problem else ()
+def _of_kernel(error: KernelError) -> Problem:
+    return Problem(code=Code.KERNEL, text=str(error))
+
+
+def _next_hops(found: Desired) -> Iterator[tuple[Address, str]]:
+    for decision in found.paths:
+        for hops in decision.path.hops.values():
+            yield from ((hop.gateway, hop.interface) for hop in hops if hop.gateway)
 
 
 def log_changes(changes: tuple[Change, ...]) -> None:

@@ -72,7 +72,7 @@ def test_the_last_known_state_is_taken_at_once_while_the_api_is_out_of_reach(
         assert names(source) == ["a"]
         assert source.stale
         assert not source.confirmed
-        assert any("last known state, of 20" in problem for problem in source.problems)
+        assert any("last known state, of 20" in problem.text for problem in source.problems)
         status = source.status()
         assert (status["state"], status["kind"]) == ("stale", "Kubernetes API")
         assert status["since"]

@@ -13,7 +13,7 @@ from metaleg_node.configuration.config import parse
 from metaleg_node.sources import access_rights
 from metaleg_node.sources.resources import subjects
 from tests.api.certificates import Authority
-from tests.api.harness import node, service, write_kubeconfig
+from tests.api.harness import l2_status, node, service, write_kubeconfig
 from tests.api.server import ApiServer
 from tests.api.test_credentials import inline
 
@@ -28,7 +28,7 @@ def run(tmp_path: Path, kubeconfig: Path, *command: str) -> int:
 def test_check_is_content_with_an_api_that_may_be_read(
     server: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.put(node("worker-1"), service("a"))
+    server.put(node("worker-1"), service("a"), l2_status("a", "worker-1"))
     assert run(tmp_path, write_kubeconfig(tmp_path / "kubeconfig", server.url), "check") == 0
     assert capsys.readouterr().out.endswith(": good\n")
 

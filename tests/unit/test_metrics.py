@@ -6,8 +6,12 @@ from email.message import Message
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from metaleg_node.daemon.metrics import GatewayInfo, Metrics, Overview, Traffic
+from metaleg_node.core.model import ClusterState
+from metaleg_node.core.problems import Code, Problem
+from metaleg_node.daemon.metrics import Metrics, Traffic
 from metaleg_node.kernel.errors import KernelError
+from metaleg_node.reconcile.reconciler import Plan
+from tests.unit.builders import LB4, LB6, A, announced, cluster, decide, service
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -88,37 +92,40 @@ def test_the_age_of_the_state_counts_from_its_confirmation(metrics: Metrics, mon
     assert value(metrics, "source_age_seconds") == 42
 
 
+def planned(state: ClusterState) -> Plan:
+    """A plan of node a for this state of the cluster."""
+    return Plan(desired=decide(state, A), steps=())
+
+
 def test_the_cluster_as_understood(metrics: Metrics) -> None:
-    metrics.cluster(
-        Overview(
-            services=3,
-            pods=12,
-            gateways=frozenset(
-                {
-                    GatewayInfo(service="mail/relay", address="192.0.2.200", node="node-b"),
-                    GatewayInfo(service="mail/relay", address="2001:db8::200", node=""),
-                }
-            ),
-            unavailable={"no-gateway": 1},
-            ambiguous=1,
-            rejected=2,
-        )
+    state = cluster(
+        services=[service(ingress=(LB4, LB6)), service("other", ingress=("192.0.2.201",))],
+        announcements=[announced("b", since="2024-06-01T00:00:00Z"), announced("c")],
     )
-    assert [value(metrics, n) for n in ("services", "pods", "ambiguous_gateway", "rejected_objects")] == [3, 12, 1, 2]
+    unused = [Problem(code=Code.OBJECT_NOT_USED, subject=f"Pod shop/{name}", text="bad") for name in "xy"]
+    metrics.show(planned(state), [*unused, Problem(code=Code.LISTEN, text="in use")])
+    assert [value(metrics, n) for n in ("services", "pods", "ambiguous_gateway", "rejected_objects")] == [2, 2, 1, 2]
     assert value(metrics, "no_gateway", reason="no-gateway") == 1
     gateways = [labels for name, labels in scrape(metrics) if name == "metaleg_node_gateway_info"]
     assert [dict(labels) for labels in gateways] == [
-        {"service": "mail/relay", "address": "192.0.2.200", "node": "node-b"}
+        {"service": "shop/web", "address": LB4, "node": "b"},
+        {"service": "shop/web", "address": LB6, "node": "b"},
     ]
+    problems = {labels: number for (name, labels), number in scrape(metrics).items() if name == "metaleg_node_problems"}
+    assert {dict(labels)["code"] for labels in problems} == set(Code)
+    assert sum(problems.values()) == 3
+    assert value(metrics, "problems", code="object-not-used", severity="warning") == 2
+    assert value(metrics, "problems", code="listen", severity="error") == 1
 
 
 def test_series_of_services_that_are_gone_go_too(metrics: Metrics) -> None:
-    metrics.cluster(
-        Overview(
-            gateways=frozenset({GatewayInfo(service="a/b", address="192.0.2.1", node="n")}), unavailable={"no-route": 1}
-        )
-    )
-    metrics.cluster(Overview())
+    metrics.show(planned(cluster(announcements=[])), ())
+    assert value(metrics, "no_gateway", reason="no-gateway") == 1
+    metrics.show(planned(cluster()), ())
+    assert [name for name, _ in scrape(metrics) if name.endswith(("gateway_info", "no_gateway"))] == [
+        "metaleg_node_gateway_info"
+    ]
+    metrics.show(planned(cluster(services=[])), ())
     assert not [name for name, _ in scrape(metrics) if name.endswith(("gateway_info", "no_gateway"))]
 
 
@@ -139,8 +146,8 @@ def test_a_gateway_change_is_counted_once_also_across_a_gap(
     metrics: Metrics, nodes: list[str | None], changes: int
 ) -> None:
     for node in nodes:
-        info = [] if node is None else [GatewayInfo(service="a/b", address="192.0.2.1", node=node)]
-        metrics.cluster(Overview(gateways=frozenset(info)))
+        services = () if node is None else (service(),)
+        metrics.show(planned(cluster(services=services, announcements=[announced(node)] if node else [])), ())
     assert value(metrics, "gateway_changes_total") == changes
 
 

@@ -13,7 +13,7 @@ from metaleg_node.core.assembly import Desired
 from metaleg_node.core.compare import diff
 from metaleg_node.core.egress import survey
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import ClusterState, Host, Questions, Route, RouteType, Routing, Rule, Slot
+from metaleg_node.core.model import Address, ClusterState, Host, Questions, Route, RouteType, Routing, Rule, Slot
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.packet_filter import View
 from metaleg_node.reconcile.machine import Machine
@@ -86,7 +86,7 @@ class Empty:
 
     def __init__(self, facts: Host) -> None:
         self.facts = facts
-        self.record_problem = ""
+        self.problems = ()
         self.wall: Firewall | None = wall()
         self.packet_filter = self
 
@@ -100,6 +100,9 @@ class Empty:
         return Routing()
 
     def sysctls(self, _wanted: Collection[str]) -> dict[str, str]:
+        return {}
+
+    def neighbours(self, _hops: object) -> dict[tuple[Address, str], str]:
         return {}
 
 

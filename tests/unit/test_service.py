@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import cast
 
 from metaleg_node.configuration import file as config_file
+from metaleg_node.configuration.options import Options
 from metaleg_node.core import assembly as desired
 from metaleg_node.core.changes import Action, Change
 from metaleg_node.core.compare import diff
-from metaleg_node.daemon.service import Options, Service
+from metaleg_node.core.problems import Code, Problem
+from metaleg_node.daemon.service import Service
 from metaleg_node.reconcile.reconciler import Outcome, Plan, Reconciler
 from tests.unit.builders import config
 
-REFUSED = Outcome(problems=("cannot set the route",))
+REFUSED = Outcome(problems=(Problem(code=Code.KERNEL, text="cannot set the route"),))
 
 
 class Answering:

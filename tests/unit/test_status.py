@@ -89,7 +89,7 @@ DOCUMENT: status.StatusDocument = {
             "next_hops": [],
         },
     ],
-    "problems": ["metrics.listen: in use"],
+    "problems": [{"code": "listen", "severity": "error", "subject": "metrics.listen", "text": "in use"}],
     "repaired": {"rule": 2, "route": 0, "firewall": 1},
 }
 
@@ -115,7 +115,7 @@ public       active    1000002  10.0.0.0/25, 10.0.1.0/26, 10.0.2.9/32 and 1 more
 local        inactive  -        198.51.100.0/24                                   dev eth2                      down
 
 Problems:
-  metrics.listen: in use
+  error    metrics.listen: in use [listen]
 """
 
 
@@ -152,7 +152,8 @@ def test_ages_in_their_largest_unit(started: str, age: str) -> None:
 
 
 def test_problems_cannot_forge_lines() -> None:
-    assert status.render({**DOCUMENT, "problems": ["a\nhealthy: yes"]}, NOW).endswith("  a\\nhealthy: yes\n")
+    forged: status.ProblemStatus = {"code": "x", "severity": "note", "subject": "", "text": "a\nhealthy: yes"}
+    assert status.render({**DOCUMENT, "problems": [forged]}, NOW).endswith("  a\\nhealthy: yes [x]\n")
 
 
 def test_what_is_written_is_read_back_and_everybody_may_read_it(tmp_path: Path) -> None:

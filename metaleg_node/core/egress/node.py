@@ -80,11 +80,7 @@ class ServiceDecision:
     @property
     def problem(self) -> Problem | None:
         """What keeps it from having egress here."""
-        if not self.obstacle:
-            return None
-        subject = f"{self.service.service.ref} (IPv{self.service.family})"
-        text = f"{self.obstacle.code}: {self.obstacle.detail}"
-        return Problem(code=self.obstacle.code, subject=subject, text=text)
+        return self.service.problem(self.obstacle) if self.obstacle else None
 
     def treated(self) -> Iterator[tuple[Iterable[Address], EgressPod]]:
         """Its pods' addresses by their treatment."""

@@ -31,7 +31,7 @@ from metaleg_node.core.model import (
     Service,
 )
 from metaleg_node.core.networks import Membership, merged
-from metaleg_node.core.problems import Code
+from metaleg_node.core.problems import Code, Problem
 
 EXCLUDE_ANNOTATION = "metaleg.de/exclude-cidrs"
 ONLY_ANNOTATION = "metaleg.de/only-cidrs"
@@ -78,6 +78,10 @@ class EgressService:
     @property
     def key(self) -> tuple[ObjectRef, Family]:
         return self.service.ref, self.family
+
+    def problem(self, obstacle: Obstacle) -> Problem:
+        """What keeps it from having egress."""
+        return Problem(code=obstacle.code, subject=f"{self.service.ref} (IPv{self.family})", text=obstacle.detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,84 @@
+"""`check`: whether the configuration and the cluster's state are good."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from metaleg_node.commands.command import EX_CONFIG, Command, Failure, general_options, read_cluster
+from metaleg_node.configuration import options as configuration
+from metaleg_node.configuration.config import Config, ConfigError, not_yet_effective
+from metaleg_node.core.egress import survey
+from metaleg_node.core.model import ClusterState
+from metaleg_node.core.problems import Code, Problem, fails
+from metaleg_node.core.return_path import wanted as pools
+from metaleg_node.daemon import report
+from metaleg_node.reconcile.reconciler import node_name
+from metaleg_node.text import counted
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options = general_options(arguments)
+    try:
+        config = options.load()
+    except ConfigError as error:
+        problems = configuration.problems(error)
+    else:
+        for key in not_yet_effective(config):
+            print(f"{options.config_file}: {key}: accepted, but without effect in this version")
+        problems = _source_problems(config)
+    for problem in problems:
+        print(problem.line, file=sys.stderr)
+    if fails("check", problems):
+        return EX_CONFIG
+    print(f"{options.config_file}: good")
+    return 0
+
+
+def _source_problems(config: Config) -> tuple[Problem, ...]:
+    """What is wrong with the state file or the access to the API, as a whole or with what the state holds."""
+    if not config.cluster.state_file:
+        from metaleg_node.sources import kubernetes_api  # noqa: PLC0415 - only users of the API pay for its client
+
+        if problems := tuple(Problem(code=Code.SOURCE, text=text) for text in kubernetes_api.problems(config)):
+            return problems
+    try:
+        cluster = read_cluster(config)
+    except Failure as error:
+        return (Problem(code=Code.SOURCE, text=str(error)),)
+    return _state_problems(cluster, config)
+
+
+def _state_problems(cluster: ClusterState, config: Config) -> tuple[Problem, ...]:
+    """What this node could mend or would not do; prints what the state holds."""
+    me = node_name(config)
+    surveyed, wanted = survey.take(cluster, config), pools.read(cluster, config, me)
+    names = {service.service.ref for service in surveyed.services}
+    pods = sum(len(service.pods) for service in surveyed.services)
+    labelled = f"{counted(len(names), 'Service')} with the label, {counted(pods, 'pod address')}"
+    place = config.cluster.state_file or "Kubernetes API"
+    print(f"{place}: {counted(len(cluster.nodes), 'node')}, {labelled}; this node is {me}")
+    for path in wanted.paths:
+        networks, hops = counted(len(path.networks), "network"), counted(len(path.routers), "next hop")
+        print(f"return path {path.name}: {networks}, {hops}")
+    gap = surveyed.gap(me)
+    return (
+        *((Problem(code=Code.INCOMPLETE_STATE, text=gap),) if gap else ()),
+        *(one.problem(one.obstacle) for one in surveyed.services if one.obstacle),
+        *(
+            Problem(code=Code.PATH_PARTIAL, subject=f"return path {path.name}", text=note)
+            for path in wanted.paths
+            for note in path.notes
+        ),
+        *report.rejections((*cluster.rejections, *surveyed.rejections, *wanted.rejections)),
+    )
+
+
+COMMAND = Command(
+    name="check",
+    run=_run,
+    summary="validate the configuration and the state file, or the access to the API",
+    description="Validates the configuration and the state file, or the access to the API, prints every problem, "
+    "and what the cluster's state holds.",
+    statuses=f"0 when all is good, {EX_CONFIG} when there are problems",
+)

@@ -1,0 +1,93 @@
+"""What commands share: how one is described and fails, its options, the configuration and the cluster's state."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from metaleg_node.configuration.config import Config
+from metaleg_node.configuration.options import Options
+from metaleg_node.core.model import ClusterState
+from metaleg_node.core.problems import Problem
+from metaleg_node.daemon import log as logs
+from metaleg_node.sources import state_file
+from metaleg_node.sources.store import Store
+
+EX_CONFIG = 78
+DEFAULT_CONFIG = Path("/etc/metaleg-node/config.toml")
+DEFAULT_RUNTIME_DIR = "/run/metaleg-node"
+DEFAULT_STATE_DIR = "/var/lib/metaleg-node"
+RUNTIME_DIRECTORY, STATE_DIRECTORY = "RUNTIME_DIRECTORY", "STATE_DIRECTORY"
+"""The variables in which systemd gives the directories (systemd.exec(5))."""
+
+
+class Failure(Exception):  # noqa: N818 - it is told to the user, and is no program error
+    """Ends the command with a message and exit status 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What a command is called, does and returns; `options` adds its own to its parser."""
+
+    name: str
+    run: Callable[[argparse.Namespace], int]
+    summary: str
+    description: str
+    statuses: str
+    options: Callable[[argparse.ArgumentParser], object] = lambda _: None
+
+
+def json_option(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def general_options(arguments: argparse.Namespace) -> Options:
+    """What stands before the command."""
+    return Options(
+        config_file=arguments.config,
+        runtime_dir=_directory(arguments.runtime_dir, RUNTIME_DIRECTORY, DEFAULT_RUNTIME_DIR),
+        state_dir=_directory(arguments.state_dir, STATE_DIRECTORY, DEFAULT_STATE_DIR),
+        log_level=arguments.log_level,
+    )
+
+
+def _directory(given: Path | None, variable: str, default: str) -> Path:
+    """The option, else what systemd gives, where several directories are separated by colons."""
+    return given or Path(os.environ.get(variable, "").partition(":")[0] or default)
+
+
+def configured(arguments: argparse.Namespace) -> tuple[Options, Config]:
+    """The options with the configuration, for a command that works with it; sets the log up. Raises ConfigError."""
+    options = general_options(arguments)
+    config = options.load()
+    logs.setup(level=config.log.level, form=config.log.format)
+    return options, config
+
+
+def read_cluster(config: Config) -> ClusterState:
+    """The cluster's state, for commands that look once. Raises Failure."""
+    if not config.cluster.state_file:
+        from metaleg_node.sources import kubernetes_api  # noqa: PLC0415 - only users of the API pay for its client
+
+        try:
+            return kubernetes_api.read(config)
+        except kubernetes_api.ApiError as error:
+            raise Failure(str(error)) from error
+    try:
+        loaded = state_file.load(Path(config.cluster.state_file), state_file.configmap_of(config))
+    except state_file.StateFileError as error:
+        raise Failure(f"state file: {error}") from error
+    store = Store(lambda: None)
+    store.replace_all(state_file.SOURCE, loaded.objects, loaded.rejections)
+    return store.snapshot()
+
+
+def print_problems(problems: Iterable[Problem]) -> None:
+    """On standard error, beside what the command prints."""
+    for problem in problems:
+        print(f"! {problem.line}", file=sys.stderr)

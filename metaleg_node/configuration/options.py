@@ -1,0 +1,43 @@
+"""What the command line gives for all commands, and how it and the file together become the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from metaleg_node.configuration import config as configuration
+from metaleg_node.configuration import file as config_file
+from metaleg_node.configuration.config import Config, ConfigError
+from metaleg_node.core.problems import Code, Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line gives, beside the configuration file."""
+
+    config_file: Path
+    runtime_dir: Path
+    state_dir: Path
+    log_level: configuration.LogLevel | None = None
+
+    def load(self, *, may_be_empty: bool = True) -> Config:
+        """The configuration, with what the command line overrides. Raises ConfigError."""
+        config = config_file.load(self.config_file, may_be_empty=may_be_empty)
+        if missing := [*self._not_built(config)]:
+            raise ConfigError(tuple(missing))
+        if self.log_level:
+            config = replace(config, log=replace(config.log, level=self.log_level))
+        return config
+
+    def _not_built(self, config: Config) -> Iterator[configuration.Problem]:
+        """What nothing can be done without, or in place of, in this version."""
+        file = str(self.config_file)
+        if config.firewall.backend == "iptables":
+            message = 'this backend is not yet there; set "auto" or "nftables"'
+            yield configuration.Problem(file=file, key="firewall.backend", value='"iptables"', message=message)
+
+
+def problems(error: ConfigError) -> tuple[Problem, ...]:
+    """What is wrong with the configuration, as all that is wrong is told."""
+    return tuple(Problem(code=Code.CONFIGURATION, subject=p.file, text=p.text) for p in error.problems)
