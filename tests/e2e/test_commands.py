@@ -229,7 +229,9 @@ def test_a_damaged_record_of_sysctls_is_a_problem_that_is_told_once(node: Node) 
     assert "sysctls.json is damaged" in node.run("plan").stderr
     node.start()
     node.daemon.wait_ready()
-    (problem,) = node.daemon.status()["problems"]
+    (found,) = node.daemon.status()["problems"]
+    assert (found["code"], found["severity"]) == ("sysctl-record", "error")
+    problem = found["text"]
     assert f"{record} is damaged" in problem
     assert node.run("status").returncode == 1
     for _ in range(3):
