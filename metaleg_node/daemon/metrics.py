@@ -10,7 +10,6 @@ import logging
 import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from email.message import Message
 from typing import Literal
 
@@ -24,6 +23,7 @@ from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon import report
 from metaleg_node.daemon.web import Response, WebServer
 from metaleg_node.kernel.errors import KernelError
+from metaleg_node.kernel.packet_filter import Counter as Count
 from metaleg_node.reconcile.reconciler import Plan
 
 log = logging.getLogger(__name__)
@@ -32,28 +32,19 @@ _PREFIX = "metaleg_node"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """Counters of the packet filter, since its table was made."""
-
-    snat_packets: int
-    snat_bytes: int
-    rejected_packets: int
-
-
 class Metrics:
     """What the loop reports; every method is cheap and may be called from any thread.
 
-    `traffic` reads the packet filter's counters at each scrape; None when there are none yet. It may raise
-    KernelError; then the scrape goes without them. `watches` tells how long the API has been silent about each thing
-    that is watched, in seconds.
+    `traffic` reads the packet filter's counters at each scrape, see `PacketFilter`. It may raise KernelError; then the
+    scrape goes without them. `watches` tells how long the API has been silent about each thing that is watched, in
+    seconds.
     """
 
     def __init__(
         self,
         *,
         version: str,
-        traffic: Callable[[], Traffic | None],
+        traffic: Callable[[], Mapping[str, Count]],
         watches: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self._registry = CollectorRegistry()
@@ -236,19 +227,20 @@ def _path_metrics(plan: Plan | None) -> Iterator[Metric]:
 
 
 class _TrafficCollector(Collector):
-    def __init__(self, read: Callable[[], Traffic | None]) -> None:
+    def __init__(self, read: Callable[[], Mapping[str, Count]]) -> None:
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
         try:
-            traffic = self._read()
+            found = self._read()
         except KernelError as error:
             log.warning("metrics without the packet filter's counters: %s", error)
             return
-        if traffic:
-            yield _count("snat_packets", "Packets that left here with a LoadBalancer address.", traffic.snat_packets)
-            yield _count("snat_bytes", "Bytes of these packets.", traffic.snat_bytes)
-            yield _count("rejected_packets", "Outward packets of egress pods refused.", traffic.rejected_packets)
+        if found:
+            left, refused = found["translated"], found["held"].packets + found["dropped"].packets
+            yield _count("snat_packets", "Packets that left here with a LoadBalancer address.", left.packets)
+            yield _count("snat_bytes", "Bytes of these packets.", left.size)
+            yield _count("rejected_packets", "Outward packets of egress pods refused.", refused)
 
 
 class _WatchCollector(Collector):

@@ -11,7 +11,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
@@ -28,11 +28,10 @@ from metaleg_node.daemon import health, notify, report, status
 from metaleg_node.daemon import log as logs
 from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource
 from metaleg_node.daemon.events import Event, Events
-from metaleg_node.daemon.metrics import Metrics, Traffic
+from metaleg_node.daemon.metrics import Metrics
 from metaleg_node.daemon.web import ListenError, WebServer
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink.monitor import Hint, Monitor
-from metaleg_node.kernel.nftables import backend as nftables
 from metaleg_node.reconcile import hooks, sequence
 from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.reconciler import IncompleteError, Outcome, Plan, Reconciler
@@ -71,16 +70,18 @@ class Service:
         self._followed: tuple[object, ...] = ()
         self._machine = Machine(options.state_dir)
         self._reconciler = Reconciler(self._machine, config)
-        self._metrics = Metrics(version=metaleg_node.__version__, traffic=_traffic, watches=self._watch_ages)
+        self._metrics = Metrics(
+            version=metaleg_node.__version__,
+            traffic=self._machine.packet_filter.counters,
+            watches=self._watch_ages,
+        )
         self._notifier = notify.Notifier()
         self._readiness = notify.Readiness(self._notifier)
         self._heartbeat = notify.Heartbeat(self._notifier)
         self._started = _now()
         self._watch = watch
-        self._config_problems: tuple[Problem, ...] = ()
-        self._server_problems: tuple[Problem, ...] = ()
-        self._status_problems: tuple[Problem, ...] = ()
-        self._hook_problems: dict[hooks.Kind, tuple[Problem, ...]] = {}
+        # What is wrong with the service's own parts, until they work again.
+        self._problems_of: dict[str, tuple[Problem, ...]] = {}
         self._told: frozenset[Problem] = frozenset()
         self._plan: Plan | None = None
         self._outcome: Outcome | None = None
@@ -270,7 +271,7 @@ class Service:
     def _hooked(self, kind: hooks.Kind, problems: tuple[Problem, ...]) -> None:
         for _ in problems:
             self._metrics.hook_failed(kind)
-        self._hook_problems[kind] = problems
+        self._problems_of[kind] = problems
 
     def _look_at_next_hops(self) -> None:
         if not self._plan or not self._plan.neighbours or time.monotonic() < self._look_at:
@@ -292,14 +293,14 @@ class Service:
         before = self._config
         try:
             self._config = self._options.load(may_be_empty=False)
-            self._config_problems = ()
+            self._problems_of["configuration"] = ()
             self._metrics.config_loaded()
             log.info("configuration read again: %s", "changed" if self._config != before else "no change")
             logs.setup(level=self._config.log.level, form=self._config.log.format)
         except ConfigError as error:
             text = "not taken, the configuration before stays in force"
             refused = Problem(code=Code.CONFIGURATION, subject=str(self._options.config_file), text=text)
-            self._config_problems = (*configuration.problems(error), refused)
+            self._problems_of["configuration"] = (*configuration.problems(error), refused)
             self._metrics.config_refused()
         return self._config != before
 
@@ -312,7 +313,7 @@ class Service:
             servers.append(self._metrics.server(self._config.metrics.listen))
         if self._config.health.listen:
             servers.append(health.server(self._config.health.listen, alive=self._alive, ready=self._ready))
-        self._server_problems = tuple(_started(servers, stack))
+        self._problems_of["servers"] = tuple(_started(servers, stack))
 
     def _alive(self) -> tuple[bool, str]:
         idle = self._heartbeat.age
@@ -325,12 +326,9 @@ class Service:
 
     def _problems(self, snapshot: ClusterState) -> list[Problem]:
         found = (
-            *self._config_problems,
-            *self._server_problems,
-            *self._status_problems,
+            *(problem for problems in self._problems_of.values() for problem in problems),
             *self._source.problems,
             *(self._outcome.problems if self._outcome else ()),
-            *(problem for problems in self._hook_problems.values() for problem in problems),
             *(report.problems(self._plan) if self._plan else ()),
             *report.rejections(snapshot.rejections),
         )
@@ -339,14 +337,15 @@ class Service:
 
     def _publish(self) -> None:
         source = self._source.status()
-        problems = self._problems(self._source.state() or ClusterState())
+        snapshot = self._source.state() or ClusterState()
+        problems = self._problems(snapshot)
         self._told = _tell(report.shown(problems), self._told)
         try:
             status.write(self._options.runtime_dir, self._document(source, problems))
-            self._status_problems = ()
+            self._problems_of["status"] = ()
         except status.StatusError as error:
-            self._status_problems = (Problem(code=Code.STATUS_FILE, text=str(error)),)
-            problems = list(dict.fromkeys([*problems, *self._status_problems]))
+            self._problems_of["status"] = (Problem(code=Code.STATUS_FILE, text=str(error)),)
+            problems = self._problems(snapshot)
             self._told = _tell(report.shown(problems), self._told)
         self._metrics.show(self._plan, problems)
         self._notifier.status(report.status_line(self._plan, source, report.shown(problems)))
@@ -401,15 +400,6 @@ def _tables(config: Config) -> set[int]:
     base = config.firewall.route_table_base
     bgp = {config.return_path.bgp.table} if config.return_path.bgp.enabled else set()
     return {*range(base + 1, base + SLOTS + 1)} | bgp
-
-
-def _traffic() -> Traffic | None:
-    found = nftables.counters()
-    if not found:
-        return None
-    translated = found["translated"]
-    refused = found["held"].packets + found["dropped"].packets
-    return Traffic(snat_packets=translated.packets, snat_bytes=translated.size, rejected_packets=refused)
 
 
 def _now() -> str:

@@ -48,7 +48,7 @@ class PacketFilter(Protocol):
         """Makes the next look a real one."""
 
     def counters(self) -> Mapping[str, Counter]:
-        """By name: steered, translated, held, dropped; empty while it holds nothing of ours."""
+        """By name: steered, translated, held, dropped; empty while it holds nothing of ours. For any thread."""
 
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         """Those of the interfaces that it cannot name."""

@@ -79,15 +79,6 @@ class Outcome:
     def ok(self) -> bool:
         return not self.problems
 
-    def followed_by(self, other: Outcome) -> Outcome:
-        """Both together."""
-        return Outcome(
-            problems=self.problems + other.problems,
-            unswept=self.unswept or other.unswept,
-            flushed=self.flushed + other.flushed,
-            done=Counter(self.done) + Counter(other.done),
-        )
-
 
 @dataclass(slots=True, kw_only=True)
 class _Known:
@@ -152,17 +143,21 @@ class Reconciler:
             log_changes(again.changes)
         return again
 
-    def sweep_all(self, plan: Plan) -> Outcome:
-        """Deletes all conntrack entries that contradict a plan's firewall: what an earlier run may have left undone."""
-        firewall = plan.desired.state.firewall
-        sweep = diff.Step(operation=diff.SweepFlows(firewall=firewall, addresses=None)) if firewall else None
-        return carry_out(self._machine, (sweep,) if sweep else ())
-
-    def apply(self, plan: Plan, beat: Callable[[], object] = lambda: None) -> Outcome:
+    def apply(self, plan: Plan, beat: Callable[[], object] = lambda: None, *, sweep: bool = False) -> Outcome:
         """Carries the steps out, in order. A step that fails does not keep the next from being tried, with one
         exception: while the packet filter still marks packets, no route or rule that they need is taken away. `beat` is
-        called before each: one may take a minute on an overloaded machine."""
-        return carry_out(self._machine, plan.steps, beat)
+        called before each: one may take a minute on an overloaded machine.
+
+        `sweep`: then, if all went well, all conntrack entries are deleted that contradict the packet filter, as an
+        earlier run may have left them.
+        """
+        outcome = carry_out(self._machine, plan.steps, beat)
+        firewall = plan.desired.state.firewall
+        if not (sweep and outcome.ok and firewall):
+            return outcome
+        sweeping = diff.Step(operation=diff.SweepFlows(firewall=firewall, addresses=None))
+        swept = carry_out(self._machine, (sweeping,), beat)
+        return replace(swept, flushed=swept.flushed + outcome.flushed, done=outcome.done)
 
     def _know(self, cluster: ClusterState) -> _Known:
         if self._known is None or self._known.cluster is not cluster:

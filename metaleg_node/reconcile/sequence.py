@@ -42,9 +42,7 @@ def follow(
     if config.hooks.pre and (state := cluster()):
         # It took its time: what others did and what the cluster said meanwhile counts.
         plan = reconciler.plan_again(plan, state)
-    outcome = reconciler.apply(plan, beat)
-    if sweep and outcome.ok:
-        outcome = outcome.followed_by(reconciler.sweep_all(plan))
+    outcome = reconciler.apply(plan, beat, sweep=sweep)
     tell("post", "ok" if outcome.ok else "failed")
     return plan, outcome
 

@@ -199,7 +199,9 @@ def test_a_node_that_is_not_in_the_state_changes_nothing_until_it_is(running: La
     before = ours(running, NODE1)
     daemon.configure({"node": {"name": "elsewhere"}})
     daemon.reload()
-    assert wait_until(lambda: any("no Node is called elsewhere" in p["text"] for p in daemon.status()["problems"]), SETTLED)
+    assert wait_until(
+        lambda: any("no Node is called elsewhere" in p["text"] for p in daemon.status()["problems"]), SETTLED
+    )
     assert ours(running, NODE1) == before
     expect(running, running.pod(NODE1), texts(web.addresses))
     daemon.configure({})

@@ -8,21 +8,28 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Code, Problem
-from metaleg_node.daemon.metrics import Metrics, Traffic
+from metaleg_node.daemon.metrics import Metrics
 from metaleg_node.kernel.errors import KernelError
+from metaleg_node.kernel.packet_filter import Counter
 from metaleg_node.reconcile.reconciler import Plan
 from tests.unit.builders import LB4, LB6, A, announced, cluster, decide, service
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-def no_traffic() -> Traffic | None:
-    return None
+def traffic(packets: int = 0) -> dict[str, Counter]:
+    nothing = Counter(packets=0, size=0)
+    return {
+        "steered": nothing,
+        "translated": Counter(packets=packets, size=600),
+        "held": Counter(packets=3, size=180),
+        "dropped": Counter(packets=1, size=60),
+    }
 
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(version="1.2.3", traffic=no_traffic)
+    return Metrics(version="1.2.3", traffic=dict)
 
 
 def scrape(metrics: Metrics) -> Samples:
@@ -153,7 +160,7 @@ def test_a_gateway_change_is_counted_once_also_across_a_gap(
 
 def test_the_packet_filters_counters_are_read_at_each_scrape() -> None:
     packets = [10]
-    metrics = Metrics(version="0", traffic=lambda: Traffic(snat_packets=packets[0], snat_bytes=600, rejected_packets=4))
+    metrics = Metrics(version="0", traffic=lambda: traffic(packets[0]))
     assert value(metrics, "snat_packets_total") == 10
     packets[0] = 11
     assert value(metrics, "snat_packets_total") == 11
@@ -162,7 +169,7 @@ def test_the_packet_filters_counters_are_read_at_each_scrape() -> None:
 
 
 def test_a_scrape_survives_a_packet_filter_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
-    def unreadable() -> Traffic:
+    def unreadable() -> dict[str, Counter]:
         raise KernelError("nft is not installed")
 
     metrics = Metrics(version="0", traffic=unreadable)
@@ -173,7 +180,7 @@ def test_a_scrape_survives_a_packet_filter_that_cannot_be_read(caplog: pytest.Lo
 
 def test_two_services_in_one_process_do_not_share_numbers(metrics: Metrics) -> None:
     metrics.drift("rule")
-    assert value(Metrics(version="0", traffic=no_traffic), "drift_repaired_total", kind="rule") is None
+    assert value(Metrics(version="0", traffic=dict), "drift_repaired_total", kind="rule") is None
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,8 @@ class Answering:
     def __init__(self, *outcomes: Outcome) -> None:
         self._outcomes = list(outcomes)
 
-    def apply(self, _plan: Plan, _beat: Callable[[], object]) -> Outcome:
+    def apply(self, _plan: Plan, _beat: Callable[[], object], *, sweep: bool) -> Outcome:  # noqa: ARG002
         return self._outcomes.pop(0)
-
-    def sweep_all(self, _plan: Plan) -> Outcome:
-        return Outcome()
 
 
 def test_a_repair_is_counted_once_it_went_well_however_often_it_is_tried(tmp_path: Path) -> None:
