@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from metaleg_node.core.egress.node import ServiceDecision
+from metaleg_node.core.assembly import Desired
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon import report
 from metaleg_node.daemon.web import Response, WebServer
@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "metaleg_node"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+_NOTHING = Plan(desired=Desired(), steps=())
+"""What is shown before the first plan."""
 
 
 class Metrics:
@@ -50,11 +54,15 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._source_seen = time.monotonic()
         self._last_gateways: dict[tuple[str, str], str] = {}
-        self._cluster = _ClusterCollector()
+        self._now: tuple[Plan, Sequence[Problem]] = (_NOTHING, ())
         ProcessCollector(registry=self._registry)
-        self._registry.register(self._cluster)
-        self._registry.register(_TrafficCollector(traffic))
-        self._registry.register(_WatchCollector(watches))
+        for collect in (
+            lambda: _problem_metrics(self._now[1]),
+            lambda: _cluster_metrics(self._now[0]),
+            lambda: _traffic_metrics(traffic),
+            lambda: _watch_metrics(watches()),
+        ):
+            self._registry.register(_Collector(collect))
         self._make_own()
         Info(f"{_PREFIX}_build", "The running version.", registry=self._registry).info({"version": version})
 
@@ -125,13 +133,14 @@ class Metrics:
         """What is known, decided and wrong from now on. A gateway change is counted when an address comes to another
         node than the one it was last on, also when it was on none between."""
         gateways: dict[tuple[str, str], str] = {}
-        for service, address, node in _gateways(plan.desired.services if plan else ()):
+        plan = plan or _NOTHING
+        for service, address, node in _gateways(plan):
             last = self._last_gateways.get((service, address), "")
             gateways[service, address] = node or last
             if last and gateways[service, address] != last:
                 self._gateway_changes.inc()
         self._last_gateways = gateways
-        self._cluster.now = plan, problems
+        self._now = plan, problems
 
     def server(self, listen: tuple[str, int]) -> WebServer:
         """A server of /metrics, not yet started."""
@@ -149,31 +158,33 @@ class Metrics:
         return Counter(f"{_PREFIX}_{name}", text, labels, registry=self._registry)
 
 
-class _ClusterCollector(Collector):
-    """The plan's own values, and what is wrong, counted by code."""
+class _Collector(Collector):
+    """What a function gives at each scrape."""
 
-    def __init__(self) -> None:
-        self.now: tuple[Plan | None, Sequence[Problem]] = (None, ())
+    def __init__(self, collect: Callable[[], Iterator[Metric]]) -> None:
+        self._collect = collect
 
     def collect(self) -> Iterator[Metric]:
-        plan, problems = self.now
-        found = Counts(problem.code for problem in problems)
-        yield _number("rejected_objects", "Cluster objects, or parts of them, not used.", found[Code.OBJECT_NOT_USED])
-        yield _labelled(
-            "problems",
-            "What is wrong now, by the codes that the documentation explains.",
-            ("code", "severity"),
-            (((code, str(code.severity)), found[code]) for code in Code),
-        )
-        yield from _service_metrics(plan.desired.services if plan else ())
-        yield from _path_metrics(plan)
+        return self._collect()
 
 
-def _service_metrics(reports: Sequence[ServiceDecision]) -> Iterator[Metric]:
-    ambiguous = {r.service.service.ref for r in reports if r.service.gateway and r.service.gateway.ambiguous}
-    reasons = Counts(r.obstacle.code for r in reports if r.obstacle)
-    yield _number("services", "Services that carry the egress label.", report.count_services(reports))
-    yield _number("pods", "Pod addresses of these Services.", report.count_pods(reports))
+def _problem_metrics(problems: Sequence[Problem]) -> Iterator[Metric]:
+    found = Counts(problem.code for problem in problems)
+    yield _number("rejected_objects", "Cluster objects, or parts of them, not used.", found[Code.OBJECT_NOT_USED])
+    yield _labelled(
+        "problems",
+        "What is wrong now, by the codes that the documentation explains.",
+        ("code", "severity"),
+        (((code, str(code.severity)), found[code]) for code in Code),
+    )
+
+
+def _cluster_metrics(plan: Plan) -> Iterator[Metric]:
+    services, paths = plan.desired.services, [decision.path for decision in plan.desired.paths]
+    ambiguous = {s.service.service.ref for s in services if s.service.gateway and s.service.gateway.ambiguous}
+    reasons = Counts(s.obstacle.code for s in services if s.obstacle)
+    yield _number("services", "Services that carry the egress label.", report.count_services(services))
+    yield _number("pods", "Pod addresses of these Services.", report.count_pods(services))
     yield _number("ambiguous_gateway", "Services that several nodes announce.", len(ambiguous))
     yield _labelled(
         "no_gateway",
@@ -185,75 +196,52 @@ def _service_metrics(reports: Sequence[ServiceDecision]) -> Iterator[Metric]:
         "gateway_info",
         "The gateway of each address.",
         ("service", "address", "node"),
-        ((labels, 1) for labels in sorted(_gateways(reports)) if labels[-1]),
+        ((labels, 1) for labels in sorted(_gateways(plan)) if labels[-1]),
     )
-
-
-def _gateways(reports: Iterable[ServiceDecision]) -> Iterator[tuple[str, str, str]]:
-    """Service (namespace/name), address and announcing node, empty while none announces it."""
-    for one in reports:
-        if one.service.source:
-            gateway = one.service.gateway
-            yield report.service_name(one), str(one.service.source), gateway.node.name if gateway else ""
-
-
-def _path_metrics(plan: Plan | None) -> Iterator[Metric]:
-    paths = [found.path for found in plan.desired.paths] if plan else []
-    states = plan.neighbours if plan else {}
-    yield _labelled(
-        "return_path",
-        "Whether a return path is active.",
-        ("path",),
-        (((path.wanted.name,), not path.obstacle) for path in paths),
-    )
-    yield _labelled(
-        "return_path_networks",
-        "Networks of a return path.",
-        ("path",),
-        (((path.wanted.name,), len(path.wanted.networks)) for path in paths),
-    )
+    active = (((path.wanted.name,), not path.obstacle) for path in paths)
+    yield _labelled("return_path", "Whether a return path is active.", ("path",), active)
+    networks = (((path.wanted.name,), len(path.wanted.networks)) for path in paths)
+    yield _labelled("return_path_networks", "Networks of a return path.", ("path",), networks)
     yield _labelled(
         "return_path_next_hop",
         "The next hops of a return path, with their state in the neighbour table.",
         ("path", "address", "interface", "state"),
         (
-            ((path.wanted.name, str(hop.gateway), hop.interface, states[hop.gateway, hop.interface]), 1)
+            ((path.wanted.name, str(hop.gateway), hop.interface, plan.neighbours[hop]), 1)
             for path in paths
-            for found in path.hops.values()
-            for hop in found
-            if hop.gateway
+            for hop in path.next_hops
         ),
     )
 
 
-class _TrafficCollector(Collector):
-    def __init__(self, read: Callable[[], Mapping[str, Count]]) -> None:
-        self._read = read
-
-    def collect(self) -> Iterator[Metric]:
-        try:
-            found = self._read()
-        except KernelError as error:
-            log.warning("metrics without the packet filter's counters: %s", error)
-            return
-        if found:
-            left, refused = found["translated"], found["held"].packets + found["dropped"].packets
-            yield _count("snat_packets", "Packets that left here with a LoadBalancer address.", left.packets)
-            yield _count("snat_bytes", "Bytes of these packets.", left.size)
-            yield _count("rejected_packets", "Outward packets of egress pods refused.", refused)
+def _gateways(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Service (namespace/name), address and announcing node, empty while none announces it."""
+    for one in plan.desired.services:
+        if one.service.source:
+            gateway = one.service.gateway
+            yield report.service_name(one), str(one.service.source), gateway.node.name if gateway else ""
 
 
-class _WatchCollector(Collector):
-    def __init__(self, ages: Callable[[], Mapping[str, float]]) -> None:
-        self._ages = ages
+def _traffic_metrics(read: Callable[[], Mapping[str, Count]]) -> Iterator[Metric]:
+    try:
+        found = read()
+    except KernelError as error:
+        log.warning("metrics without the packet filter's counters: %s", error)
+        return
+    if found:
+        left, refused = found["translated"], found["held"].packets + found["dropped"].packets
+        yield _count("snat_packets", "Packets that left here with a LoadBalancer address.", left.packets)
+        yield _count("snat_bytes", "Bytes of these packets.", left.size)
+        yield _count("rejected_packets", "Outward packets of egress pods refused.", refused)
 
-    def collect(self) -> Iterator[Metric]:
-        yield _labelled(
-            "watch_age_seconds",
-            "Time since the API last said anything about a resource; bookmarks come about once a minute.",
-            ("resource",),
-            (((name,), age) for name, age in sorted(self._ages().items())),
-        )
+
+def _watch_metrics(ages: Mapping[str, float]) -> Iterator[Metric]:
+    yield _labelled(
+        "watch_age_seconds",
+        "Time since the API last said anything about a resource; bookmarks come about once a minute.",
+        ("resource",),
+        (((name,), age) for name, age in sorted(ages.items())),
+    )
 
 
 def _labelled(name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float]]) -> Metric:

@@ -77,11 +77,9 @@ def _path(report: PathDecision, plan: Plan, config: Config) -> PathStatus:
                 address=str(hop.gateway),
                 interface=hop.interface,
                 weight=hop.weight,
-                neighbour=plan.neighbours[hop.gateway, hop.interface],
+                neighbour=plan.neighbours[hop],
             )
-            for _, hops in sorted(path.hops.items())
-            for hop in hops
-            if hop.gateway
+            for hop in path.next_hops
         ],
     )
 

@@ -210,16 +210,9 @@ def _when(time: str, now: datetime) -> str:
     return f"{time} (now)"
 
 
-def _service_row(service: ServiceStatus) -> tuple[object, ...]:
-    return (
-        service["service"],
-        f"IPv{service['family']}",
-        service["source"] or "-",
-        service["gateway"] or "-",
-        service["pods"],
-        service["state"],
-        service["reason"] or "-",
-    )
+def _service_row(s: ServiceStatus) -> tuple[object, ...]:
+    source, gateway, reason = s["source"] or "-", s["gateway"] or "-", s["reason"] or "-"
+    return s["service"], f"IPv{s['family']}", source, gateway, s["pods"], s["state"], reason
 
 
 def _gateway_row(gateway: GatewayStatus) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ from typing import Self
 
 from metaleg_node.core.compare import diff, flows
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import Address, Host, Questions, Routing
+from metaleg_node.core.model import Address, Host, NextHop, Questions, Routing
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink import conntrack, neighbours
@@ -71,15 +71,16 @@ class Machine:
             unnameable=self.packet_filter.unnameable(names),
         )
 
-    def neighbours(self, hops: Iterable[tuple[Address, str]]) -> dict[tuple[Address, str], str]:
-        """What the neighbour tables say of each next hop (address, interface), see `neighbours.states`. Nothing rests
-        on it, so it is "unknown" where they cannot be read."""
-        asked = list(hops)
+    def neighbours(self, hops: Iterable[NextHop]) -> dict[NextHop, str]:
+        """What the neighbour tables say of each next hop, see `neighbours.states`. Nothing rests on it, so it is
+        "unknown" where they cannot be read."""
+        asked = {hop: (hop.gateway, hop.interface) for hop in hops if hop.gateway}
         try:
-            return neighbours.states(asked)
+            states = neighbours.states(asked.values())
         except KernelError as error:
             log.warning("next hops without their state: %s", error)
-            return dict.fromkeys(asked, neighbours.UNKNOWN)
+            states = {}
+        return {hop: states.get(key, neighbours.UNKNOWN) for hop, key in asked.items()}
 
     def _rp_filter(self, names: set[str], questions: Questions, originals: Mapping[str, str]) -> dict[str, int]:
         if questions.all_rp_filters:

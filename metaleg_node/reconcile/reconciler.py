@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from metaleg_node.configuration.config import Config
@@ -14,7 +14,7 @@ from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
 from metaleg_node.core.egress import survey
-from metaleg_node.core.model import Address, ClusterState, Host, NodeName, Questions
+from metaleg_node.core.model import ClusterState, Host, NextHop, NodeName, Questions
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.core.return_path import wanted as pools
@@ -39,13 +39,12 @@ class IncompleteError(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What would be done now, and what it rests on. `problems` are the machine's own; `neighbours` is what the
-    neighbour tables say of the return paths' next hops (address, interface)."""
+    neighbour tables say of the return paths' next hops."""
 
     desired: Desired
     steps: tuple[diff.Step, ...]
-    survey: survey.Survey | None = None
     problems: tuple[Problem, ...] = ()
-    neighbours: Mapping[tuple[Address, str], str] = field(default_factory=dict)
+    neighbours: Mapping[NextHop, str] = field(default_factory=dict)
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -122,13 +121,8 @@ class Reconciler:
             damage=view.damage,
             place=self._machine.packet_filter.place,
         )
-        return Plan(
-            desired=result,
-            steps=steps,
-            survey=known.survey,
-            problems=self._machine.problems,
-            neighbours=self._machine.neighbours(_next_hops(result)),
-        )
+        neighbours = self._machine.neighbours(hop for one in result.paths for hop in one.path.next_hops)
+        return Plan(desired=result, steps=steps, problems=self._machine.problems, neighbours=neighbours)
 
     def look_again(self, plan: Plan) -> Plan:
         """The plan with what the neighbour tables say now."""
@@ -221,12 +215,6 @@ def cleanup_plan(machine: Machine) -> Plan:
 
 def _of_kernel(error: KernelError) -> Problem:
     return Problem(code=Code.KERNEL, text=str(error))
-
-
-def _next_hops(found: Desired) -> Iterator[tuple[Address, str]]:
-    for decision in found.paths:
-        for hops in decision.path.hops.values():
-            yield from ((hop.gateway, hop.interface) for hop in hops if hop.gateway)
 
 
 def log_changes(changes: tuple[Change, ...]) -> None:

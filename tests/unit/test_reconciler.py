@@ -13,7 +13,7 @@ from metaleg_node.core.assembly import Desired
 from metaleg_node.core.compare import diff
 from metaleg_node.core.egress import survey
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import Address, ClusterState, Host, Questions, Route, RouteType, Routing, Rule, Slot
+from metaleg_node.core.model import ClusterState, Host, NextHop, Questions, Route, RouteType, Routing, Rule, Slot
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.packet_filter import View
 from metaleg_node.reconcile.machine import Machine
@@ -102,7 +102,7 @@ class Empty:
     def sysctls(self, _wanted: Collection[str]) -> dict[str, str]:
         return {}
 
-    def neighbours(self, _hops: object) -> dict[tuple[Address, str], str]:
+    def neighbours(self, _hops: object) -> dict[NextHop, str]:
         return {}
 
 

@@ -91,7 +91,7 @@ def exits(found: Iterable[Path]) -> ExitOf:
 
 
 def _gateways(path: Path) -> frozenset[Address]:
-    return frozenset(hop.gateway for hops in path.hops.values() for hop in hops if hop.gateway)
+    return frozenset(hop.gateway for hop in path.next_hops if hop.gateway)
 
 
 # --- this node's part ------------------------------------------------------------------------------------------------
@@ -250,9 +250,7 @@ def _sysctls(present: Sequence[Path], config: Config, host: Host) -> dict[str, s
     off = {path.interface for path in present if _mode(path) in ("off", "filter")} & host.rp_filter.keys()
     loose = {path.interface for path in present if _mode(path) == "loose"}
     if config.host.rp_filter == "loose":
-        loose |= {
-            hop.interface for path in present if not path.interface for hops in path.hops.values() for hop in hops
-        }
+        loose |= {hop.interface for path in present if not path.interface for hop in path.next_hops}
     everywhere = host.rp_filter.get("all", 0)
     values: dict[str, int] = {}
     for name, own in host.rp_filter.items():

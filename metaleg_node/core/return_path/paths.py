@@ -48,6 +48,11 @@ class Path:
         return self.wanted.settings.interface if self.wanted.settings else ""
 
     @property
+    def next_hops(self) -> tuple[NextHop, ...]:
+        """Those of both families, IPv4 first."""
+        return tuple(hop for _, hops in sorted(self.hops.items()) for hop in hops)
+
+    @property
     def exit_holder(self) -> Holder:
         """What has the slot of egress traffic that leaves by this path."""
         return Holder(kind=HolderKind.EXIT, name=self.wanted.name)
