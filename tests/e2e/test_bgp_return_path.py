@@ -135,3 +135,16 @@ def test_metrics_tell_paths_and_the_state_of_their_next_hops(bgp: Scene) -> None
     assert 'metaleg_node_return_path{path="bgp"} 1.0' in page
     assert 'metaleg_node_return_path_networks{path="bgp"} 2.0' in page
     assert page.count("metaleg_node_return_path_next_hop{") == 4
+
+
+def test_status_follows_the_neighbour_tables_without_another_reconcile(bgp: Scene) -> None:
+    bgp.settle(ALL)
+    daemon = bgp.lab.daemons[NODE1]
+    before = daemon.status()["last_reconcile"]
+    hop = status_of(bgp, NODE1, "bgp")["next_hops"][0]
+    place = f"{hop['address']} dev {hop['interface']}"
+    bgp.lab.namespace(NODE1).ip([f"neighbour replace {place} lladdr 02:00:00:00:00:01 nud permanent"])
+    assert wait_until(
+        lambda: status_of(bgp, NODE1, "bgp")["next_hops"][0] == {**hop, "neighbour": "permanent"}, SETTLED
+    )
+    assert daemon.status()["last_reconcile"] == before
