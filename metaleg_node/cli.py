@@ -7,21 +7,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 import metaleg_node
-from metaleg_node.commands.command import (
-    DEFAULT_CONFIG,
-    DEFAULT_RUNTIME_DIR,
-    DEFAULT_STATE_DIR,
-    EX_CONFIG,
-    RUNTIME_DIRECTORY,
-    STATE_DIRECTORY,
-    Command,
-    Failure,
-)
-from metaleg_node.configuration.config import ConfigError, LogLevel
+from metaleg_node.commands.command import EX_CONFIG, Command, Failure, add_general_options
+from metaleg_node.configuration.config import ConfigError
 from metaleg_node.daemon import lock, status
 from metaleg_node.daemon import log as logs
 from metaleg_node.kernel.errors import KernelError
@@ -29,17 +19,7 @@ from metaleg_node.reconcile.reconciler import IncompleteError
 
 EX_USAGE = 64
 
-_COMMANDS = (
-    "run",
-    "apply",
-    "plan",
-    "cleanup",
-    "check",
-    "status",
-    "kubeconfig",
-    "import_env",
-    "demo",
-)
+_COMMANDS = ("run", "apply", "plan", "cleanup", "check", "status", "kubeconfig", "import_env", "demo")
 """Their modules, in the order of --help."""
 
 
@@ -81,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         "command needs the configuration and it is wrong. Some commands have others, which they tell of.",
     )
     parser.add_argument("--version", action="version", version=f"metaleg-node {metaleg_node.__version__}")
-    _general_options(parser)
+    add_general_options(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     for command in _commands():
         made = commands.add_parser(
@@ -98,23 +78,3 @@ def parser() -> argparse.ArgumentParser:
 def _commands() -> Iterator[Command]:
     for name in _COMMANDS:
         yield import_module(f"metaleg_node.commands.{name}").COMMAND
-
-
-def _general_options(parser: argparse.ArgumentParser) -> None:
-    directory = "default: what systemd gives in {}, else {}"
-    parser.add_argument(
-        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=f"configuration; default: {DEFAULT_CONFIG}"
-    )
-    parser.add_argument(
-        "--runtime-dir",
-        type=Path,
-        metavar="DIR",
-        help=f"for what lasts until the service stops; {directory.format(RUNTIME_DIRECTORY, DEFAULT_RUNTIME_DIR)}",
-    )
-    parser.add_argument(
-        "--state-dir",
-        type=Path,
-        metavar="DIR",
-        help=f"for what outlasts a boot; {directory.format(STATE_DIRECTORY, DEFAULT_STATE_DIR)}",
-    )
-    parser.add_argument("--log-level", choices=get_args(LogLevel), help="instead of log.level")

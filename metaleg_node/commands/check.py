@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from metaleg_node.commands.command import EX_CONFIG, Command, Failure, general_options, read_cluster
+from metaleg_node.commands.command import EX_CONFIG, Command, Failure, general_options, print_problems, read_cluster
 from metaleg_node.configuration import options as configuration
 from metaleg_node.configuration.config import Config, ConfigError, not_yet_effective
 from metaleg_node.core.egress import survey
@@ -27,8 +26,7 @@ def _run(arguments: argparse.Namespace) -> int:
         for key in not_yet_effective(config):
             print(f"{options.config_file}: {key}: accepted, but without effect in this version")
         problems = _source_problems(config)
-    for problem in problems:
-        print(problem.line, file=sys.stderr)
+    print_problems(problems)
     if fails("check", problems):
         return EX_CONFIG
     print(f"{options.config_file}: good")

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from metaleg_node.configuration.config import Config
+from metaleg_node.configuration.config import Config, LogLevel
 from metaleg_node.configuration.options import Options
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Problem
@@ -46,8 +47,29 @@ def json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
-def general_options(arguments: argparse.Namespace) -> Options:
+def add_general_options(parser: argparse.ArgumentParser) -> None:
     """What stands before the command."""
+    directory = "default: what systemd gives in {}, else {}"
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=f"configuration; default: {DEFAULT_CONFIG}"
+    )
+    parser.add_argument(
+        "--runtime-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"for what lasts until the service stops; {directory.format(RUNTIME_DIRECTORY, DEFAULT_RUNTIME_DIR)}",
+    )
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"for what outlasts a boot; {directory.format(STATE_DIRECTORY, DEFAULT_STATE_DIR)}",
+    )
+    parser.add_argument("--log-level", choices=get_args(LogLevel), help="instead of log.level")
+
+
+def general_options(arguments: argparse.Namespace) -> Options:
+    """What was given before the command."""
     return Options(
         config_file=arguments.config,
         runtime_dir=_directory(arguments.runtime_dir, RUNTIME_DIRECTORY, DEFAULT_RUNTIME_DIR),

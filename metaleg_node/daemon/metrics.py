@@ -78,7 +78,6 @@ class Metrics:
             "source_age_seconds", "Time since the source last confirmed the cluster state, or since the start."
         )
         self._source_age.set_function(lambda: time.monotonic() - self._source_seen)
-        self._stale = self._gauge("state_stale", "Whether the last known state is in force, for want of the API.")
         self._config_valid = self._gauge("config_valid", "Whether the configuration file, as last read, is in force.")
         self._reconcile_errors = self._counter("reconcile_errors", "Reconciles that did not complete.")
         self._changes = self._counter("changes_applied", "Changes made in the kernel.", "kind")
@@ -125,10 +124,6 @@ class Metrics:
         """The source said that its state is up to date."""
         self._source_seen = time.monotonic()
 
-    def source_stale(self, stale: bool) -> None:
-        """Whether the last known state is in force."""
-        self._stale.set(stale)
-
     def show(self, plan: Plan | None, problems: Sequence[Problem]) -> None:
         """What is known, decided and wrong from now on. A gateway change is counted when an address comes to another
         node than the one it was last on, also when it was on none between."""
@@ -170,6 +165,8 @@ class _Collector(Collector):
 
 def _problem_metrics(problems: Sequence[Problem]) -> Iterator[Metric]:
     found = Counts(problem.code for problem in problems)
+    stale = bool(found[Code.STALE_STATE])
+    yield _number("state_stale", "Whether the last known state is in force, for want of the API.", stale)
     yield _number("rejected_objects", "Cluster objects, or parts of them, not used.", found[Code.OBJECT_NOT_USED])
     yield _labelled(
         "problems",

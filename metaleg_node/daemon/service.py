@@ -191,7 +191,6 @@ class Service:
 
     def _reconcile(self, events: set[Event]) -> None:
         state = self._source.state()
-        self._metrics.source_stale(self._source.stale)
         if state is None:
             # Nothing is known yet: what the kernel holds from before is better than nothing.
             self._publish()

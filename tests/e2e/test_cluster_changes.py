@@ -104,6 +104,10 @@ def test_S9_F16_node_addresses_and_foreign_pods_are_never_taken(running: Lab, we
             item["endpoints"] += [host, victim]
     running.write_state(content)
     assert wait_until(lambda: len(running.daemons[NODE1].status()["problems"]) == 4, SETTLED)
+    # It is a tenant's doing: the node is well, and `check` tells who has to mend it.
+    assert running.daemons[NODE1].command("status").returncode == 0
+    checked = running.daemons[NODE1].command("check")
+    assert (checked.returncode, checked.stderr.count("[object-not-used]")) == (78, 4)
     assert sources(running, NODE1) == texts(NODE1.addresses)
     assert sources(running, running.pod(NODE1, 2)) == texts(NODE1.addresses)
     assert sources(running, running.pod(NODE1)) == texts(web.addresses)
