@@ -338,16 +338,19 @@ class Service:
         source = self._source.status()
         snapshot = self._source.state() or ClusterState()
         problems = self._problems(snapshot)
-        self._told = _tell(report.shown(problems), self._told)
+        self._tell(problems, source)
         try:
             status.write(self._options.runtime_dir, self._document(source, problems))
             self._problems_of["status"] = ()
         except status.StatusError as error:
             self._problems_of["status"] = (Problem(code=Code.STATUS_FILE, text=str(error)),)
-            problems = self._problems(snapshot)
-            self._told = _tell(report.shown(problems), self._told)
+            self._tell(self._problems(snapshot), source)
+
+    def _tell(self, problems: Sequence[Problem], source: status.SourceStatus) -> None:
+        shown = report.shown(problems)
+        self._told = _log(shown, self._told)
         self._metrics.show(self._plan, problems)
-        self._notifier.status(report.status_line(self._plan, source, report.shown(problems)))
+        self._notifier.status(report.status_line(self._plan, source, shown))
 
     def _document(self, source: status.SourceStatus, problems: Sequence[Problem]) -> status.StatusDocument:
         plan = self._plan
@@ -383,7 +386,7 @@ def _started(servers: Iterable[WebServer], stack: ExitStack) -> Iterator[Problem
             yield Problem(code=Code.LISTEN, text=text)
 
 
-def _tell(problems: Sequence[Problem], told: Set[Problem]) -> frozenset[Problem]:
+def _log(problems: Sequence[Problem], told: Set[Problem]) -> frozenset[Problem]:
     """Logs each problem once when it begins and once when it ends; `told` are those that were there before."""
     now = frozenset(problems)
     for problem in problems:
