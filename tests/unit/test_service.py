@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import pytest
+
 from metaleg_node.configuration import file as config_file
 from metaleg_node.configuration.options import Options
 from metaleg_node.core import assembly as desired
@@ -29,10 +31,30 @@ class Answering:
         return self._outcomes.pop(0)
 
 
+def made(directory: Path) -> Service:
+    """A service that has not begun, with its status file in the directory `run`."""
+    options = Options(config_file=directory / "config.toml", runtime_dir=directory / "run", state_dir=directory)
+    return Service(options, config('[cluster]\nstate_file = "/nowhere"'), config_file.Watch(options.config_file))
+
+
+def test_a_status_file_that_cannot_be_written_is_told_once_until_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    service = made(tmp_path)
+    (tmp_path / "run").touch()
+    for _ in range(3):
+        service._publish()
+    assert caplog.text.count("cannot write") == 1
+    (tmp_path / "run").unlink()
+    for _ in range(2):
+        service._publish()
+    assert caplog.text.count("solved: cannot write") == 1
+    assert (tmp_path / "run" / "status.json").exists()
+
+
 def test_a_repair_is_counted_once_it_went_well_however_often_it_is_tried(tmp_path: Path) -> None:
-    options = Options(config_file=tmp_path / "config.toml", runtime_dir=tmp_path, state_dir=tmp_path)
-    watch = config_file.Watch(options.config_file)
-    service = Service(options, config('[cluster]\nstate_file = "/nowhere"'), watch)
+    service = made(tmp_path)
     change = Change(action=Action.CHANGE, kind="route", text="default", reason="")
     step = diff.Step(operation=diff.RestoreSysctl(name="x"), changes=(change,))
     plan = Plan(desired=desired.Desired(), steps=(step,))
