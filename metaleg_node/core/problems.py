@@ -14,11 +14,9 @@ from dataclasses import dataclass
 class Severity(enum.IntEnum):
     """How much a problem matters to who runs this node."""
 
-    NOTE = 1
-    """Worth knowing; nothing needs to be done."""
-    WARNING = 2
+    WARNING = 1
     """Somebody's object does not get what it asks for, through its own fault; all others do."""
-    ERROR = 3
+    ERROR = 2
     """What this node is asked for does not work, or not wholly."""
 
     def __str__(self) -> str:

@@ -152,7 +152,7 @@ def test_ages_in_their_largest_unit(started: str, age: str) -> None:
 
 
 def test_problems_cannot_forge_lines() -> None:
-    forged: status.ProblemStatus = {"code": "x", "severity": "note", "subject": "", "text": "a\nhealthy: yes"}
+    forged: status.ProblemStatus = {"code": "x", "severity": "error", "subject": "", "text": "a\nhealthy: yes"}
     assert status.render({**DOCUMENT, "problems": [forged]}, NOW).endswith("  a\\nhealthy: yes [x]\n")
 
 
