@@ -31,8 +31,10 @@ _DUMP_INTERRUPTED = 0x10
 _DUMP_ATTEMPTS = 10
 _EMPTY = {errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
 """A dump's refusal that means "nothing there": no such table or interface, or a kernel without IPv6."""
-_ACK_TLVS, _TLVS_AT, _EXPLANATION = 0x200, 4 + HEADER.size, 1
-"""NLM_F_ACK_TLVS: attributes follow the errno and the header of the refused request, NLMSGERR_ATTR_MSG among them."""
+_ACK_TLVS, _EXPLANATION = 0x200, 1
+"""NLM_F_ACK_TLVS: attributes follow, NLMSGERR_ATTR_MSG among them."""
+_TLVS_AT = {NLMSG_ERROR: 4 + HEADER.size, NLMSG_DONE: 4}
+"""After the errno, and the header of the refused request."""
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
 _RECEIVE_SIZE = 1 << 17
 _TIMEOUT = 30.0
@@ -67,7 +69,7 @@ class Message(NamedTuple):
 
     def refusal(self, what: str) -> KernelError:
         """The error for `what` that it refuses, in the kernel's own words where it has some."""
-        found = attributes(self.body, _TLVS_AT) if self.flags & _ACK_TLVS else {}
+        found = attributes(self.body, _TLVS_AT[self.kind]) if self.flags & _ACK_TLVS else {}
         return refusal(what, self.code, string(found.get(_EXPLANATION, b"")))
 
 
