@@ -20,7 +20,7 @@ from bench.daemon import Daemon, workspace
 from bench.node import ADDRESS, LAN, PODS, nodes
 from bench.results import Figure
 from bench.traffic import Sender, Stream, Vary
-from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
+from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket, Request
 from metaleg_node.lab.namespaces import Namespace
 
 _SERVERS = IPv4Address("198.51.100.0")
@@ -191,7 +191,7 @@ def cost(node: Namespace, case: Case) -> float:
             while time.monotonic() < end:
                 bursts.append(sender.send(_BURST // less))
         with NetlinkSocket(NETLINK_NETFILTER) as netlink:
-            netlink.change(_FORGET_CONNECTIONS, [bytes(4)], "forget all connections")
+            netlink.change([Request(_FORGET_CONNECTIONS, bytes(4))], "forget all connections")
     return statistics.median(bursts)
 
 

@@ -6,7 +6,7 @@ The only place that knows which module of `kernel` carries out which operation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -113,35 +113,25 @@ class Machine:
 
     # --- acting ------------------------------------------------------------------------------------------------------
 
-    def carry_out(self, operation: diff.Operation) -> int:
-        """Does one thing; returns how many conntrack entries it deleted. Raises KernelError."""
-        match operation:
-            case diff.PutFirewall(firewall=firewall):
-                self.packet_filter.put(firewall)
-            case diff.SweepFlows(firewall=firewall, addresses=addresses):
-                return self._sweep(firewall, addresses)
-            case diff.SetSysctl(name=name, value=value):
-                self._sysctls.set(name, value)
-            case diff.RestoreSysctl(name=name):
-                self._sysctls.restore(name)
-            case _:
-                self._route(operation)
-        return 0
-
-    def _route(self, operation: diff.Operation) -> None:
-        match operation:
-            case diff.PutRoute(route=route):
-                self._routing.put_route(route)
-            case diff.DeleteRoute(route=route):
-                self._routing.delete_route(route)
-            case diff.AddRule(rule=rule):
-                self._routing.add_rule(rule)
-            case diff.DeleteRule(rule=rule):
-                self._routing.delete_rule(rule)
-            case diff.DeleteForeignRoute(item=item):
-                self._routing.delete_foreign_route(item)
-            case diff.DeleteForeignRule(item=item):
-                self._routing.delete_foreign_rule(item)
+    def carry_out(self, operations: Sequence[diff.Operation]) -> list[int | KernelError]:
+        """Does one thing, or changes any number of routes and rules in one go. Tells of each how many conntrack entries
+        it deleted, or why it failed."""
+        try:
+            match operations:
+                case [diff.PutFirewall(firewall=firewall)]:
+                    self.packet_filter.put(firewall)
+                case [diff.SweepFlows(firewall=firewall, addresses=addresses)]:
+                    return [self._sweep(firewall, addresses)]
+                case [diff.SetSysctl(name=name, value=value)]:
+                    self._sysctls.set(name, value)
+                case [diff.RestoreSysctl(name=name)]:
+                    self._sysctls.restore(name)
+                case _:
+                    routing = [one for one in operations if isinstance(one, diff.RoutingOperation)]
+                    return [error or 0 for error in self._routing.change(routing)]
+        except KernelError as error:
+            return [error] * len(operations)
+        return [0]
 
     def prune(self) -> None:
         """Forgets the sysctls of interfaces that are gone, and those that others changed. Raises KernelError."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core import assembly, slots
@@ -30,6 +31,10 @@ _SHOWN = 50
 def node_name(config: Config) -> NodeName:
     """This node's name: the configured one, else the host name in lower case, as the kubelet's default is."""
     return NodeName(config.node.name or socket.gethostname().lower())
+
+
+_AT_ONCE = 100
+"""Routes and rules from one beat to the next."""
 
 
 class IncompleteError(Exception):
@@ -140,7 +145,7 @@ class Reconciler:
     def apply(self, plan: Plan, beat: Callable[[], object] = lambda: None, *, sweep: bool = False) -> Outcome:
         """Carries the steps out, in order. A step that fails does not keep the next from being tried, with one
         exception: while the packet filter still marks packets, no route or rule that they need is taken away. `beat` is
-        called before each: one may take a minute on an overloaded machine.
+        called before each, or a hundred routes and rules: one may take a minute on an overloaded machine.
 
         `sweep`: then, if all went well, all conntrack entries are deleted that contradict the packet filter, as an
         earlier run may have left them.
@@ -184,23 +189,29 @@ def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[],
     done: Counter[str] = Counter()
     flushed = 0
     failed: set[type] = set()
-    for step in steps:
+    for together in _batches(steps):
         beat()
-        operation = step.operation
-        if diff.PutFirewall in failed and isinstance(operation, _NEEDED_BY_MARKS):
-            continue
-        try:
-            flushed += machine.carry_out(operation)
-        except KernelError as error:
-            failed.add(type(operation))
-            problems.append(_of_kernel(error))
-        else:
-            done.update(change.kind for change in step.changes)
+        held_back = _NEEDED_BY_MARKS if diff.PutFirewall in failed else ()
+        some = [step for step in together if not isinstance(step.operation, held_back)]
+        for step, result in zip(some, machine.carry_out([step.operation for step in some]), strict=True):
+            if isinstance(result, KernelError):
+                failed.add(type(step.operation))
+                problems.append(_of_kernel(result))
+            else:
+                flushed += result
+                done.update(change.kind for change in step.changes)
     try:
         machine.prune()
     except KernelError as error:
         problems.append(_of_kernel(error))
     return Outcome(problems=tuple(problems), unswept=diff.SweepFlows in failed, flushed=flushed, done=done)
+
+
+def _batches(steps: tuple[diff.Step, ...]) -> Iterator[list[diff.Step]]:
+    """Routes and rules that follow each other go together; anything else alone."""
+    for routing, run in groupby(steps, key=lambda step: isinstance(step.operation, diff.RoutingOperation)):
+        together, size = [*run], _AT_ONCE if routing else 1
+        yield from (together[start : start + size] for start in range(0, len(together), size))
 
 
 def cleanup_plan(machine: Machine) -> Plan:

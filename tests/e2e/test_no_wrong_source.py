@@ -153,12 +153,13 @@ from metaleg_node.reconcile.machine import Machine
 
 carry_out, left = Machine.carry_out, {steps}
 
-def carry_out_or_die(machine, operation):
+def carry_out_or_die(machine, operations):
     global left
-    if not left:
+    now, left = operations[:left], max(0, left - len(operations))
+    done = carry_out(machine, now) if now else []
+    if len(now) < len(operations):
         os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    return carry_out(machine, operation)
+    return done
 
 Machine.carry_out = carry_out_or_die
 sys.exit(main(sys.argv[3:]))

@@ -12,10 +12,19 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from metaleg_node.core.compare.diff import (
+    AddRule,
+    DeleteForeignRoute,
+    DeleteForeignRule,
+    DeleteRoute,
+    DeleteRule,
+    PutRoute,
+)
 from metaleg_node.core.model import NextHop, Route, RouteType, Rule
 from metaleg_node.kernel.netlink import monitor
 from metaleg_node.kernel.netlink.monitor import Hint, Monitor
 from metaleg_node.kernel.netlink.routing import RoutingControl
+from tests.kernel.changes import change
 from tests.netns import Netns
 
 TABLE = 1000001
@@ -215,9 +224,9 @@ def test_our_own_writes_are_told_when_nobody_says_they_are_ours(quiet: Netns) ->
 def delete_what_is_foreign(control: RoutingControl) -> None:
     observed = control.observe({TABLE})
     for item in observed.foreign_routes:
-        control.delete_foreign_route(item)
+        change(control, DeleteForeignRoute(item=item))
     for item in observed.foreign_rules:
-        control.delete_foreign_rule(item)
+        change(control, DeleteForeignRule(item=item))
 
 
 def write_everything(control: RoutingControl) -> None:
@@ -228,11 +237,11 @@ def write_everything(control: RoutingControl) -> None:
         last = Route(table=TABLE, destination=ip_network(network), metric=999, type=RouteType.UNREACHABLE)
         rule = Rule(family=4 if hops[0].gateway == ip_address("10.9.0.2") else 6, priority=4700, table=TABLE)
         for route in (last, one, both, one):
-            control.put_route(route)
-        control.add_rule(rule)
-        control.delete_rule(rule)
-        control.delete_route(one)
-        control.delete_route(last)
+            change(control, PutRoute(route=route))
+        change(control, AddRule(rule=rule))
+        change(control, DeleteRule(rule=rule))
+        change(control, DeleteRoute(route=one))
+        change(control, DeleteRoute(route=last))
     assert control.observe({TABLE}).routes == frozenset()
 
 

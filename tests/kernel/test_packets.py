@@ -520,4 +520,5 @@ def test_a_destination_that_is_no_longer_egress_gets_its_own_source_once_the_con
 def sweep() -> None:
     firewall = nftables.observe().firewall
     assert firewall
-    assert conntrack.delete([flow for flow, _ in flows.stale(conntrack.flows(None), firewall, frozenset())])
+    tracked = conntrack.flows(flows.concerned(firewall), labelled=True)
+    assert conntrack.delete([flow for flow, _ in flows.stale(tracked, firewall, frozenset())])

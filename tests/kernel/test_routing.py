@@ -7,17 +7,24 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
-from typing import Any
 
 import pytest
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
 
+from metaleg_node.core.compare.diff import (
+    AddRule,
+    DeleteForeignRoute,
+    DeleteForeignRule,
+    DeleteRoute,
+    DeleteRule,
+    PutRoute,
+)
 from metaleg_node.core.model import Link, NextHop, Route, RouteType, Routing, Rule
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.netlink.routing import RoutingControl, complete_dump
+from metaleg_node.kernel.netlink.routing import RoutingControl
 from metaleg_node.kernel.netlink.socket import NetlinkSocket
+from tests.kernel.changes import change
 from tests.netns import Netns
 
 TABLE = 1000001
@@ -129,15 +136,15 @@ ROUTES = {
 @pytest.mark.parametrize("name", ROUTES)
 def test_a_route_is_put_read_back_and_deleted(control: RoutingControl, inside: Netns, name: str) -> None:
     wanted, lines = ROUTES[name]
-    control.put_route(wanted)
+    change(control, PutRoute(route=wanted))
     assert shown(inside, "route", wanted.destination.version) == lines
     observed = control.observe({TABLE})
     assert observed.routes == {wanted}
     assert not observed.foreign_routes
-    control.put_route(wanted)
+    change(control, PutRoute(route=wanted))
     assert control.observe({TABLE}).routes == {wanted}
-    control.delete_route(wanted)
-    control.delete_route(wanted)
+    change(control, DeleteRoute(route=wanted))
+    change(control, DeleteRoute(route=wanted))
     assert shown(inside, "route", wanted.destination.version) == []
 
 
@@ -155,23 +162,23 @@ def test_a_route_is_replaced_by_every_other_shape_of_the_same_metric(
     ]
     for before in shapes:
         for after in shapes:
-            control.put_route(before)
-            control.put_route(after)
+            change(control, PutRoute(route=before))
+            change(control, PutRoute(route=after))
             assert control.observe({TABLE}).routes == {after}
 
 
 def test_a_metric_of_zero_is_told_as_the_kernel_keeps_it(control: RoutingControl) -> None:
-    control.put_route(route("0.0.0.0/0", hop("10.9.0.2"), metric=0))
-    control.put_route(route("::/0", hop("fd09::2"), metric=0))
+    change(control, PutRoute(route=route("0.0.0.0/0", hop("10.9.0.2"), metric=0)))
+    change(control, PutRoute(route=route("::/0", hop("fd09::2"), metric=0)))
     metrics = {found.destination.version: found.metric for found in control.observe({TABLE}).routes}
     assert metrics == {4: 0, 6: 1024}
 
 
 def test_a_route_left_in_a_table_of_an_older_configuration_is_found(control: RoutingControl) -> None:
     old = route("0.0.0.0/0", hop("10.9.0.2"), table=100)
-    control.put_route(old)
+    change(control, PutRoute(route=old))
     assert control.observe({TABLE}).routes == {old}
-    control.delete_route(old)
+    change(control, DeleteRoute(route=old))
     assert control.observe({TABLE}).routes == frozenset()
 
 
@@ -225,7 +232,7 @@ def test_a_foreign_route_in_our_table_is_told_and_exactly_it_is_deleted(
     inside.run("ip", "nexthop", "add", "id", "8", "via", "fd09::2", "dev", "v0")
     ours = {route("0.0.0.0/0", hop("10.9.0.2")), route("::/0", hop("fd09::2"))}
     for mine in ours:
-        control.put_route(mine)
+        change(control, PutRoute(route=mine))
     inside.run("ip", f"-{family}", "route", "append", "table", str(TABLE), *words.split())
     elsewhere = shown(inside, "route", family, 254)
     observed = control.observe({TABLE})
@@ -233,8 +240,8 @@ def test_a_foreign_route_in_our_table_is_told_and_exactly_it_is_deleted(
     (item,) = observed.foreign_routes
     assert text in item.text
     assert item.text.endswith(f"table {TABLE}")
-    control.delete_foreign_route(item)
-    control.delete_foreign_route(item)
+    change(control, DeleteForeignRoute(item=item))
+    change(control, DeleteForeignRoute(item=item))
     after = control.observe({TABLE})
     assert after.routes == ours
     assert not after.foreign_routes
@@ -292,15 +299,15 @@ def test_a_rule_is_added_read_back_and_deleted(control: RoutingControl, inside: 
     rule, text = RULES[name]
     before = shown(inside, "rule", rule.family)
     table = "main" if rule.table == 254 else rule.table
-    control.add_rule(rule)
-    control.add_rule(rule)
+    change(control, AddRule(rule=rule))
+    change(control, AddRule(rule=rule))
     line = f"{rule.priority}: {text} lookup {table} proto 201"
     assert [found for found in shown(inside, "rule", rule.family) if found not in before] == [line]
     observed = control.observe({TABLE, 20})
     assert observed.rules == {rule}
     assert not observed.foreign_rules
-    control.delete_rule(rule)
-    control.delete_rule(rule)
+    change(control, DeleteRule(rule=rule))
+    change(control, DeleteRule(rule=rule))
     assert shown(inside, "rule", rule.family) == before
 
 
@@ -333,7 +340,7 @@ def test_a_foreign_rule_for_our_table_is_told_and_exactly_it_is_deleted(
     if family == 6:
         words, text = words.replace("10.1.0.0/16", "fd01::/64"), text.replace("10.1.0.0/16", "fd01::/64")
     mine = Rule(family=4 if family == 4 else 6, priority=4700, table=TABLE, mark=0x1000000, mask=MASK)
-    control.add_rule(mine)
+    change(control, AddRule(rule=mine))
     inside.run("ip", f"-{family}", "rule", "add", "priority", "4700", "from", "all", "lookup", "100", "proto", "static")
     before = shown(inside, "rule", family)
     inside.run("ip", f"-{family}", "rule", "add", *words.split())
@@ -341,8 +348,8 @@ def test_a_foreign_rule_for_our_table_is_told_and_exactly_it_is_deleted(
     assert observed.rules == {mine}
     (item,) = observed.foreign_rules
     assert text in item.text
-    control.delete_foreign_rule(item)
-    control.delete_foreign_rule(item)
+    change(control, DeleteForeignRule(item=item))
+    change(control, DeleteForeignRule(item=item))
     assert shown(inside, "rule", family) == before
 
 
@@ -363,22 +370,24 @@ REFUSALS = {
 def test_a_refused_route_names_route_and_reason_and_leaves_the_old_one(control: RoutingControl, name: str) -> None:
     bad, reason = REFUSALS[name]
     good = route(str(bad.destination), hop("10.9.0.2" if bad.destination.version == 4 else "fd09::2"))
-    control.put_route(good)
+    change(control, PutRoute(route=good))
     with pytest.raises(KernelError, match=reason) as caught:
-        control.put_route(bad)
+        change(control, PutRoute(route=bad))
     assert str(bad) in str(caught.value)
     assert control.observe({TABLE}).routes == {good}
 
 
 def test_without_the_capability_the_error_names_it(inside: Netns) -> None:
     program = (
-        "from metaleg_node.kernel.netlink.routing import RoutingControl, complete_dump\n"
+        "from metaleg_node.core.compare.diff import AddRule\n"
         "from metaleg_node.core.model import Rule\n"
-        "with RoutingControl() as control: control.add_rule(Rule(family=4, priority=4700, table=1000001))"
+        "from metaleg_node.kernel.netlink.routing import RoutingControl\n"
+        "rule = Rule(family=4, priority=4700, table=1000001)\n"
+        "with RoutingControl() as control: print(*control.change([AddRule(rule=rule)]))"
     )
     done = inside.run("setpriv", "--bounding-set=-net_admin", sys.executable, "-c", program, check=False)
     assert (
-        "cannot add the rule IPv4 priority 4700 lookup 1000001: the capability CAP_NET_ADMIN is missing" in done.stderr
+        "cannot add the rule IPv4 priority 4700 lookup 1000001: the capability CAP_NET_ADMIN is missing" in done.stdout
     )
 
 
@@ -409,8 +418,7 @@ def test_many_foreign_routes_do_not_slow_an_observation(control: RoutingControl,
     lines = [f"route add 172.{16 + (n >> 16)}.{n >> 8 & 255}.{n & 255}/32 via 10.9.0.2 proto 186" for n in range(10000)]
     inside.run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
     mine = {route("0.0.0.0/0", hop("10.9.0.2"), table=table) for table in range(TABLE, TABLE + 63)}
-    for one in mine:
-        control.put_route(one)
+    change(control, *(PutRoute(route=one) for one in mine))
     begin = time.process_time()
     assert control.observe(range(TABLE, TABLE + 63)).routes == mine
     assert time.process_time() - begin < 0.5
@@ -432,8 +440,7 @@ def test_all_that_was_put_is_observed_together_whatever_its_shape(control: Routi
         ):
             destination = ip_network(prefix.format(number))
             wanted.add(dataclasses.replace(shape, destination=destination, metric=metric, table=table))
-    for one in wanted:
-        control.put_route(one)
+    change(control, *(PutRoute(route=one) for one in wanted))
     assert control.observe({20, TABLE, OTHER}) == Routing(routes=frozenset(wanted))
 
 
@@ -444,11 +451,20 @@ def test_thousands_of_our_own_routes_are_all_observed(control: RoutingControl, i
     assert control.observe({TABLE}).routes == mine
 
 
-def test_routes_that_keep_changing_while_they_are_listed_are_listed_again(
-    control: RoutingControl, monkeypatch: pytest.MonkeyPatch
+LISTED: dict[str, Callable[[RoutingControl], object]] = {
+    "the IPv4 rules": lambda control: control.observe({TABLE}).rules,
+    "the addresses": lambda control: control.addresses(),
+    "the IPv4 addresses of v0": lambda control: control.links(["v0"]),
+    "the IPv4 routes": lambda control: control.connected(),
+}
+
+
+@pytest.mark.parametrize("what", LISTED)
+def test_what_keeps_changing_while_it_is_listed_is_listed_again(
+    control: RoutingControl, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    mine = route("0.0.0.0/0", hop("10.9.0.2"))
-    control.put_route(mine)
+    change(control, AddRule(rule=Rule(family=4, priority=4700, table=TABLE)))
+    quiet = LISTED[what](control)
     left = [2]
     receive = NetlinkSocket._receive
 
@@ -460,29 +476,41 @@ def test_routes_that_keep_changing_while_they_are_listed_are_listed_again(
         return bytes(data)
 
     monkeypatch.setattr(NetlinkSocket, "_receive", disturbed)
-    assert control.observe({TABLE}).routes == {mine}
+    assert LISTED[what](control) == quiet
     assert left == [0]
     left[0] = 1000
-    with pytest.raises(KernelError, match="cannot list the IPv4 routes: they kept changing"):
-        control.observe({TABLE})
+    with pytest.raises(KernelError, match=f"cannot list {what}: they kept changing"):
+        LISTED[what](control)
 
 
-INTERRUPTED = [{"header": {"flags": 0x12}}, {"header": {"flags": 0x2}}]
-WHOLE = [{"header": {"flags": 0x2}}]
+def test_many_changes_are_told_one_by_one(control: RoutingControl) -> None:
+    good = [route(f"10.50.{n}.0/24", hop("10.9.0.2")) for n in range(100)]
+    far = [route(f"10.51.{n}.0/24", hop("192.0.2.9")) for n in range(100)]
+    nowhere = [route(f"10.52.{n}.0/24", hop("10.9.0.2", "gone0")) for n in range(100)]
+    mixed = [one for three in zip(good, far, nowhere, strict=True) for one in three]
+    told = control.change([PutRoute(route=one) for one in mixed])
+    assert [error is None for error in told] == [one in good for one in mixed]
+    for one, error in zip(mixed, told, strict=True):
+        reason = "Nexthop has invalid gateway (errno 101)" if one in far else "there is no interface gone0"
+        assert one in good or str(error) == f"cannot set the route {one}: {reason}"
+    assert control.observe({TABLE}).routes == set(good)
+    assert control.change([DeleteRoute(route=one) for one in mixed]) == [None] * len(mixed)
+    assert control.observe({TABLE}).routes == frozenset()
 
 
-def test_a_dump_that_was_interrupted_by_changes_is_asked_for_again() -> None:
-    answers = iter([INTERRUPTED, NetlinkDumpInterrupted(), WHOLE])
+def test_a_route_through_a_thousand_routers_is_put(control: RoutingControl) -> None:
+    hops = [hop(f"10.9.0.{2 + n % 250}", weight=1 + n % 256) for n in range(1000)]
+    wide = [dataclasses.replace(route(f"10.5{n}.0.0/16"), type=RouteType.UNICAST) for n in range(5)]
+    wide = [dataclasses.replace(one, next_hops=tuple(sorted(hops))) for one in wide]
+    change(control, *(PutRoute(route=one) for one in wide))
+    assert control.observe({TABLE}).routes == set(wide)
 
-    def request() -> list[Any]:
-        answer: Any = next(answers)
-        if isinstance(answer, NetlinkDumpInterrupted):
-            raise answer
-        return list(answer)
 
-    assert complete_dump("list the rules", request) == WHOLE
-    with pytest.raises(KernelError, match="cannot list the rules: they kept changing"):
-        complete_dump("list the rules", lambda: INTERRUPTED)
+def test_thousands_of_addresses_are_all_told(control: RoutingControl, inside: Netns) -> None:
+    many = {f"10.{100 + (n >> 8)}.{n & 255}.1" for n in range(5000)} | {f"fd10::{n:x}" for n in range(1, 500)}
+    lines = [f"address add {address}/{128 if ':' in address else 32} dev lo" for address in many]
+    inside.run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
+    assert {ip_address(address) for address in many} <= control.addresses()
 
 
 @pytest.mark.usefixtures("inside")
@@ -503,9 +531,9 @@ def test_opening_and_closing_leaks_no_descriptor() -> None:
 def test_a_rule_identical_but_for_its_table_is_another_rule(control: RoutingControl) -> None:
     one = Rule(family=4, priority=4700, table=TABLE, mark=1 << 24, mask=MASK)
     two = dataclasses.replace(one, table=OTHER)
-    control.add_rule(one)
-    control.add_rule(two)
-    control.delete_rule(one)
+    change(control, AddRule(rule=one))
+    change(control, AddRule(rule=two))
+    change(control, DeleteRule(rule=one))
     assert control.observe({TABLE}).rules == {two}
 
 

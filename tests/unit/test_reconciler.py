@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from ipaddress import ip_network
 from typing import cast
 
@@ -32,10 +32,15 @@ class Refusing:
     def __init__(self, refused: Collection[type]) -> None:
         self._refused = tuple(refused)
         self.done: list[str] = []
+        self.together: list[int] = []
 
-    def carry_out(self, operation: diff.Operation) -> int:
+    def carry_out(self, operations: Sequence[diff.Operation]) -> list[int | KernelError]:
+        self.together.append(len(operations))
+        return [*map(self._do, operations)]
+
+    def _do(self, operation: diff.Operation) -> int | KernelError:
         if isinstance(operation, self._refused):
-            raise KernelError(f"no {type(operation).__name__}")
+            return KernelError(f"no {type(operation).__name__}")
         self.done.append(type(operation).__name__)
         return 1
 
@@ -74,6 +79,15 @@ def test_a_step_that_fails_holds_back_only_what_would_open_a_leak(
     assert outcome.ok is not bool(refused)
     assert outcome.unswept is unswept
     assert outcome.flushed == len(done)
+
+
+def test_routes_and_rules_that_follow_each_other_go_to_the_kernel_together() -> None:
+    machine = Refusing(())
+    beats: list[None] = []
+    many = (diff.Step(operation=diff.PutRoute(route=ROUTE)),) * 249
+    carry_out(cast(Machine, machine), many + STEPS, lambda: beats.append(None))
+    assert machine.together == [100, 100, 51, 1, 1, 2]
+    assert len(beats) == len(machine.together)
 
 
 # --- deciding anew ---------------------------------------------------------------------------------------------------

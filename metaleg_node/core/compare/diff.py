@@ -89,18 +89,8 @@ class SweepFlows:
     addresses: frozenset[Address] | None
 
 
-Operation = (
-    SetSysctl
-    | RestoreSysctl
-    | PutRoute
-    | DeleteRoute
-    | AddRule
-    | DeleteRule
-    | DeleteForeignRoute
-    | DeleteForeignRule
-    | PutFirewall
-    | SweepFlows
-)
+RoutingOperation = PutRoute | DeleteRoute | AddRule | DeleteRule | DeleteForeignRoute | DeleteForeignRule
+Operation = SetSysctl | RestoreSysctl | RoutingOperation | PutFirewall | SweepFlows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

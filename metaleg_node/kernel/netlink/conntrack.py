@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 
 from metaleg_node.core.model import CONNTRACK_LABEL, FAMILIES, Address, Family, Flow
-from metaleg_node.kernel.errors import refusal
-from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket, attribute, attributes, nested
+from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket, Request, attribute, attributes, nested
 
 _GET, _DELETE = 0x0101, 0x0102
 _ORIGINAL, _REPLY, _ZONE, _LABELS = 1, 2, 18, 22
@@ -28,9 +27,6 @@ _GONE = 2
 """ENOENT: the entry does not exist."""
 _LABELS_BEGIN = struct.pack("=HH", 4 + 16, _LABELS)
 """How the attribute with the labels begins; an entry without any label has none. The same bytes may stand elsewhere."""
-_BATCH = 100
-_FEW = 16
-"""So many addresses are looked for in a whole datagram of entries at once."""
 
 _NAMES = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 58: "icmpv6", 132: "sctp", 136: "udplite"}
 _NUMBERS = {name: number for number, name in _NAMES.items()}
@@ -44,24 +40,22 @@ _WORDS: dict[str, tuple[tuple[str, int, str], ...]] = {
 """What names a connection beside its addresses: conntrack(8)'s word, attribute type, encoding."""
 
 
-def flows(addresses: Collection[Address] | None, *, labelled: bool = False) -> list[Flow]:
-    """The entries whose original source or destination is in `addresses`, and with `labelled` those with our label;
-    None: all.
+def flows(addresses: Collection[Address], *, labelled: bool = False) -> list[Flow]:
+    """The entries whose original source or destination is in `addresses`, and with `labelled` those with our label.
 
     Of the calling thread's network namespace, both families. A protocol that conntrack(8) has no name for is told by
     its number. Raises KernelError.
     """
-    wanted = None if addresses is None else {address.packed for address in addresses}
+    wanted = {address.packed for address in addresses}
     found: list[Flow] = []
     with NetlinkSocket(NETLINK_NETFILTER) as netlink:
         for family in FAMILIES:
             header = struct.pack("=BBH", _NFPROTO[family], 0, 0)
             decode = _decoder(family)
-            few = wanted if wanted and len(wanted) <= _FEW and not labelled else ()
-            for message in netlink.dump(_GET, header, f"list the IPv{family} connections", holding=few):
-                if wanted is None or _concerns(message.body, family, wanted):
-                    found.append(decode(message.body))
-                elif labelled and _LABELS_BEGIN in message.body and (flow := decode(message.body)).ours:
+            for body in netlink.dump(_GET, header, f"list the IPv{family} connections"):
+                if _concerns(body, family, wanted):
+                    found.append(decode(body))
+                elif labelled and _LABELS_BEGIN in body and (flow := decode(body)).ours:
                     found.append(flow)
     return found
 
@@ -69,20 +63,13 @@ def flows(addresses: Collection[Address] | None, *, labelled: bool = False) -> l
 def delete(entries: Iterable[Flow]) -> int:
     """Forgets exactly these entries and tells how many were still there. Raises KernelError."""
     waiting = list(entries)
-    gone = 0
+    requests = (Request(_DELETE, _encode(flow)) for flow in waiting)
     with NetlinkSocket(NETLINK_NETFILTER) as netlink:
-        for start in range(0, len(waiting), _BATCH):
-            batch = waiting[start : start + _BATCH]
-            codes = netlink.change(_DELETE, [_encode(flow) for flow in batch], "delete connections")
-            gone += _count_done(batch, codes)
-    return gone
-
-
-def _count_done(batch: Sequence[Flow], codes: Sequence[int]) -> int:
-    for flow, code in zip(batch, codes, strict=True):
-        if code not in (0, _GONE):
-            raise refusal(f"delete the {flow.protocol} connection {flow.source} to {flow.destination}", code)
-    return sum(code == 0 for code in codes)
+        answers = netlink.change(requests, "delete connections")
+    for flow, answer in zip(waiting, answers, strict=True):
+        if answer.code not in (0, _GONE):
+            raise answer.refusal(f"delete the {flow.protocol} connection {flow.source} to {flow.destination}")
+    return sum(answer.code == 0 for answer in answers)
 
 
 def _concerns(body: bytes, family: Family, wanted: set[bytes]) -> bool:

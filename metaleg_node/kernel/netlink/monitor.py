@@ -2,7 +2,7 @@
 
 A hint says where to look, not what happened: whoever gets one observes again. It is therefore fine to hint too often,
 never to miss a change. What the kernel tells is filtered by hand, on bytes, because a node may see thousands of
-foreign changes a second; taking each apart with pyroute2 would cost a core.
+foreign changes a second; taking each apart whole would cost a core.
 
 Rtnetlink notifications carry the port id of the socket that caused them, which tells our own changes; those that the
 kernel makes by itself carry 0. nf_tables packs the notifications of one transaction together, whatever their tables
@@ -21,15 +21,14 @@ import logging
 import os
 import select
 import socket
-import struct
-import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 from typing import Self
 
-from metaleg_node.core.model import ROUTE_PROTOCOL
+from metaleg_node.core.model import MAIN_TABLE
 from metaleg_node.kernel.errors import refusal
+from metaleg_node.kernel.netlink import routes, rtnetlink, rules
 from metaleg_node.kernel.netlink.socket import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
@@ -41,18 +40,10 @@ from metaleg_node.kernel.netlink.socket import (
 
 log = logging.getLogger(__name__)
 
-_MAIN = 254
-_COMPAT = 252
-"""RT_TABLE_COMPAT: the table's number does not fit the header and stands in an attribute."""
 _ROUTE_GROUPS = (1, 5, 7, 8, 9, 11, 19, 24)
 """RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE, _IPV4_NETCONF."""
 _NFTABLES_GROUP = 7
-_RTM_LINK, _RTM_ADDRESS, _RTM_ROUTE, _RTM_RULE = {16, 17}, {20, 21}, {24, 25}, {32, 33}
-_RTM_NEWNETCONF = 80
-_RTMSG_SIZE, _RTA_TABLE, _FRA_TABLE, _FRA_PROTOCOL = 12, 15, 15, 21
 _NETCONF_SIZE, _NETCONFA_RP_FILTER = 4, 3
-_CLONED = 0x200
-"""RTM_F_CLONED: a cache entry, no route."""
 
 _INET = 1
 _NFGEN_SIZE, _NFTA_TABLE, _GET_GENERATION, _GENERATION_ID = 4, 1, 0x0A10, 1
@@ -165,41 +156,37 @@ class Monitor:
                 yield from self._classify(message)
 
     def _classify(self, message: Message) -> Iterator[Hint]:
-        if message.kind in _RTM_LINK:
+        if message.kind in (rtnetlink.NEWLINK, rtnetlink.DELLINK):
             yield Hint.LINKS
-        elif message.kind in _RTM_ADDRESS:
+        elif message.kind in (rtnetlink.NEWADDR, rtnetlink.DELADDR):
             yield Hint.ADDRESSES
-        elif message.kind in _RTM_RULE:
-            if self._is_our_rule(message.body):
+        elif message.kind in (rtnetlink.NEWRULE, rtnetlink.DELRULE):
+            if rules.concerns(message.body, self._tables):
                 yield Hint.RULES
-        elif message.kind in _RTM_ROUTE:
+        elif message.kind in (rtnetlink.NEWROUTE, rtnetlink.DELROUTE):
             yield from self._about_route(message.body)
-        elif message.kind == _RTM_NEWNETCONF and _NETCONFA_RP_FILTER in attributes(message.body, _NETCONF_SIZE):
+        elif message.kind == rtnetlink.NEWNETCONF and _NETCONFA_RP_FILTER in attributes(message.body, _NETCONF_SIZE):
             yield Hint.SYSCTLS
 
     def _about_route(self, body: bytes) -> Iterator[Hint]:
-        _, _, _, _, table, protocol, _, _, flags = struct.unpack_from("=8BI", body)
-        if flags & _CLONED:
+        table = routes.table(body)
+        if table is None:
             return
-        if table == _COMPAT:
-            table = _number(attributes(body, _RTMSG_SIZE).get(_RTA_TABLE, b""))
-        if protocol == ROUTE_PROTOCOL or table in self._tables:
+        if routes.is_ours(body) or table in self._tables:
             yield Hint.ROUTES
-        elif table == _MAIN:
+        elif table == MAIN_TABLE:
             yield Hint.LINKS
-
-    def _is_our_rule(self, body: bytes) -> bool:
-        found = attributes(body, _RTMSG_SIZE)
-        protocol = found.get(_FRA_PROTOCOL, b"")
-        return protocol == bytes([ROUTE_PROTOCOL]) or _number(found.get(_FRA_TABLE, b"")) in self._tables
 
 
 def generation() -> int:
     """The number of the ruleset's generation in this network namespace: it grows with every nf_tables transaction,
     of any table, that changes something. Raises KernelError."""
+    what = "read the nf_tables generation"
     with NetlinkSocket(NETLINK_NETFILTER) as netlink:
-        answer = netlink.ask(_GET_GENERATION, bytes(_NFGEN_SIZE), "read the nf_tables generation")
-    return int.from_bytes(attributes(answer, _NFGEN_SIZE)[_GENERATION_ID], "big")
+        (answer,) = netlink.ask(_GET_GENERATION, [bytes(_NFGEN_SIZE)], what)
+    if answer.code:
+        raise answer.refusal(what)
+    return int.from_bytes(attributes(answer.body, _NFGEN_SIZE)[_GENERATION_ID], "big")
 
 
 def _subscribe(protocol: int, groups: Collection[int]) -> socket.socket:
@@ -239,7 +226,3 @@ def _about_firewall(data: bytes | None) -> Iterator[Hint]:
 def _is_our_table(body: bytes) -> bool:
     """The table's name is the first attribute of every message but those about generations."""
     return body[:1] == bytes([_INET]) and attributes(body, _NFGEN_SIZE).get(_NFTA_TABLE) == _TABLE
-
-
-def _number(value: bytes) -> int:
-    return int.from_bytes(value, sys.byteorder)

@@ -8,11 +8,10 @@ import struct
 from collections.abc import Iterable
 
 from metaleg_node.core.model import Address
-from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.netlink.rules import SOCKET_FAMILY
+from metaleg_node.kernel.netlink.rtnetlink import GETNEIGH, family_of
 from metaleg_node.kernel.netlink.socket import NETLINK_ROUTE, NetlinkSocket, attribute
 
-_RTM_GETNEIGH, _NDA_DST = 30, 1
+_NDA_DST = 1
 _MESSAGE = struct.Struct("=BxxxiHBB")
 """struct ndmsg (linux/neighbour.h): family, interface, state, flags, type."""
 _WORDS = {
@@ -32,21 +31,22 @@ UNKNOWN = "unknown"
 def states(hops: Iterable[tuple[Address, str]]) -> dict[tuple[Address, str], str]:
     """The state of each (address, interface): reachable, stale, delay, probe, incomplete, failed, permanent, noarp or
     unknown. Of the calling thread's network namespace. Raises KernelError."""
+    found = dict.fromkeys(hops, UNKNOWN)
+    bodies = {hop: body for hop in found if (body := _get_body(*hop))}
     with NetlinkSocket(NETLINK_ROUTE) as netlink:
-        return {hop: _state(netlink, *hop) for hop in hops}
+        answers = netlink.ask(GETNEIGH, bodies.values(), "look for neighbours")
+    for hop, answer in zip(bodies, answers, strict=True):
+        if not answer.code:
+            found[hop] = _WORDS.get(_MESSAGE.unpack_from(answer.body)[2], UNKNOWN)
+        elif answer.code not in (errno.ENOENT, errno.ENODEV):
+            raise answer.refusal(f"look for neighbour {hop[0]} on {hop[1]}")
+    return found
 
 
-def _state(netlink: NetlinkSocket, address: Address, interface: str) -> str:
+def _get_body(address: Address, interface: str) -> bytes:
+    """The RTM_GETNEIGH message, without its header, that asks for one neighbour; b"" when there is no interface."""
     try:
         index = socket.if_nametoindex(interface)
     except OSError:
-        return UNKNOWN
-    family = SOCKET_FAMILY[4 if address.version == 4 else 6]
-    body = _MESSAGE.pack(family, index, 0, 0, 0) + attribute(_NDA_DST, address.packed)
-    try:
-        answer = netlink.ask(_RTM_GETNEIGH, body, f"look for neighbour {address} on {interface}")
-    except KernelError as error:
-        if error.code in (errno.ENOENT, errno.ENODEV):
-            return UNKNOWN
-        raise
-    return _WORDS.get(_MESSAGE.unpack_from(answer)[2], UNKNOWN)
+        return b""
+    return _MESSAGE.pack(family_of(address), index, 0, 0, 0) + attribute(_NDA_DST, address.packed)

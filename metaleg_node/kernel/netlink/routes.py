@@ -1,5 +1,5 @@
-"""Routes as rtnetlink messages, taken apart on bytes: a node may have thousands of ours, which are looked at after
-every change of routing, and pyroute2 needs 60 µs for each.
+"""Routes as rtnetlink messages, on bytes: a node may have thousands of ours, which are looked at after every change of
+routing.
 
 What the model cannot express (a route with its own MTU) is no route of ours, even if it carries our protocol number: it
 is told as foreign, so that it is removed and not half understood. Structures: rtnetlink(7), linux/rtnetlink.h.
@@ -7,42 +7,41 @@ is told as foreign, so that it is removed and not half understood. Structures: r
 
 from __future__ import annotations
 
-import socket
 import struct
-import sys
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
-from metaleg_node.core.model import (
-    ROUTE_PROTOCOL,
-    Address,
-    Family,
-    ForeignItem,
-    Network,
-    NextHop,
-    Route,
-    RouteType,
+from metaleg_node.core.model import ROUTE_PROTOCOL, Address, Family, ForeignItem, Network, NextHop, Route, RouteType
+from metaleg_node.kernel.netlink.rtnetlink import (
+    PROTOCOLS,
+    ROUTING,
+    SOCKET_FAMILY,
+    address,
+    family_of,
+    foreign,
+    message_in,
+    network,
 )
-from metaleg_node.kernel.netlink.rules import PROTOCOLS, SOCKET_FAMILY, message_in
-from metaleg_node.kernel.netlink.socket import attribute, attributes
+from metaleg_node.kernel.netlink.socket import attribute, attribute_of, attributes, number, numeric
 
 NameOf = Callable[[int], str]
-"""Tells an interface's name by its index, see `interface_name`."""
+"""Tells an interface's name by its index."""
+IndexOf = Callable[[str], int]
+"""Tells an interface's index by its name; raises OSError when there is none."""
 
-_MESSAGE = struct.Struct("=8BI")
-"""struct rtmsg: family, lengths of destination and source, tos, table, protocol, scope, type, flags."""
 _PROTOCOL_AT, _TYPE_AT = 5, 7
 _HOP = struct.Struct("=HBBi")
 """struct rtnexthop: length, flags, weight - 1, interface; attributes follow."""
-_INET = socket.AF_INET
 _DST, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _CACHEINFO, _TABLE, _VIA, _PREF, _NH_ID = 1, 4, 5, 6, 9, 12, 15, 18, 20, 30
 _KNOWN = {_DST, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _CACHEINFO, _TABLE, _PREF}
 _SAID_BY_NEXTHOP = {_OIF, _GATEWAY, _MULTIPATH, _VIA}
 _BEHIND_ROUTERS = {_GATEWAY, _VIA, _MULTIPATH, _NH_ID}
-_ONLINK = 4
-"""RTNH_F_ONLINK."""
+_ONLINK, _CLONED = 0x4, 0x200
+"""RTNH_F_ONLINK; RTM_F_CLONED: a cache entry, no route."""
+_COMPAT = 252
+"""RT_TABLE_COMPAT: the table's number does not fit the header and stands in an attribute alone."""
+_UNIVERSE, _LINK, _NOWHERE = 0, 253, 255
+"""RT_SCOPE_*."""
 _UNICAST = 1
 _TYPES = {
     _UNICAST: "unicast",
@@ -55,9 +54,8 @@ _TYPES = {
     8: "prohibit",
     9: "throw",
 }
-_OURS = {number: RouteType(name) for number, name in _TYPES.items() if name in {kind.value for kind in RouteType}}
-_NETWORKS = 1 << 14
-"""Networks that are kept: to make one takes longer than all the rest of a route's message."""
+_OURS = {code: RouteType(name) for code, name in _TYPES.items() if name in {kind.value for kind in RouteType}}
+_TYPE_NUMBERS = {kind: code for code, kind in _OURS.items()}
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
@@ -65,14 +63,14 @@ _NETWORKS = 1 << 14
 
 def dump_body(family: Family, *, table: int = 0, protocol: int = 0) -> bytes:
     """The RTM_GETROUTE message, without its header, that asks for all routes of a table or a protocol; 0: any."""
-    header = _MESSAGE.pack(SOCKET_FAMILY[family], 0, 0, 0, 0, protocol, 0, 0, 0)
-    return header + attribute(_TABLE, struct.pack("=I", table)) if table else header
+    header = ROUTING.pack(SOCKET_FAMILY[family], 0, 0, 0, 0, protocol, 0, 0, 0)
+    return header + numeric(_TABLE, table) if table else header
 
 
-def get_route_body(address: Address) -> bytes:
+def get_body(target: Address) -> bytes:
     """The RTM_GETROUTE message, without its header, that asks for the way to an address."""
-    family, length = SOCKET_FAMILY[4 if address.version == 4 else 6], address.max_prefixlen
-    return _MESSAGE.pack(family, length, 0, 0, 0, 0, 0, 0, 0) + attribute(_DST, address.packed)
+    header = ROUTING.pack(family_of(target), target.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    return header + attribute(_DST, target.packed)
 
 
 class Lookup(NamedTuple):
@@ -83,14 +81,22 @@ class Lookup(NamedTuple):
 
 
 def read_lookup(body: bytes) -> Lookup | None:
-    """What the kernel answers to `get_route_body`; None when the way is not a unicast route."""
+    """What the kernel answers to `get_body`; None when the way is not a unicast route."""
     if body[_TYPE_AT] != _UNICAST:
         return None
-    found = attributes(body, _MESSAGE.size)
-    return Lookup(interface=_number(found.get(_OIF, b"")), direct=not found.keys() & {_GATEWAY, _VIA})
+    found = attributes(body, ROUTING.size)
+    return Lookup(interface=number(found.get(_OIF, b"")), direct=not found.keys() & {_GATEWAY, _VIA})
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def table(body: bytes) -> int | None:
+    """The table that a route is in, None for a cache entry, which is no route."""
+    _, _, _, _, short, _, _, _, flags = ROUTING.unpack_from(body)
+    if flags & _CLONED:
+        return None
+    return number(attribute_of(body, ROUTING.size, _TABLE)) if short == _COMPAT else short
 
 
 def is_ours(body: bytes) -> bool:
@@ -100,8 +106,8 @@ def is_ours(body: bytes) -> bool:
 
 def read_route(body: bytes, name_of: NameOf) -> Route | None:
     """The route of ours that a message describes, None when it is not one that the model can express."""
-    family, length, _, tos, table, protocol, _, kind, flags = _MESSAGE.unpack_from(body)
-    found = attributes(body, _MESSAGE.size)
+    family, length, _, tos, table, protocol, _, kind, flags = ROUTING.unpack_from(body)
+    found = attributes(body, ROUTING.size)
     if protocol != ROUTE_PROTOCOL or kind not in _OURS or tos or not found.keys() <= _KNOWN:
         return None
     hops: tuple[NextHop, ...] = ()
@@ -111,51 +117,37 @@ def read_route(body: bytes, name_of: NameOf) -> Route | None:
             return None
         hops = tuple(sorted((_read_hop(hop, name_of) for hop in several), key=_hop_order))
     return Route(
-        table=_number(found.get(_TABLE, b"")) or table,
-        destination=_network(family, found.get(_DST, b""), length),
+        table=number(found.get(_TABLE, b"")) or table,
+        destination=network(family, found.get(_DST, b""), length),
         type=_OURS[kind],
-        metric=_number(found.get(_PRIORITY, b"")),
+        metric=number(found.get(_PRIORITY, b"")),
         next_hops=hops,
     )
 
 
 def foreign_route(body: bytes, name_of: NameOf) -> ForeignItem:
-    """A route as ip-route(8) would print it; `raw` is the body of the kernel's own message."""
-    family, length, _, _, table, protocol, _, kind, flags = _MESSAGE.unpack_from(body)
-    found = attributes(body, _MESSAGE.size)
+    """A route as ip-route(8) would print it."""
+    family, length, _, _, table, protocol, _, kind, flags = ROUTING.unpack_from(body)
+    found = attributes(body, ROUTING.size)
     words = [] if kind == _UNICAST else [_TYPES.get(kind, str(kind))]
-    destination = _network(family, found.get(_DST, b""), length)
+    destination = network(family, found.get(_DST, b""), length)
     words.append(str(destination) if length else f"default (IPv{destination.version})")
     for hop in _hops(flags, found):
         gateway = hop.found.get(_GATEWAY)
-        words += ["via", str(_address(gateway))] if gateway else []
+        words += ["via", str(address(gateway))] if gateway else []
         words += ["dev", name_of(hop.interface)] if hop.interface else []
-    words += ["proto", PROTOCOLS.get(protocol, str(protocol)), "metric", str(_number(found.get(_PRIORITY, b"")))]
-    words += ["table", str(_number(found.get(_TABLE, b"")) or table)]
-    return ForeignItem(text=" ".join(words), raw=(("message", body),))
+    words += ["proto", PROTOCOLS.get(protocol, str(protocol)), "metric", str(number(found.get(_PRIORITY, b"")))]
+    words += ["table", str(number(found.get(_TABLE, b"")) or table)]
+    return foreign(words, body)
 
 
 def read_connected(body: bytes) -> Network | None:
     """The destination of a route without gateway, None for any other and for a default route."""
-    family, length, _, _, _, _, _, kind, _ = _MESSAGE.unpack_from(body)
-    found = attributes(body, _MESSAGE.size)
+    family, length, _, _, _, _, _, kind, _ = ROUTING.unpack_from(body)
+    found = attributes(body, ROUTING.size)
     if kind != _UNICAST or not length or found.keys() & _BEHIND_ROUTERS:
         return None
-    return _network(family, found.get(_DST, b""), length)
-
-
-def delete_route_body(item: ForeignItem) -> bytes:
-    """The body of the request that deletes a foreign route.
-
-    A route by nexthop object is told with the object's gateway and interface too, but not taken back with them
-    (rtm_to_fib_config: "mutually exclusive").
-    """
-    body = message_in(item)
-    found = attributes(body, _MESSAGE.size)
-    if _NH_ID not in found:
-        return body
-    kept = (attribute(kind, value) for kind, value in found.items() if kind not in _SAID_BY_NEXTHOP)
-    return body[: _MESSAGE.size] + b"".join(kept)
+    return network(family, found.get(_DST, b""), length)
 
 
 class _Hop(NamedTuple):
@@ -171,7 +163,7 @@ def _hops(flags: int, found: dict[int, bytes]) -> Iterator[_Hop]:
     """Several within one attribute, or what the route's own message tells of one."""
     several = found.get(_MULTIPATH, b"")
     if not several:
-        yield _Hop(flags, 1, _number(found.get(_OIF, b"")), found)
+        yield _Hop(flags, 1, number(found.get(_OIF, b"")), found)
     at = 0
     while at + _HOP.size <= len(several):
         length, hop_flags, more, interface = _HOP.unpack_from(several, at)
@@ -184,7 +176,7 @@ def _hops(flags: int, found: dict[int, bytes]) -> Iterator[_Hop]:
 def _read_hop(hop: _Hop, name_of: NameOf) -> NextHop:
     gateway = hop.found.get(_GATEWAY)
     return NextHop(
-        gateway=_address(gateway) if gateway else None,
+        gateway=address(gateway) if gateway else None,
         interface=name_of(hop.interface) if hop.interface else "",
         weight=hop.weight,
         onlink=bool(hop.flags & _ONLINK),
@@ -196,58 +188,54 @@ def _hop_order(hop: NextHop) -> tuple[bool, NextHop]:
     return hop.gateway is not None, hop
 
 
-@lru_cache(maxsize=_NETWORKS)
-def _network(family: int, address: bytes, length: int) -> Network:
-    if family == _INET:
-        return IPv4Network((address or bytes(4), length))
-    return IPv6Network((address or bytes(16), length))
-
-
-def _address(packed: bytes) -> Address:
-    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
-
-
-def _number(value: bytes) -> int:
-    return int.from_bytes(value, sys.byteorder)
-
-
-def interface_name(index: int) -> str:
-    """An interface's name; one that has gone in the meantime keeps its number, as ip(8) prints it."""
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return f"if{index}"
-
-
 # --- changing --------------------------------------------------------------------------------------------------------
 
 
-def route_request(route: Route) -> dict[str, object]:
-    """What names a route to pyroute2's `route`: enough to delete it, everything but the next hops to add it."""
-    return {
-        "family": SOCKET_FAMILY[4 if route.destination.version == 4 else 6],
-        "dst": str(route.destination),
-        "table": route.table,
-        "proto": ROUTE_PROTOCOL,
-        "priority": route.metric,
-        "type": route.type.value,
-    }
+def put_body(route: Route, index_of: IndexOf) -> bytes:
+    """The message, without its header, that adds or replaces a route. Raises OSError when an interface does not
+    exist."""
+    hops = route.next_hops
+    near = hops and not any(hop.gateway for hop in hops)
+    scope = _LINK if near else _UNIVERSE
+    if len(hops) == 1:
+        return _header(route, scope, hops[0].onlink) + _way(hops[0]) + numeric(_OIF, index_of(hops[0].interface))
+    several = b"".join(_encoded(hop, index_of) for hop in hops)
+    return _header(route, scope) + (attribute(_MULTIPATH, several) if several else b"")
 
 
-def hops_request(route: Route) -> dict[str, object]:
-    """The next hops of a route for pyroute2's `route`. Raises OSError when an interface does not exist."""
-    hops = [_hop_request(hop) for hop in route.next_hops]
-    if not hops:
-        return {}
-    request: dict[str, object] = {"multipath": hops} if len(hops) > 1 else {**hops[0]}
-    request.pop("hops", None)
-    if route.destination.version == 4 and not any(hop.gateway for hop in route.next_hops):
-        request["scope"] = "link"
-    return request
+def delete_body(route: Route) -> bytes:
+    """The message, without its header, that deletes the route with this table, destination, type and metric: of any
+    next hops, and of any scope."""
+    return _header(route, _NOWHERE)
 
 
-def _hop_request(hop: NextHop) -> dict[str, object]:
-    gateway: Address | None = hop.gateway
-    request: dict[str, object] = {"oif": socket.if_nametoindex(hop.interface), "hops": hop.weight - 1}
-    request |= {"flags": _ONLINK} if hop.onlink else {}
-    return request if gateway is None else {"gateway": str(gateway), **request}
+def delete_foreign_body(item: ForeignItem) -> bytes:
+    """The body of the request that deletes a foreign route.
+
+    A route by nexthop object is told with the object's gateway and interface too, but not taken back with them
+    (rtm_to_fib_config: "mutually exclusive").
+    """
+    body = message_in(item)
+    found = attributes(body, ROUTING.size)
+    if _NH_ID not in found:
+        return body
+    kept = (attribute(kind, value) for kind, value in found.items() if kind not in _SAID_BY_NEXTHOP)
+    return body[: ROUTING.size] + b"".join(kept)
+
+
+def _header(route: Route, scope: int, onlink: bool = False) -> bytes:
+    """What names a route. Of IPv6 the kernel ignores the scope."""
+    to, kind = route.destination, _TYPE_NUMBERS[route.type]
+    header = ROUTING.pack(family_of(to), to.prefixlen, 0, 0, 0, ROUTE_PROTOCOL, scope, kind, _ONLINK if onlink else 0)
+    named = attribute(_DST, to.network_address.packed) if to.prefixlen else b""
+    return header + named + numeric(_TABLE, route.table) + numeric(_PRIORITY, route.metric)
+
+
+def _encoded(hop: NextHop, index_of: IndexOf) -> bytes:
+    """One of several next hops."""
+    way, flags = _way(hop), _ONLINK if hop.onlink else 0
+    return _HOP.pack(_HOP.size + len(way), flags, hop.weight - 1, index_of(hop.interface)) + way
+
+
+def _way(hop: NextHop) -> bytes:
+    return attribute(_GATEWAY, hop.gateway.packed) if hop.gateway else b""

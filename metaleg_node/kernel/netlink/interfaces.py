@@ -1,0 +1,62 @@
+"""Interfaces and their addresses as rtnetlink messages. Structures: linux/if_link.h, linux/if_addr.h, linux/ipv6.h."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from functools import lru_cache
+from typing import NamedTuple
+
+from metaleg_node.core.model import Address
+from metaleg_node.kernel.netlink.rtnetlink import FAMILY, KEPT, address
+from metaleg_node.kernel.netlink.socket import attribute, attribute_of, number, numeric
+
+_ADDRESS = struct.Struct("=4BI")
+"""struct ifaddrmsg: family, prefix length, flags, scope, interface."""
+_LINK = struct.Struct("=BxHiII")
+"""struct ifinfomsg: family, type, index, flags, which flags to change."""
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFLA_IFNAME, _IFLA_AF_SPEC, _IFLA_EXT_MASK, _IFLA_INET6_CONF = 3, 26, 29, 2
+_SKIP_STATS = 8
+"""RTEXT_FILTER_SKIP_STATS."""
+_UP = 1
+"""IFF_UP."""
+_DISABLE_IPV6 = 4 * 26
+"""Where DEVCONF_DISABLE_IPV6 stands among the settings of IPv6, which are numbers of four bytes."""
+
+
+def dump_body(family: int = socket.AF_UNSPEC, interface: int = 0) -> bytes:
+    """The RTM_GETADDR message, without its header, that asks for the addresses of an interface; 0: of all."""
+    return _ADDRESS.pack(family, 0, 0, 0, interface)
+
+
+@lru_cache(maxsize=KEPT)
+def read_address(body: bytes) -> Address | None:
+    """The address in a message of RTM_NEWADDR, None when it is not one of IP. On a point-to-point link IFA_ADDRESS is
+    the peer's. An address that stays is told in the same bytes each time."""
+    if body[0] not in FAMILY:
+        return None
+    return address(attribute_of(body, _ADDRESS.size, _IFA_LOCAL) or attribute_of(body, _ADDRESS.size, _IFA_ADDRESS))
+
+
+class Found(NamedTuple):
+    """An interface's index, whether it is up, and whether a route of IPv6 may lead to it."""
+
+    interface: int
+    up: bool
+    takes_ipv6: bool
+
+
+def get_link_body(name: str) -> bytes:
+    """The RTM_GETLINK message, without its header, that asks for an interface by its name."""
+    named = attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    return _LINK.pack(0, 0, 0, 0, 0) + named + numeric(_IFLA_EXT_MASK, _SKIP_STATS)
+
+
+def read_link(body: bytes) -> Found:
+    """What the kernel answers to `get_link_body`. An interface without settings of IPv6 has none at all."""
+    _, _, interface, flags, _ = _LINK.unpack_from(body)
+    families = attribute_of(body, _LINK.size, _IFLA_AF_SPEC)
+    settings = attribute_of(attribute_of(families, 0, socket.AF_INET6), 0, _IFLA_INET6_CONF)
+    disabled = settings[_DISABLE_IPV6 : _DISABLE_IPV6 + 4]
+    return Found(interface=interface, up=bool(flags & _UP), takes_ipv6=bool(disabled) and not number(disabled))
