@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -14,6 +15,15 @@ from tests.netns import Netns, execute
 # A loaded machine is no reason to fail: pytest's own timeout finds what hangs.
 hypothesis.settings.register_profile("metaleg", deadline=None)
 hypothesis.settings.load_profile("metaleg")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_are_not_ignored_by_what_tests_start() -> None:
+    """Who starts the tests may ignore signals: nohup(1) does, and a shell for its background jobs. The tests still do,
+    but by a handler: what they start would inherit that a signal is ignored, but not a handler (execve(2))."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture

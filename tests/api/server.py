@@ -253,6 +253,11 @@ class ApiServer:
         """Lets a fault happen at the next `times` requests for which `when` holds."""
         self._faults.append((when, fault, [times]))
 
+    @property
+    def faults_to_come(self) -> int:
+        """How many of the faults have not happened yet."""
+        return sum(left[0] for _, _, left in self._faults)
+
     def heal(self) -> None:
         """Ends all faults."""
         self._faults.clear()

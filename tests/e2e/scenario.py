@@ -118,6 +118,11 @@ class Flows:
         self._ending.set()
         self._thread.join()
 
+    def go_on(self, count: int = 100) -> None:
+        """Waits until so many more have begun: a while that is as rich in flows on a busy machine as on an idle one."""
+        goal = self.started + count
+        assert wait_until(lambda: self.started >= goal, SETTLED), "no new flows"
+
     def _run(self) -> None:
         while not self._ending.wait(self.pause):
             for pod in self.pods:

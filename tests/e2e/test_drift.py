@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from metaleg_node.kernel import process
 from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.plan import Flavour, LabNode, LabOptions
 from metaleg_node.lab.server import wait_until
@@ -149,6 +151,27 @@ def test_S2_repeated_damage_is_repaired_again_and_again(running: Lab) -> None:
         running.namespace(NODE1).run("nft", "flush", "ruleset")
         running.namespace(NODE1).run("ip", "rule", "flush", "proto", "201")
         assert wait_until(lambda: ours(running, NODE1) == before, SETTLED)
+
+
+def test_a_repair_that_fails_at_first_is_counted_once(running: Lab) -> None:
+    """A table with the flag `owner` belongs to one process (nft(8)), and is gone with it."""
+    daemon, namespace, before = running.daemons[NODE1], running.namespace(NODE1), ours(running, NODE1)
+    namespace.run("nft", "delete", "table", *TABLE.split())
+    assert wait_until(lambda: daemon.status()["repaired"] != {}, SETTLED)
+    once = daemon.status()["repaired"]
+    with namespace.inside():
+        owner = subprocess.Popen([process.find("nft"), "-i"], stdin=subprocess.PIPE, text=True)
+    with owner:
+        assert owner.stdin
+        owner.stdin.write(f"delete table {TABLE}; add table {TABLE} {{ flags owner; }}\n")
+        owner.stdin.flush()
+        refusal = "nft refused the change of table"
+        assert wait_until(lambda: daemon.log().count(f"error: {refusal}") > 1, SETTLED), daemon.log()
+        assert refusal in str(daemon.status()["problems"])
+        assert daemon.status()["repaired"] == once
+    assert wait_until(lambda: daemon.status()["problems"] == [], SETTLED)
+    assert daemon.status()["repaired"] == {kind: 2 * count for kind, count in once.items()}
+    assert ours(running, NODE1) == before
 
 
 def test_what_others_do_elsewhere_is_left_alone(running: Lab) -> None:

@@ -145,7 +145,9 @@ def test_F33_a_failover_changes_only_elements_and_the_new_gateways_chain(
     with witness.watching():
         running.failover("web", NODE3)
         expect(running, running.pod(NODE1), texts(web.addresses))
-    assert not [line for line in witness.told() if line.startswith(("delete table", "add table inet metaleg_node"))]
+    told = witness.told()
+    assert [line for line in told if line.startswith("add element inet metaleg_node pods4")]
+    assert not [line for line in told if line.startswith(("delete table", "add table inet metaleg_node"))]
 
 
 def _wait_for_full_comparisons(lab: Lab, count: int) -> None:

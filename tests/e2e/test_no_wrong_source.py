@@ -6,11 +6,8 @@ New flows of egress pods never stop during these tests; the record of every pack
 from __future__ import annotations
 
 import json
-import random
 import signal
 import socket
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -21,11 +18,12 @@ import pytest
 
 from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.lab import objects, topology
-from metaleg_node.lab.daemons import Daemon
+from metaleg_node.lab.daemons import START_TIMEOUT, Daemon
 from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, Flavour, LabNode, LabOptions, LabPod, LabService
 from metaleg_node.lab.probes import open_tcp
 from metaleg_node.lab.server import ADDRESS_FAMILY, wait_until
+from tests.e2e.interpreters import Applying, Mortal
 from tests.e2e.scenario import (
     NODE1,
     NODE2,
@@ -119,97 +117,97 @@ def test_addresses_annotations_and_owners_that_change(running: Lab, web: LabServ
 
 
 def test_F5_nodes_that_hear_of_a_failover_late_or_one_by_one(running: Lab, web: LabService) -> None:
-    with judged(running):
+    with judged(running) as flows:
         for gateway, order in ((NODE3, NODES), (NODE1, NODES[::-1]), (NODE2, (NODE2, NODE3, NODE1))):
             running.failover("web", gateway, seen_by=())
             for node in order:
-                # No event marks a moment between two nodes' updates; a window long enough for many flows does.
-                time.sleep(0.15)
+                flows.go_on()
                 running.write_state(nodes=[node])
+                assert wait_until(partial(_steers_to, running.daemons[node], gateway), SETTLED)
             for pod in web.pods:
                 expect(running, pod, texts(web.addresses))
 
 
+def _steers_to(daemon: Daemon, gateway: LabNode) -> bool:
+    """Whether a daemon has done all that follows from a gateway."""
+    return {service["gateway"] for service in daemon.status()["services"]} == {gateway.name}
+
+
+def _is_dead_or_steers_to(daemon: Daemon, gateway: LabNode) -> bool:
+    return not daemon.running or _steers_to(daemon, gateway)
+
+
 @pytest.mark.parametrize("victim", NODES, ids=lambda node: node.name)
-def test_a_daemon_killed_in_the_middle_of_applies(running: Lab, victim: LabNode) -> None:
-    moments = random.Random(victim.number)
-    daemon = running.daemons[victim]
-    gateways = [NODE3, NODE1, NODE2, NODE3, NODE1, NODE2, NODE3]
-    with judged(running):
-        for gateway in gateways:
+def test_a_daemon_killed_in_the_middle_of_applies(running: Lab, tmp_path: Path, victim: LabNode) -> None:
+    daemon, fate = running.daemons[victim], Mortal(tmp_path)
+    daemon.python = fate.python
+    _start_again(daemon)
+    deaths = 0
+    with judged(running) as flows:
+        for steps, gateway in enumerate((NODE3, NODE1, NODE2, NODE3, NODE1, NODE2, NODE3)):
+            fate.live_for(steps)
             running.failover("web", gateway)
-            # From before the file is noticed to after everything is written.
-            time.sleep(moments.uniform(0.0, 0.12))
-            daemon.kill()
-            daemon.start()
-            daemon.wait_ready()
+            assert wait_until(partial(_is_dead_or_steers_to, daemon, gateway), SETTLED)
+            deaths += not daemon.running
+            flows.go_on()
+            fate.live_for(None)
+            _start_again(daemon)
+    assert deaths >= 3, "an apply that has so few steps was not killed in the middle"
 
 
-_MORTAL = """\
-#!{python}
-import os, signal, sys
-from metaleg_node.cli import main
-from metaleg_node.reconcile.machine import Machine
-
-carry_out, left = Machine.carry_out, {steps}
-
-def carry_out_or_die(machine, operations):
-    global left
-    now, left = operations[:left], max(0, left - len(operations))
-    done = carry_out(machine, now) if now else []
-    if len(now) < len(operations):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return done
-
-Machine.carry_out = carry_out_or_die
-sys.exit(main(sys.argv[3:]))
-"""
-"""An interpreter for `-m metaleg_node`, killed after so many steps of an apply."""
+def _start_again(daemon: Daemon) -> None:
+    daemon.kill()
+    daemon.start()
+    daemon.wait_ready()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("before", "after"), [(NODE2, NODE3), (NODE3, NODE1), (NODE1, NODE2), (NODE2, None)])
 def test_an_apply_killed_at_each_of_its_steps(
     running: Lab, tmp_path: Path, before: LabNode, after: LabNode | None
 ) -> None:
     """Node1 is bound for another gateway, becomes the gateway, is no gateway any more, or has to hold its pods."""
-    daemon, mortal = running.daemons[NODE1], tmp_path / "python"
+    daemon = running.daemons[NODE1]
     assert daemon.stop() == 0
+    applying = Applying(daemon, running.namespace(NODE1), tmp_path)
 
-    def applied(gateway: LabNode | None, python: Path) -> int:
+    def applied(gateway: LabNode | None, steps: int | None = None) -> int:
         if running.services["web"].gateway != gateway:
             running.failover("web", gateway)
-        daemon.python = str(python)
-        done = daemon.command("apply")
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        return done.returncode
+        status = applying.apply(steps)
+        assert status in (0, -signal.SIGKILL)
+        return status
 
     deaths = 0
     # What a killed apply leaves lasts: fewer flows find it as well, and leave the processor to the program.
-    with judged(running, pause=0.02):
+    with applying, judged(running, pause=0.02):
         while True:
-            assert applied(before, Path(sys.executable)) == 0
-            mortal.write_text(_MORTAL.format(python=sys.executable, steps=deaths))
-            mortal.chmod(0o755)
-            if applied(after, mortal) == 0:
+            assert applied(before) == 0
+            if applied(after, deaths) == 0:
                 break
             deaths += 1
-        assert applied(NODE2, Path(sys.executable)) == 0
+        assert applied(NODE2) == 0
     assert deaths >= 2, "an apply that has so few steps was not killed in the middle"
 
 
 def test_daemons_killed_while_they_start(running: Lab) -> None:
-    moments = random.Random(4)
-    with judged(running):
-        for gateway in (NODE3, NODE1, NODE2, NODE3):
+    """At once, when they have said who they are, when they have done something for the first time."""
+    with judged(running) as flows:
+        for said, gateway in (("", NODE3), ("runs for node", NODE1), (" changes in ", NODE2)):
             running.failover("web", gateway)
-            for daemon in running.daemons.values():
+            before = {daemon: daemon.log() for daemon in running.daemons.values()}
+            for daemon in before:
                 daemon.kill()
                 daemon.start()
-            time.sleep(moments.uniform(0.3, 0.9))
+            assert wait_until(partial(_all_have_said, before, said), START_TIMEOUT)
+            flows.go_on()
         for daemon in running.daemons.values():
-            daemon.kill()
-            daemon.start()
-            daemon.wait_ready()
+            _start_again(daemon)
+
+
+def _all_have_said(before: Mapping[Daemon, str], text: str) -> bool:
+    """Whether this is in the logs of all daemons, behind what was there before."""
+    return all(text in daemon.log().removeprefix(log) for daemon, log in before.items())
 
 
 def test_F34_a_restart_interrupts_nothing(running: Lab, web: LabService) -> None:
@@ -225,12 +223,16 @@ def test_F34_a_restart_interrupts_nothing(running: Lab, web: LabService) -> None
 def test_pods_that_come_and_go(running: Lab, web: LabService) -> None:
     extra = running.pod(NODE3)
     with judged(running):
-        for pods in ((*web.pods, extra), web.pods, (*web.pods, extra), web.pods):
-            running.set_services(egress_service(running) if pods == web.pods else _with(web, pods))
+        for _ in range(2):
+            running.set_services(replace(web, pods=(*web.pods, extra)))
+            assert wait_until(lambda: _nodes_that_know(running, extra) == list(NODES), SETTLED)
+            running.set_services(web)
+            assert wait_until(lambda: _nodes_that_know(running, extra) == [], SETTLED)
 
 
-def _with(service: LabService, pods: tuple[LabPod, ...]) -> LabService:
-    return LabService(name=service.name, number=service.number, pods=pods, gateway=service.gateway)
+def _nodes_that_know(lab: Lab, pod: LabPod) -> list[LabNode]:
+    """Those whose packet filter holds an address of the pod."""
+    return [n for n in NODES if any(f"{a} :" in ours(lab, n)["nftables"] for a in pod.addresses.values())]
 
 
 def test_no_gateway_at_all_and_back(running: Lab, web: LabService) -> None:

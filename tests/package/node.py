@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import threading
 import time
@@ -15,11 +16,11 @@ from typing import Any, Self
 
 import toml
 
-from metaleg_node.core.model import FAMILIES
+from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.lab import probes
 from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, LabPod
-from tests.e2e.scenario import NODE1, NODE2, NODE3, egress_service, expect, texts
+from tests.e2e.scenario import NODE1, NODE2, NODE3, SETTLED, egress_service, expect, texts
 from tests.package.cgroups import own_group
 from tests.package.container import Container
 
@@ -96,12 +97,20 @@ def booted(lab: Lab, root: Path) -> Iterator[Node]:
         yield Node(lab=lab, container=container)
 
 
+_PATIENCE = 2.0
+"""Seconds within which the server must have answered."""
+
+
 @dataclass(slots=True)
 class Stream:
     """Connections of a pod to the server outside, while the `with` block runs: one after the other, and one in each
-    family that lasts. `seen` counts the sources by which the server knew the new ones, `lost` says what went wrong."""
+    family that lasts. `seen` counts the sources by which the server knew them, `lost` says what went wrong.
+
+    An answer that is on its way when the gateway changes comes to a node that knows nothing of the connection, until a
+    packet of the pod passes there. So once `moving` is set the pod says its line again until it is answered."""
 
     node: Node
+    moving: bool = False
     seen: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
     _ending: threading.Event = field(default_factory=threading.Event)
@@ -120,24 +129,36 @@ class Stream:
         self._thread.join()
 
     def _run(self) -> None:
-        namespace = self.node.lab.namespace(self.node.pod)
         with ExitStack() as stack:
-            lasting = [stack.enter_context(probes.open_tcp(namespace, SERVER[f], SERVER_PORT, 2)) for f in FAMILIES]
-            while not self._ending.wait(0.005):
-                for family in FAMILIES:
-                    self._count(self.node.lab.ask(self.node.pod, "tcp", family, timeout=2))
-                for connection in lasting:
+            lasting = [stack.enter_context(self._open(family)) for family in FAMILIES]
+            while not self.lost and not self._ending.wait(0.005):
+                for family, connection in zip(FAMILIES, lasting, strict=True):
                     try:
-                        connection.sendall(b"still there\n")
-                        answer = connection.recv(2048).decode()
+                        with self._open(family) as new:
+                            self._ask(new)
+                        self._ask(connection)
                     except OSError as error:
-                        answer = str(error)
-                    if not answer.endswith("still there\n"):
-                        self.lost.append(f"{time.monotonic():.3f}: the lasting connection: {answer!r}")
-                        return
+                        self.lost.append(f"{time.monotonic():.3f}: IPv{family}: {error!r}")
 
-    def _count(self, answer: probes.Answer) -> None:
-        if answer.error:
-            self.lost.append(f"{time.monotonic():.3f}: a new connection: {answer.error}")
-        else:
-            self.seen[answer.source] += 1
+    def _open(self, family: Family) -> socket.socket:
+        patience = SETTLED if self.moving else _PATIENCE
+        return probes.open_tcp(self.node.lab.namespace(self.node.pod), SERVER[family], SERVER_PORT, patience)
+
+    def _ask(self, connection: socket.socket) -> None:
+        """Counts what the server knows a connection by. Raises OSError."""
+        connection.settimeout(_PATIENCE / 4)
+        began = time.monotonic()
+        connection.sendall(b"who am I?\n")
+        while True:
+            try:
+                answer = connection.recv(2048)
+            except TimeoutError:
+                if time.monotonic() - began > (SETTLED if self.moving else _PATIENCE):
+                    raise
+                if self.moving:
+                    connection.sendall(b"who am I?\n")
+            else:
+                if not answer:
+                    raise ConnectionResetError("the server ended the connection")
+                self.seen[answer.split()[0].decode()] += 1
+                return

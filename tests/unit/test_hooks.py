@@ -335,10 +335,8 @@ def test_a_background_child_that_writes_for_ever_does_not_hold_us_up(tmp_path: P
 
 
 INTERRUPTED = """
-import signal, sys
+import sys
 from metaleg_node.reconcile import hooks
-# A shell starts its background jobs deaf to SIGINT.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 hooks.run(sys.argv[1], kind="pre", node="n", reason="r", changes=1, plan_json=b"", timeout=60, beat=lambda: 60)
 """
 
