@@ -79,10 +79,9 @@ class ClusterSource:
         """The state to work with now; None while none is known."""
         if self._store.loaded:
             self._freshness, self._saved = Freshness.LIVE, None
-            state = self._store.snapshot()
             if self._saver:
-                self._saver.offer(state)
-            return state
+                self._saver.offer(self._store)
+            return self._store.snapshot()
         if self._saved and time.monotonic() >= self._patient_until:
             self._freshness = Freshness.STALE
         return self._saved.state if self._saved and self._freshness is Freshness.STALE else None

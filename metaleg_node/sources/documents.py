@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Final
 
@@ -191,19 +191,13 @@ def _until_ends(text: str, builder: _Builder) -> Iterator[None]:
 def translate(raw: object, configmap: tuple[str, str]) -> Parsed:
     """Reads one raw object, or a list of them; the ConfigMap of this namespace and name holds MetalLB's old
     configuration as YAML."""
-    if not isinstance(raw, dict):
-        return parse(raw)
-    kind = raw.get("kind")
-    if kind == "ConfigMap":
-        return _old_configuration(raw, configmap) if _full_name(raw) == configmap else NOTHING
-    if kind not in ("List", "ConfigMapList") or not isinstance(items := raw.get("items"), list):
-        return parse(raw)
-    found = [one for one in items if isinstance(one, dict) and one.get("kind", kind[:-4]) == "ConfigMap"]
-    # For `parse` a ConfigMap is nothing.
-    return merge([parse(raw), *(translate({**one, "kind": "ConfigMap"}, configmap) for one in found)])
+    return parse(raw, lambda found: _old_configuration(found, configmap))
 
 
-def _old_configuration(raw: dict[str, object], configmap: tuple[str, str]) -> Parsed:
+def _old_configuration(raw: Mapping[str, object], configmap: tuple[str, str]) -> Parsed:
+    metadata = raw.get("metadata")
+    if not isinstance(metadata, dict) or (metadata.get("namespace"), metadata.get("name")) != configmap:
+        return NOTHING
     ref = ObjectRef(kind="ConfigMap", namespace=configmap[0], name=configmap[1])
     data = raw.get("data")
     text = data.get("config") if isinstance(data, dict) else None
@@ -213,11 +207,6 @@ def _old_configuration(raw: dict[str, object], configmap: tuple[str, str]) -> Pa
         return merge(read_yaml(text, ("", "")))
     except DocumentError as error:
         return _rejected(ref, f"data.config: line {error.line or '?'}: {error.problem}")
-
-
-def _full_name(raw: dict[str, object]) -> tuple[object, object]:
-    metadata = raw.get("metadata")
-    return (metadata.get("namespace"), metadata.get("name")) if isinstance(metadata, dict) else (None, None)
 
 
 def _rejected(ref: ObjectRef, reason: str) -> Parsed:

@@ -1,22 +1,22 @@
 """The last complete state of the cluster on disk, for a start while the API is out of reach.
 
-The file is a valid state file. It is JSON, which is YAML too and loads many times faster, with one object on each line.
+The file is a valid state file: the objects as the API gave them, less what nobody here reads. It is JSON, which is YAML
+too and loads many times faster, with one object on each line.
 A thread of its own writes it some seconds after a change, so that neither the disk nor the loop has much to do.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from metaleg_node.core.model import ClusterState
-from metaleg_node.core.objects import export
 from metaleg_node.sources import state_file
 from metaleg_node.sources.store import Store
 
@@ -35,8 +35,8 @@ class Saved:
 
 
 class SavedState:
-    """The file in a directory. `configmap` is the namespace and name of the ConfigMap that MetalLB's old configuration
-    is written as. `offer` and `load` may be called from any thread."""
+    """The file in a directory. `configmap` is the namespace and name of the ConfigMap with MetalLB's old configuration.
+    `offer` and `load` may be called from any thread."""
 
     def __init__(
         self, directory: Path, configmap: tuple[str, str] = state_file.DEFAULT_CONFIGMAP, settle: float = SETTLE_SECONDS
@@ -47,6 +47,7 @@ class SavedState:
         self._wake = threading.Condition()
         self._offered: ClusterState | None = None
         self._written: ClusterState | None = None
+        self._objects: Callable[[], Iterable[bytes]] = tuple
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="saved-state", daemon=True)
 
@@ -72,10 +73,10 @@ class SavedState:
         """Begins to write what is offered."""
         self._thread.start()
 
-    def offer(self, state: ClusterState) -> None:
-        """A complete state that is to be on disk soon."""
+    def offer(self, store: Store) -> None:
+        """What the store holds is a complete state, and is to be on disk soon."""
         with self._wake:
-            self._offered = state
+            self._offered, self._objects = store.snapshot(), store.raw
             self._wake.notify()
 
     def stop(self) -> None:
@@ -93,14 +94,13 @@ class SavedState:
                 self._wake.wait_for(lambda: self._stopping, self._settle)
                 state, stopping = self._offered, self._stopping
             if state is not None and state is not self._written:
-                self._write(state)
+                self._write(b",\n".join(self._objects()))
                 self._written = state
             if stopping:
                 return
 
-    def _write(self, state: ClusterState) -> None:
-        items = ",\n".join(json.dumps(one, separators=(",", ":")) for one in export.objects(state, self._configmap))
-        content = f'{{"apiVersion":"v1","kind":"List","items":[\n{items}\n]}}\n'.encode()
+    def _write(self, items: bytes) -> None:
+        content = b'{"apiVersion":"v1","kind":"List","items":[\n' + items + b"\n]}\n"
         try:
             if not self.exists() or self._path.read_bytes() != content:
                 _replace(self._path, content)

@@ -133,7 +133,7 @@ def test_plain_values_mean_what_kubernetes_takes_them_for(
     text: str, expected: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
-    monkeypatch.setattr(documents, "parse", lambda raw: seen.append(raw) or Parsed())
+    monkeypatch.setattr(documents, "parse", lambda raw, _config_maps: seen.append(raw) or Parsed())
     documents.read_yaml(f"kind: K\nkey: {text}\n" if text != "- " else "kind: K\nkey:\n", ("", ""))
     assert seen == [{"kind": "K", "key": expected}]
 
