@@ -38,9 +38,8 @@ from metaleg_node.reconcile.reconciler import (
     log_changes,
     node_name,
 )
-from metaleg_node.sources import access_rights, state_file
+from metaleg_node.sources import access_rights, once
 from metaleg_node.sources.saved_state import SavedState
-from metaleg_node.sources.store import Store
 from metaleg_node.text import counted
 
 EX_USAGE = 64
@@ -268,34 +267,18 @@ def _need_source(config: Config, settings: Options) -> None:
 
 def _cluster(config: Config) -> ClusterState:
     """The cluster's state, for commands that look once. Raises Failure."""
-    if not config.cluster.state_file:
-        from metaleg_node.sources import kubernetes_api  # noqa: PLC0415 - only users of the API pay for its client
-
-        try:
-            return kubernetes_api.read(config)
-        except kubernetes_api.ApiError as error:
-            raise Failure(str(error)) from error
-    try:
-        loaded = state_file.load(Path(config.cluster.state_file), state_file.configmap_of(config))
-    except state_file.StateFileError as error:
-        raise Failure(f"state file: {error}") from error
-    store = Store(lambda: None)
-    store.replace_all(state_file.SOURCE, loaded.objects, loaded.rejections)
-    return store.snapshot()
+    cluster, problems = once.read(config)
+    if problems:
+        raise Failure(problems[0])
+    return cluster
 
 
 def _state_problems(config: Config) -> list[str]:
     """What is wrong with the state file or the access to the API, as a whole or object by object; prints what the state
     holds and which Services do not work."""
-    if not config.cluster.state_file:
-        from metaleg_node.sources import kubernetes_api  # noqa: PLC0415 - only users of the API pay for its client
-
-        if problems := list(kubernetes_api.problems(config)):
-            return problems
-    try:
-        cluster = _cluster(config)
-    except Failure as error:
-        return [str(error)]
+    cluster, problems = once.read(config)
+    if problems:
+        return list(problems)
     surveyed = survey.take(cluster, config)
     for service in surveyed.services:
         if service.obstacle:

@@ -11,6 +11,7 @@ from typing import Protocol
 from metaleg_node.configuration.config import Config
 from metaleg_node.core.model import ClusterState
 from metaleg_node.daemon.status import SourceStatus
+from metaleg_node.sources.resources import subjects
 from metaleg_node.sources.saved_state import Saved, SavedState
 from metaleg_node.sources.state_file import StateFileSource, configmap_of
 from metaleg_node.sources.store import Store
@@ -26,6 +27,14 @@ class Freshness(enum.StrEnum):
     LIVE = "live"
     STALE = "stale"
     WAITING = "waiting"
+
+
+def needs(config: Config) -> tuple[object, ...]:
+    """All that the source goes by: where it is the same, what is known stays good."""
+    cluster = config.cluster
+    if cluster.state_file:
+        return cluster.state_file, configmap_of(config)
+    return cluster.kubeconfig, cluster.context, subjects(config), configmap_of(config)
 
 
 class _Feed(Protocol):

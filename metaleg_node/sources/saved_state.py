@@ -59,15 +59,12 @@ class SavedState:
         if not self.exists():
             return None
         try:
-            loaded = state_file.load(self._path, self._configmap)
+            state = state_file.read(self._path, self._configmap)
             seconds = self._path.stat().st_mtime
         except (state_file.StateFileError, OSError) as error:
             log.warning("the last known state cannot be used: %s", error)
             return None
-        store = Store(lambda: None)
-        store.replace_all(FILE, loaded.objects, loaded.rejections)
-        time = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-        return Saved(state=store.snapshot(), time=time)
+        return Saved(state=state, time=datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds"))
 
     def start(self) -> None:
         """Begins to write what is offered."""

@@ -20,7 +20,7 @@ from typing import Final
 
 from metaleg_node import files
 from metaleg_node.configuration.config import Config
-from metaleg_node.core.model import ClusterObject, Rejection
+from metaleg_node.core.model import ClusterObject, ClusterState, Rejection
 from metaleg_node.core.objects.manifests import Parsed, merge
 from metaleg_node.files import Flaw, FlawError
 from metaleg_node.sources.documents import (
@@ -80,6 +80,14 @@ def load(path: Path, configmap: tuple[str, str] = DEFAULT_CONFIGMAP) -> Loaded:
     `configmap` is the namespace and name of the ConfigMap with MetalLB's old configuration.
     """
     return StateFile(path, configmap).read()
+
+
+def read(path: Path, configmap: tuple[str, str] = DEFAULT_CONFIGMAP) -> ClusterState:
+    """What `load` gives, as one state. Raises StateFileError."""
+    loaded = load(path, configmap)
+    store = Store(lambda: None)
+    store.replace_all(SOURCE, loaded.objects, loaded.rejections)
+    return store.snapshot()
 
 
 class StateFile:
