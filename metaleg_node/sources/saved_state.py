@@ -8,7 +8,6 @@ A thread of its own writes it some seconds after a change, so that neither the d
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from metaleg_node import files
 from metaleg_node.core.model import ClusterState
 from metaleg_node.sources import state_file
 from metaleg_node.sources.store import Store
@@ -100,19 +100,6 @@ class SavedState:
         content = b'{"apiVersion":"v1","kind":"List","items":[\n' + items + b"\n]}\n"
         try:
             if not self.exists() or self._path.read_bytes() != content:
-                _replace(self._path, content)
+                files.replace(self._path, content, mode=0o600)
         except OSError as error:
             log.warning("%s: the last known state cannot be saved: %s", self._path, error.strerror or error)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Puts a whole new file, for our eyes only, in the place of another; it survives a loss of power."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    os.replace(temporary, path)

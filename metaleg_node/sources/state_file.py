@@ -127,7 +127,7 @@ class StateFile:
     def signature(self) -> tuple[object, ...]:
         """What changes when the content may have; costs a few stat(2) calls."""
         try:
-            return tuple(_fingerprint(file) for file in self.files())
+            return tuple((file, files.stamp(file)) for file in self.files())
         except StateFileError as error:
             return (str(error),)
 
@@ -240,14 +240,6 @@ def _unreadable(file: Path, error: OSError) -> StateFileError:
 def _broken(file: Path, error: DocumentError, lines_before: int, documents_before: int) -> StateFileError:
     line = f"line {lines_before + error.line}, " if error.line is not None else ""
     return StateFileError(f"{file}: {line}document {documents_before + error.document}: {error.problem}")
-
-
-def _fingerprint(file: Path) -> tuple[object, ...]:
-    try:
-        status = file.stat()
-    except OSError as error:
-        return str(file), error.errno
-    return str(file), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class StateFileSource:
