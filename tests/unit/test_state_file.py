@@ -753,7 +753,8 @@ def test_one_changed_object_of_many_is_the_only_one_translated(
     translate = documents.translate
     monkeypatch.setattr(documents, "translate", lambda raw, name: translated.append(raw) or translate(raw, name))
     loaded = state.read()
-    assert [raw["metadata"]["name"] for raw in translated if raw["kind"] == "Pod"] == ["changed"]
+    objects = [one for raw in translated for one in raw.get("items", [raw])]
+    assert [one["metadata"]["name"] for one in objects] == ["changed"]
     assert names(loaded) == [*names_[:700], "changed", *names_[700:]]
 
 
