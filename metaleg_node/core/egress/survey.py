@@ -6,7 +6,6 @@ address. What this node has to do about it is decided in `egress`.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from metaleg_node.core.model import (
     Rejection,
     Service,
 )
-from metaleg_node.core.networks import Membership, merged
+from metaleg_node.core.networks import Membership, merged, parse_network
 from metaleg_node.core.objects import metallb
 from metaleg_node.core.problems import Code
 
@@ -357,19 +356,10 @@ def _annotated(annotations: Mapping[str, str], name: str) -> frozenset[Network]:
     networks = []
     for word in filter(None, words):
         try:
-            networks.append(_network(word))
+            networks.append(parse_network(word))
         except ValueError as error:
-            raise ValueError(f"annotation {name}: {word[:60]!r} is no network: {str(error)[:120]}") from None
+            hint = str(error) or "expected a network in CIDR form, such as 10.0.0.0/8 or 2001:db8::/32"
+            raise ValueError(f"annotation {name}: {word[:60]!r} is no network: {hint}") from None
     if not networks:
         raise ValueError(f"annotation {name} is empty; give networks such as 10.0.0.0/8, or remove it")
     return merged(networks)
-
-
-def _network(text: str) -> Network:
-    """Raises ValueError; also for a zone (RFC 4007), whose text may be anything, and for IPv4 in IPv6."""
-    if not re.fullmatch(r"[0-9A-Fa-f:.]{1,45}(/[0-9]{1,3})?", text):
-        raise ValueError("expected a network in CIDR form, such as 10.0.0.0/8 or 2001:db8::/32")
-    network = ip_network(text)
-    if network.version == 6 and int(network.network_address) >> 32 == 0xFFFF:
-        raise ValueError("IPv4 networks are written without ::ffff:")
-    return network
