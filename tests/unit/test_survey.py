@@ -159,12 +159,12 @@ def test_an_event_about_an_earlier_service_of_the_name_names_no_gateway(since: s
 def test_what_metallb_cannot_have_written_where_it_is_names_no_gateway_and_is_told(source: AnnouncedBy) -> None:
     good = announced("a", source=source)
     strange = replace(announced("b", source=source, since=LATE), ref=replace(good.ref, namespace="tenant"))
-    found = survey(cluster(announcements=[good, strange]), config())
+    found = take(cluster(announcements=[good, strange]), config())
     assert {one.gateway.node.name for one in found.services if one.gateway} == {A}
     (rejection,) = found.rejections
     assert rejection.ref.namespace == "tenant"
     assert "namespace" in rejection.reason
-    elsewhere = survey(cluster(announcements=[strange]), config('cluster.metallb_namespace = "tenant"'))
+    elsewhere = take(cluster(announcements=[strange]), config('cluster.metallb_namespace = "tenant"'))
     assert all(bool(one.gateway) is (source is not EVENT) for one in elsewhere.services)
 
 
@@ -356,7 +356,7 @@ def test_where_pods_are_known_nobody_elses_address_can_be_claimed(name: str) -> 
 @pytest.mark.parametrize(("pods", "taken"), [([], True), ([pod("other", "10.244.1.6")], False)])
 def test_S9_the_label_managed_by_is_no_proof_where_pods_are_known(pods: list[Pod], taken: bool) -> None:
     """Whoever writes a slice sets the label, too."""
-    found = survey(cluster(slices=[endpoint_slice(endpoint("10.244.1.5", kind=None))], pods=pods), config())
+    found = take(cluster(slices=[endpoint_slice(endpoint("10.244.1.5", kind=None))], pods=pods), config())
     assert any(s.pods for s in found.services) is taken
     assert [r.reason for r in found.rejections] == (
         [] if taken else ["10.244.1.5 is the address of no Pod, and the slice names none"]

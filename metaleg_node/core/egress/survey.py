@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core.cluster_networks import NEVER_EGRESS, ClusterNetworks, cluster_networks
@@ -37,6 +36,7 @@ EXCLUDE_ANNOTATION = "metaleg.de/exclude-cidrs"
 ONLY_ANNOTATION = "metaleg.de/only-cidrs"
 
 _SECOND = len("2024-05-01T08:00:00")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Obstacle:
