@@ -1,11 +1,16 @@
-"""Reading a file that somebody else writes, whatever stands at its path and whatever happens to it meanwhile."""
+"""Files that somebody else writes: reading them, whatever stands at their path and whatever happens to them meanwhile,
+and telling whether they changed. Files of our own: replacing them in one step."""
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import stat
 from pathlib import Path
+
+Stamp = tuple[int, ...]
+"""What a file is like, to be compared and nothing else."""
 
 
 class Flaw(enum.Enum):
@@ -40,6 +45,55 @@ def read(path: Path, limit: int) -> bytes:
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise FlawError(Flaw.CHANGED)
     return content
+
+
+def stamp(path: Path) -> Stamp:
+    """Differs when the file was written to or replaced, through symbolic links too, or when others may read it now.
+
+    All that stat(2) tells of that counts: a rename changes the inode and may keep times and size, a write within the
+    clock's grain may keep the times but not the size, and `cp -p` and `touch -d` set back all times but that of the
+    last change of status. Rights count too, and why there is no file to be seen: what was refused may be readable now.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        return (error.errno or 0,)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def replace(path: Path, content: bytes, *, mode: int, durable: bool = True) -> None:
+    """Puts a whole new file in the place of another in one step; makes its directory when that is missing, for the same
+    eyes. `durable`: it survives a loss of power. Raises OSError; then the old file is as it was.
+
+    The temporary file beside it always has the same name, so that a killed process leaves at most one, and no symbolic
+    link in its place is followed.
+    """
+    path.parent.mkdir(mode=0o755 if mode & 0o044 else 0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        # Python's buffer goes on after a short write, until all is written or the kernel says why not.
+        with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    if durable:
+        _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_regular(status: os.stat_result) -> None:

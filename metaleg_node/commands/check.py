@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from metaleg_node.commands.command import EX_CONFIG, Command, Failure, general_options, print_problems, read_cluster
+from metaleg_node.commands.command import EX_CONFIG, Command, general_options, print_problems
 from metaleg_node.configuration import options as configuration
 from metaleg_node.configuration.config import Config, ConfigError, not_yet_effective
 from metaleg_node.core.egress import survey
@@ -13,6 +13,7 @@ from metaleg_node.core.problems import Code, Problem, fails
 from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.daemon import report
 from metaleg_node.reconcile.reconciler import node_name
+from metaleg_node.sources import once
 from metaleg_node.text import counted
 
 
@@ -35,15 +36,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _source_problems(config: Config) -> tuple[Problem, ...]:
     """What is wrong with the state file or the access to the API, as a whole or with what the state holds."""
-    if not config.cluster.state_file:
-        from metaleg_node.sources import kubernetes_api  # noqa: PLC0415 - only users of the API pay for its client
-
-        if problems := tuple(Problem(code=Code.SOURCE, text=text) for text in kubernetes_api.problems(config)):
-            return problems
-    try:
-        cluster = read_cluster(config)
-    except Failure as error:
-        return (Problem(code=Code.SOURCE, text=str(error)),)
+    cluster, problems = once.read(config)
+    if problems:
+        return tuple(Problem(code=Code.SOURCE, text=text) for text in problems)
     return _state_problems(cluster, config)
 
 

@@ -15,8 +15,7 @@ from metaleg_node.configuration.options import Options
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Problem
 from metaleg_node.daemon import log as logs
-from metaleg_node.sources import state_file
-from metaleg_node.sources.store import Store
+from metaleg_node.sources import once
 
 EX_CONFIG = 78
 DEFAULT_CONFIG = Path("/etc/metaleg-node/config.toml")
@@ -93,20 +92,10 @@ def configured(arguments: argparse.Namespace) -> tuple[Options, Config]:
 
 def read_cluster(config: Config) -> ClusterState:
     """The cluster's state, for commands that look once. Raises Failure."""
-    if not config.cluster.state_file:
-        from metaleg_node.sources import kubernetes_api  # noqa: PLC0415 - only users of the API pay for its client
-
-        try:
-            return kubernetes_api.read(config)
-        except kubernetes_api.ApiError as error:
-            raise Failure(str(error)) from error
-    try:
-        loaded = state_file.load(Path(config.cluster.state_file), state_file.configmap_of(config))
-    except state_file.StateFileError as error:
-        raise Failure(f"state file: {error}") from error
-    store = Store(lambda: None)
-    store.replace_all(state_file.SOURCE, loaded.objects, loaded.rejections)
-    return store.snapshot()
+    cluster, problems = once.read(config)
+    if problems:
+        raise Failure(problems[0])
+    return cluster
 
 
 def print_problems(problems: Iterable[Problem]) -> None:

@@ -41,20 +41,20 @@ class Watch:
         """To be made before the file is read for the first time, so that no change is missed."""
         self._path = path
         self._settle = settle
-        self._read = self._seen = _stamp(path)
+        self._read = self._seen = files.stamp(path)
         self._seen_since = -math.inf
 
     def wait(self, now: float) -> float:
         """Looks at the file. Returns the seconds until it is to be read if it stays as it is: 0 is now, infinity never,
         since it was read as it is."""
-        found = _stamp(self._path)
+        found = files.stamp(self._path)
         if found != self._seen:
             self._seen, self._seen_since = found, now
         return math.inf if found == self._read else max(0.0, self._seen_since + self._settle - now)
 
     def reading(self) -> None:
         """The file as it is now is about to be read."""
-        self._read = _stamp(self._path)
+        self._read = files.stamp(self._path)
 
 
 def _text(path: Path, file: str) -> str:
@@ -69,15 +69,6 @@ def _text(path: Path, file: str) -> str:
         line = error.object.count(b"\n", 0, error.start) + 1
         message = f"line {line}: not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8"
         raise _error(file, message) from error
-
-
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Changes when the file is written to or replaced, through symlinks too, or when others may read it now."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _error(file: str, message: str) -> ConfigError:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 from metaleg_node.core.model import Address, Network
+from metaleg_node.core.networks import parse_address, parse_network
 
 T = TypeVar("T")
 
@@ -314,31 +315,11 @@ DURATION_OR_OFF = Kind(read=_duration, allowed=f'{_DURATION}, or "0" for off')
 
 
 def _network(raw: object) -> Network:
-    value = _string(raw)
-    if not re.fullmatch(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?", value):
-        raise ValueError("")
-    try:
-        return ipaddress.ip_network(value)
-    except ValueError:
-        raise ValueError(_network_hint(value)) from None
-
-
-def _network_hint(value: str) -> str:
-    try:
-        return f"its host bits are set; did you mean {ipaddress.ip_network(value, strict=False)}?"
-    except ValueError:
-        return ""
+    return parse_network(_string(raw))
 
 
 def _address(raw: object) -> Address:
-    value = _string(raw)
-    try:
-        address = ipaddress.ip_address(value)
-    except ValueError:
-        raise ValueError("it has a prefix length; leave that away" if "/" in value else "") from None
-    if getattr(address, "scope_id", None):
-        raise ValueError("it has a zone; leave that away")
-    return address
+    return parse_address(_string(raw))
 
 
 NETWORK = Kind(read=_network, allowed="a CIDR such as 10.0.0.0/8 or 2001:db8::/32")

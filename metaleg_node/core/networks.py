@@ -1,20 +1,69 @@
-"""Arithmetic of networks and address ranges: the fewest that cover the same addresses, what is left of them, and
-whether an address lies in any.
+"""Addresses and networks: how their texts are read, the fewest networks that cover the same addresses, what is left of
+them, and whether an address lies in any.
 
-Works on integers: a thousand pools must cost milliseconds, and the operations of `ipaddress` on whole networks are a
-hundred times slower.
+The arithmetic works on integers: a thousand pools must cost milliseconds, and the operations of `ipaddress` on whole
+networks are a hundred times slower.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from ipaddress import collapse_addresses, summarize_address_range
+from ipaddress import IPv6Address, collapse_addresses, ip_address, ip_network, summarize_address_range
+from typing import Final
 
 from metaleg_node.core.model import FAMILIES, Address, Family, Network
 
 Range = tuple[Address, Address]
 """The first and the last address, of one family."""
+
+_NETWORK: Final = re.compile(r"[0-9A-Fa-f:.]{1,45}(/[0-9]{1,3})?")
+_MAPPED: Final = "it is IPv4 inside IPv6; write it as IPv4"
+
+
+def parse_address(text: str) -> Address:
+    """An address, wherever its text comes from. Raises ValueError: what is wrong with it, or nothing if it is none.
+
+    A zone (RFC 4007) is refused since its text may be anything, and means something on one host only; IPv4 inside IPv6
+    (RFC 4291, 2.5.5.2) since such packets are IPv4 in the kernel: a rule for the IPv6 form would never match.
+    """
+    if "%" in text:
+        raise ValueError("it has a zone; leave that away")
+    if "/" in text:
+        raise ValueError("it has a prefix length; leave that away")
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise ValueError("") from None
+    if _is_mapped(address):
+        raise ValueError(_MAPPED)
+    return address
+
+
+def parse_network(text: str, *, of_object: bool = False) -> Network:
+    """A network in CIDR form, wherever its text comes from. Raises ValueError as `parse_address` does.
+
+    Set host bits are a slip of whoever wrote the text: he is asked, since we cannot know which network he means, and a
+    single address may stand for itself. In a Kubernetes object (`of_object`) another program's rule counts, as both
+    would otherwise mean different networks: Kubernetes and MetalLB cut host bits off and want a prefix length (Go's
+    net.ParseCIDR).
+    """
+    if not _NETWORK.fullmatch(text) or (of_object and "/" not in text):
+        raise ValueError("")
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError("") from None
+    if _is_mapped(network.network_address):
+        raise ValueError(_MAPPED)
+    if not of_object and network.network_address != ip_address(text.partition("/")[0]):
+        raise ValueError(f"its host bits are set; did you mean {network}?")
+    return network
+
+
+def _is_mapped(address: Address) -> bool:
+    return isinstance(address, IPv6Address) and int(address) >> 32 == 0xFFFF
 
 
 def merged(networks: Iterable[Network]) -> frozenset[Network]:

@@ -12,6 +12,7 @@ from metaleg_node.configuration.config import Config
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon.status import SourceStatus
+from metaleg_node.sources.resources import subjects
 from metaleg_node.sources.saved_state import Saved, SavedState
 from metaleg_node.sources.state_file import StateFileSource, configmap_of
 from metaleg_node.sources.store import Store
@@ -27,6 +28,14 @@ class Freshness(enum.StrEnum):
     LIVE = "live"
     STALE = "stale"
     WAITING = "waiting"
+
+
+def needs(config: Config) -> tuple[object, ...]:
+    """All that the source goes by: where it is the same, what is known stays good."""
+    cluster = config.cluster
+    if cluster.state_file:
+        return cluster.state_file, configmap_of(config)
+    return cluster.kubeconfig, cluster.context, subjects(config), configmap_of(config)
 
 
 class _Feed(Protocol):
@@ -80,10 +89,9 @@ class ClusterSource:
         """The state to work with now; None while none is known."""
         if self._store.loaded:
             self._freshness, self._saved = Freshness.LIVE, None
-            state = self._store.snapshot()
             if self._saver:
-                self._saver.offer(state)
-            return state
+                self._saver.offer(self._store)
+            return self._store.snapshot()
         if self._saved and time.monotonic() >= self._patient_until:
             self._freshness = Freshness.STALE
         return self._saved.state if self._saved and self._freshness is Freshness.STALE else None

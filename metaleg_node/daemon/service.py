@@ -26,7 +26,7 @@ from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem, fails
 from metaleg_node.daemon import health, notify, report, status
 from metaleg_node.daemon import log as logs
-from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource
+from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource, needs
 from metaleg_node.daemon.events import Event, Events
 from metaleg_node.daemon.metrics import Metrics
 from metaleg_node.daemon.web import ListenError, WebServer
@@ -135,7 +135,7 @@ class Service:
     def _follow(self, config: Config) -> None:
         """Starts the source, unless it runs and nothing that matters to it has changed: else what is known stays in
         force, even if it cannot be read again just now."""
-        followed = (config.cluster, config.egress, config.return_path, config.external_ip)
+        followed = needs(config)
         if followed == self._followed:
             return
         if self._followed:

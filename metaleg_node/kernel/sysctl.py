@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from metaleg_node import files
 from metaleg_node.kernel.errors import KernelError, refusal
 
 _ROOT = Path("/proc/sys")
@@ -148,8 +149,7 @@ class Sysctls:
         }
         content = json.dumps(document, indent=2, sort_keys=True) + "\n"
         try:
-            self._file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _replace(self._file, content)
+            files.replace(self._file, content.encode(), mode=0o600)
         except OSError as error:
             raise KernelError(
                 f"cannot write {self._file}: {error.strerror}; no sysctl is changed unless it can be put back",
@@ -206,20 +206,3 @@ def _write(name: str, value: str) -> None:
 
 def _boot_id() -> str:
     return _BOOT_ID.read_text().strip()
-
-
-def _replace(path: Path, content: str) -> None:
-    """Replaces a file so that after a crash either the old or the new content is there, readable by root alone."""
-    new = path.with_name(path.name + ".new")
-    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(handle, content.encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.replace(new, path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

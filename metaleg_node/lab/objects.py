@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from metaleg_node import files
 from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.lab.plan import NODES, SERVER_PORT, SERVICE_NETWORK, SERVICE_PORT, LabNode, LabService
 
@@ -96,9 +96,7 @@ def dump(objects: Iterable[Object]) -> bytes:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Puts a whole new file in the place of another: a reader sees the old one or the new one."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    files.replace(path, content, mode=0o644, durable=False)
 
 
 def _endpoints(s: LabService, family: Family) -> Iterator[Object]:

@@ -6,16 +6,17 @@ and never takes objects away because a watch broke: only a complete list, or the
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from metaleg_node.core.model import Announcement
-from metaleg_node.core.objects.manifests import NOTHING, Parsed, parse
+from metaleg_node.core.objects.manifests import NOTHING, Parsed, parse, pruned
 from metaleg_node.sources import documents
 from metaleg_node.sources.api_client import ApiClient, ApiError, Failure, Object
 from metaleg_node.sources.resources import Resource, Subject
@@ -241,7 +242,10 @@ def translate(resource: Resource, raw: object) -> tuple[object, Parsed]:
     if not isinstance(raw, dict):
         return None, parse(raw)
     # The only ConfigMap that is ever asked for is the one with MetalLB's old configuration.
-    part = documents.translate({**raw, "kind": resource.kind, "apiVersion": resource.api_version}, _name(raw))
+    typed = {**raw, "kind": resource.kind, "apiVersion": resource.api_version}
+    part = documents.translate(typed, _name(raw))
+    if part != NOTHING:
+        part = replace(part, raw=json.dumps(pruned(typed), separators=(",", ":")).encode())
     if resource.forgotten:
         told = next((one.service for one in part.objects if isinstance(one, Announcement)), None)
         return (told or _name(raw)), part

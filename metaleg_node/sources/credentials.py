@@ -14,7 +14,7 @@ import socket
 import ssl
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,8 @@ import urllib3
 import yaml
 from kubernetes import client, config
 from kubernetes.config import kube_config
+
+from metaleg_node.files import Stamp, stamp
 
 _CONNECTIONS: Final = 32
 """Connections that are kept open: one for each watch, and some for lists."""
@@ -42,8 +44,6 @@ _CLUSTER_FILES: Final = ("certificate-authority",)
 _USER_FILES: Final = ("client-certificate", "client-key")
 
 Raw = dict[str, Any]
-Stamp = tuple[tuple[int, ...], ...]
-"""What changes when one of some files is rewritten or replaced."""
 
 
 class CredentialsError(Exception):
@@ -57,7 +57,7 @@ class Access:
     host: str
     pool: urllib3.PoolManager
     configuration: Any
-    stamp: Stamp
+    stamp: tuple[Stamp, ...]
     files: tuple[Path, ...]
 
     def headers(self) -> dict[str, str]:
@@ -70,7 +70,7 @@ class Access:
 
     def is_current(self) -> bool:
         """Whether the files are still those that were read."""
-        return stamp(self.files) == self.stamp
+        return _stamps(self.files) == self.stamp
 
 
 def load(kubeconfig: str, context: str = "") -> Access:
@@ -91,17 +91,8 @@ def cluster_of(kubeconfig: Path, context: str) -> Raw:
     return dict(_chosen(kubeconfig, _document(kubeconfig), context)[0])
 
 
-def stamp(files: tuple[Path, ...]) -> Stamp:
-    """Looks at files, through symbolic links too."""
-    return tuple(_fingerprint(file) for file in files)
-
-
-def _fingerprint(file: Path) -> tuple[int, ...]:
-    try:
-        found = file.stat()
-    except OSError:
-        return ()
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+def _stamps(paths: Iterable[Path]) -> tuple[Stamp, ...]:
+    return tuple(map(stamp, paths))
 
 
 def _of_pod() -> Access:
@@ -118,15 +109,15 @@ def _pod_server() -> str:
 
 
 def _of_file(file: Path, context: str) -> Access:
-    read = stamp((file,))
+    read = _stamps([file])
     return _of_parts(file, *_chosen(file, _document(file), context), read)
 
 
-def _of_parts(place: Path, cluster: Raw, user: Raw, read: Stamp) -> Access:
+def _of_parts(place: Path, cluster: Raw, user: Raw, read: tuple[Stamp, ...]) -> Access:
     """Credentials that stand in a kubeconfig, which was read as it was at `read`, or in a pod's directory."""
     base = place.parent if read else place
     named = tuple(_named_files(base, cluster, user))
-    before = (*read, *stamp(named))
+    before = (*read, *_stamps(named))
     configuration = client.Configuration()
     with tempfile.TemporaryDirectory(prefix="metaleg-node-") as directory:
         parts = [_with_files(part, place, base, Path(directory)) for part in (cluster, user)]
@@ -240,7 +231,9 @@ def _check_exec(file: Path, user: Raw, configuration: Any) -> None:
         raise CredentialsError(f"{file}: the exec plugin {command!r} gave no credentials; run it by hand to see why")
 
 
-def _access(configuration: Any, cluster: Mapping[str, Any], before: Stamp, files: tuple[Path, ...]) -> Access:
+def _access(
+    configuration: Any, cluster: Mapping[str, Any], before: tuple[Stamp, ...], files: tuple[Path, ...]
+) -> Access:
     """What the configuration says, as connections. Raises CredentialsError."""
     configuration.connection_pool_maxsize = _CONNECTIONS
     proxies = urllib.request.getproxies()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Final
 
 from metaleg_node.configuration.config import ClusterSettings, Config
@@ -18,8 +17,6 @@ from metaleg_node.sources.api_watch import Follower, Timing, list_all
 from metaleg_node.sources.credentials import CredentialsError
 from metaleg_node.sources.resources import Subject, subjects
 from metaleg_node.sources.store import Store
-
-__all__ = ["ApiError", "KubernetesSource", "credentials_problem", "names", "problems", "read"]
 
 STOP_TIMEOUT: Final = 2.0
 """How long a stop waits, in seconds. A thread that waits for an answer to a list ends later, without effect."""
@@ -73,26 +70,20 @@ def credentials_problem(settings: ClusterSettings) -> str:
     return ""
 
 
-def read(config: Config) -> ClusterState:
-    """The cluster's state, listed once. Raises ApiError."""
-    wanted = subjects(config)
-    store = Store(lambda: None, [subject.name for subject in wanted])
-    with ApiClient(config.cluster.kubeconfig, config.cluster.context) as api:
-        for subject in wanted:
-            _read(api, subject, store)
-    return store.snapshot()
-
-
-def problems(config: Config) -> Iterator[str]:
-    """What would keep the service from reading the API now: credentials, connection, each right that is missing."""
+def read(config: Config) -> tuple[ClusterState, tuple[str, ...]]:
+    """The cluster's state, listed once, and what would keep the service from reading it now: credentials, connection,
+    each right that is missing. With any of these the state does not count."""
+    store = Store(lambda: None, names(config))
+    problems: list[str] = []
     with ApiClient(config.cluster.kubeconfig, config.cluster.context) as api:
         for subject in subjects(config):
             try:
-                _read(api, subject, Store(lambda: None))
+                _read(api, subject, store)
             except ApiError as error:
-                yield str(error)
+                problems.append(str(error))
                 if error.failure in (Failure.CREDENTIALS, Failure.UNREACHABLE, Failure.UNAUTHORIZED):
-                    return
+                    break
+    return store.snapshot(), tuple(problems)
 
 
 def _read(api: ApiClient, subject: Subject, store: Store) -> None:

@@ -1,22 +1,22 @@
 """The last complete state of the cluster on disk, for a start while the API is out of reach.
 
-The file is a valid state file. It is JSON, which is YAML too and loads many times faster, with one object on each line.
+The file is a valid state file: the objects as the API gave them, less what nobody here reads. It is JSON, which is YAML
+too and loads many times faster, with one object on each line.
 A thread of its own writes it some seconds after a change, so that neither the disk nor the loop has much to do.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from metaleg_node import files
 from metaleg_node.core.model import ClusterState
-from metaleg_node.core.objects import export
 from metaleg_node.sources import state_file
 from metaleg_node.sources.store import Store
 
@@ -35,8 +35,8 @@ class Saved:
 
 
 class SavedState:
-    """The file in a directory. `configmap` is the namespace and name of the ConfigMap that MetalLB's old configuration
-    is written as. `offer` and `load` may be called from any thread."""
+    """The file in a directory. `configmap` is the namespace and name of the ConfigMap with MetalLB's old configuration.
+    `offer` and `load` may be called from any thread."""
 
     def __init__(
         self, directory: Path, configmap: tuple[str, str] = state_file.DEFAULT_CONFIGMAP, settle: float = SETTLE_SECONDS
@@ -47,6 +47,7 @@ class SavedState:
         self._wake = threading.Condition()
         self._offered: ClusterState | None = None
         self._written: ClusterState | None = None
+        self._objects: Callable[[], Iterable[bytes]] = tuple
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="saved-state", daemon=True)
 
@@ -58,24 +59,21 @@ class SavedState:
         if not self.exists():
             return None
         try:
-            loaded = state_file.load(self._path, self._configmap)
+            state = state_file.read(self._path, self._configmap)
             seconds = self._path.stat().st_mtime
         except (state_file.StateFileError, OSError) as error:
             log.warning("the last known state cannot be used: %s", error)
             return None
-        store = Store(lambda: None)
-        store.replace_all(FILE, loaded.objects, loaded.rejections)
-        time = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-        return Saved(state=store.snapshot(), time=time)
+        return Saved(state=state, time=datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds"))
 
     def start(self) -> None:
         """Begins to write what is offered."""
         self._thread.start()
 
-    def offer(self, state: ClusterState) -> None:
-        """A complete state that is to be on disk soon."""
+    def offer(self, store: Store) -> None:
+        """What the store holds is a complete state, and is to be on disk soon."""
         with self._wake:
-            self._offered = state
+            self._offered, self._objects = store.snapshot(), store.raw
             self._wake.notify()
 
     def stop(self) -> None:
@@ -93,29 +91,15 @@ class SavedState:
                 self._wake.wait_for(lambda: self._stopping, self._settle)
                 state, stopping = self._offered, self._stopping
             if state is not None and state is not self._written:
-                self._write(state)
+                self._write(b",\n".join(self._objects()))
                 self._written = state
             if stopping:
                 return
 
-    def _write(self, state: ClusterState) -> None:
-        items = ",\n".join(json.dumps(one, separators=(",", ":")) for one in export.objects(state, self._configmap))
-        content = f'{{"apiVersion":"v1","kind":"List","items":[\n{items}\n]}}\n'.encode()
+    def _write(self, items: bytes) -> None:
+        content = b'{"apiVersion":"v1","kind":"List","items":[\n' + items + b"\n]}\n"
         try:
             if not self.exists() or self._path.read_bytes() != content:
-                _replace(self._path, content)
+                files.replace(self._path, content, mode=0o600)
         except OSError as error:
             log.warning("%s: the last known state cannot be saved: %s", self._path, error.strerror or error)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Puts a whole new file, for our eyes only, in the place of another; it survives a loss of power."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    os.replace(temporary, path)

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +20,15 @@ from typing import Final
 
 from metaleg_node import files
 from metaleg_node.configuration.config import Config
-from metaleg_node.core.model import ClusterObject, Rejection
+from metaleg_node.core.model import ClusterObject, ClusterState, Rejection
 from metaleg_node.core.objects.manifests import Parsed, merge
 from metaleg_node.files import Flaw, FlawError
 from metaleg_node.sources.documents import (
     DocumentError,
+    item_lists,
     looks_like_json,
-    read_frame,
-    read_item,
     read_json,
     read_yaml,
-    split_list,
     yaml_warning,
 )
 from metaleg_node.sources.file_watch import FileWatch, directories_of
@@ -53,7 +51,6 @@ _FLAWS: Final = {
 _log = logging.getLogger(__name__)
 
 _Cache = dict[bytes, tuple[Parsed, ...]]
-_Reader = Callable[[bytes], tuple[Parsed, ...]]
 
 
 class StateFileError(Exception):
@@ -80,6 +77,14 @@ def load(path: Path, configmap: tuple[str, str] = DEFAULT_CONFIGMAP) -> Loaded:
     `configmap` is the namespace and name of the ConfigMap with MetalLB's old configuration.
     """
     return StateFile(path, configmap).read()
+
+
+def read(path: Path, configmap: tuple[str, str] = DEFAULT_CONFIGMAP) -> ClusterState:
+    """What `load` gives, as one state. Raises StateFileError."""
+    loaded = load(path, configmap)
+    store = Store(lambda: None)
+    store.replace_all(SOURCE, loaded.objects, loaded.rejections)
+    return store.snapshot()
 
 
 class StateFile:
@@ -119,7 +124,7 @@ class StateFile:
     def signature(self) -> tuple[object, ...]:
         """What changes when the content may have; costs a few stat(2) calls."""
         try:
-            return tuple(_fingerprint(file) for file in self.files())
+            return tuple((file, files.stamp(file)) for file in self.files())
         except StateFileError as error:
             return (str(error),)
 
@@ -148,38 +153,30 @@ class StateFile:
         documents, line = 0, 0
         for chunk in [content] if looks_like_json(content) else _chunks(content):
             try:
-                parts = self._read_list(chunk, attempt) or self._remembered(chunk, attempt, self._read_document)
+                parts = self._read_list(chunk, attempt) or self._remembered(chunk, attempt)
             except DocumentError as error:
                 raise _broken(file, error, line, documents) from error
             yield from parts
             documents += len(parts)
             line += chunk.count(b"\n")
 
-    def _remembered(self, text: bytes, attempt: _Cache, read: _Reader) -> tuple[Parsed, ...]:
-        """What `read` makes of a text, or made of it before."""
-        digest = hashlib.blake2b(text, digest_size=16, person=read.__name__.encode()).digest()
+    def _remembered(self, text: bytes, attempt: _Cache) -> tuple[Parsed, ...]:
+        """What a text holds, or held before."""
+        digest = hashlib.blake2b(text, digest_size=16).digest()
         parts = attempt.get(digest) or self._attempt.get(digest) or self._good.get(digest)
         if parts is None:
-            parts = read(text)
+            read = read_json if looks_like_json(text) else read_yaml
+            parts = tuple(read(_decoded(text), self._configmap))
         attempt[digest] = parts
         return parts
 
-    def _read_document(self, document: bytes) -> tuple[Parsed, ...]:
-        read = read_json if looks_like_json(document) else read_yaml
-        return tuple(read(_decoded(document), self._configmap))
-
     def _read_list(self, document: bytes, attempt: _Cache) -> tuple[Parsed, ...]:
         """Nothing for what is no list as kubectl prints it, or is broken: then the whole text tells more."""
-        split = None if looks_like_json(document) else split_list(document)
         with suppress(DocumentError):
-            if split:
-                rest = read_frame(_decoded(split[0]), self._configmap)
-                found = [self._remembered(item, attempt, self._read_item)[0] for item in split[1]]
-                return (merge([*found, rest]),)
+            found = [self._remembered(one, attempt) for one in item_lists(document)]
+            if found and all(len(parts) == 1 for parts in found):
+                return (merge(part for (part,) in found),)
         return ()
-
-    def _read_item(self, item: bytes) -> tuple[Parsed, ...]:
-        return (read_item(_decoded(item), self._configmap),)
 
 
 def _decoded(content: bytes) -> str:
@@ -232,14 +229,6 @@ def _unreadable(file: Path, error: OSError) -> StateFileError:
 def _broken(file: Path, error: DocumentError, lines_before: int, documents_before: int) -> StateFileError:
     line = f"line {lines_before + error.line}, " if error.line is not None else ""
     return StateFileError(f"{file}: {line}document {documents_before + error.document}: {error.problem}")
-
-
-def _fingerprint(file: Path) -> tuple[object, ...]:
-    try:
-        status = file.stat()
-    except OSError as error:
-        return str(file), error.errno
-    return str(file), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class StateFileSource:

@@ -107,6 +107,11 @@ class Store:
         with self._lock:
             return dict(self._parts.get(source, {}))
 
+    def raw(self) -> list[bytes]:
+        """The raw objects behind the snapshot, as JSON, where the sources keep them."""
+        with self._lock:
+            return [part.raw for part in self._all_parts() if part.raw]
+
     def put(self, source: str, key: object, part: Parsed) -> None:
         """Puts what one raw object gave in the place of what it gave before."""
         with self._lock:
@@ -140,13 +145,16 @@ class Store:
 
     def _build(self) -> ClusterState:
         groups: dict[str, list[ClusterObject]] = {field: [] for field in _FIELDS.values()}
-        order = [*self._needed, *(source for source in self._parts if source not in self._needed)]
-        parts = [part for source in order for part in self._parts.get(source, {}).values()]
+        parts = self._all_parts()
         for part in parts:
             for one in part.objects:
                 groups[_FIELDS[type(one)]].append(one)
         fields: dict[str, Any] = {field: tuple(group) for field, group in groups.items()}
         return ClusterState(**fields, rejections=tuple(one for part in parts for one in part.rejections))
+
+    def _all_parts(self) -> list[Parsed]:
+        order = [*self._needed, *(source for source in self._parts if source not in self._needed)]
+        return [part for source in order for part in self._parts.get(source, {}).values()]
 
 
 def _by_ref(objects: Iterable[ClusterObject]) -> tuple[dict[ObjectRef, ClusterObject], list[Rejection]]:

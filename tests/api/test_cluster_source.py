@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from metaleg_node.configuration.config import Config
-from metaleg_node.daemon.cluster_source import ClusterSource
+from metaleg_node.configuration.config import Config, parse
+from metaleg_node.daemon.cluster_source import ClusterSource, needs
 from metaleg_node.sources import kubernetes_api
 from tests.api import faults
 from tests.api.harness import config_for, eventually, node, service, write_kubeconfig
@@ -116,14 +116,32 @@ def test_an_incomplete_state_never_replaces_what_is_saved(server: ApiServer, con
 def test_commands_list_once(server: ApiServer, config: Config) -> None:
     server.serve_resource("metallb.io/v1beta1/servicel2statuses", served=False)
     server.put(service("a"), node("worker-1"))
-    state = kubernetes_api.read(config)
+    state, problems = kubernetes_api.read(config)
+    assert not problems
     assert [one.ref.name for one in state.services] == ["a"]
     assert [one.ref.name for one in state.nodes] == ["worker-1"]
     assert not any(one.is_watch for one in server.asked)
     server.forbidden.update({"nodes", "services"})
-    told = list(kubernetes_api.problems(config))
+    told = kubernetes_api.read(config)[1]
     assert len(told) == 2
     assert all("lacks a right" in text for text in told)
     server.down()
-    (told_once,) = kubernetes_api.problems(config)
+    (told_once,) = kubernetes_api.read(config)[1]
     assert "refused" in told_once
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("[egress]\nexclude_cidrs = ['10.0.0.0/8']\nwhen_unavailable = 'drop'\n[external_ip]\nenabled = false", True),
+        ("[cluster]\npod_cidrs = ['10.0.0.0/8']", True),
+        ("[egress]\nlabel = 'other/label'", False),
+        ("[egress]\ngateway_source = ['events']", False),
+        ("[return_path.bgp]\nenabled = true", False),
+        ("[cluster]\ncontext = 'other'", False),
+        ("[cluster]\nmetallb_namespace = 'other'", False),
+        ("[cluster]\nstate_file = '/state.yaml'", False),
+    ],
+)
+def test_a_configuration_that_asks_the_source_for_nothing_else_needs_no_other_source(text: str, same: bool) -> None:
+    assert (needs(parse(text, file="")) == needs(parse("", file=""))) is same

@@ -31,6 +31,8 @@ def test_check_is_content_with_an_api_that_may_be_read(
     server.put(node("worker-1"), service("a"), l2_status("a", "worker-1"))
     assert run(tmp_path, write_kubeconfig(tmp_path / "kubeconfig", server.url), "check") == 0
     assert capsys.readouterr().out.endswith(": good\n")
+    lists = [one.path.partition("?")[0] for one in server.asked]
+    assert len(lists) == len(set(lists)) > 0
 
 
 def test_check_names_every_missing_right(server: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

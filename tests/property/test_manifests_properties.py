@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaleg_node.core.model import Announcement, EndpointSlice, Service
-from metaleg_node.core.objects.manifests import Parsed, parse
+from metaleg_node.core.objects.manifests import Parsed, parse, pruned
 from tests.unit.test_manifests import EVERY_KIND
 
 HOSTILE = st.sampled_from(
@@ -71,3 +72,5 @@ def test_any_damage_to_a_good_object_is_answered(kind: str, data: st.DataObject,
         here = here[key]
     here[last] = value
     check(parse(raw))
+    again = parse(json.loads(json.dumps(pruned(raw))))
+    assert again == parse(raw)  # What the last known state keeps says the same.

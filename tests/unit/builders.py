@@ -125,8 +125,9 @@ def announced(
     source: AnnouncedBy = AnnouncedBy.L2_STATUS,
 ) -> Announcement:
     kinds = {AnnouncedBy.L2_STATUS: "ServiceL2Status", AnnouncedBy.BGP_STATUS: "ServiceBGPStatus"}
+    place = namespace if source is AnnouncedBy.EVENTS else "metallb-system"
     return Announcement(
-        ref=ObjectRef(kind=kinds.get(source, "Event"), namespace="metallb-system", name=f"{source}-{by}"),
+        ref=ObjectRef(kind=kinds.get(source, "Event"), namespace=place, name=f"{source}-{by}"),
         source=source,
         service=(namespace, service),
         node=NodeName(by),

@@ -26,7 +26,7 @@ from metaleg_node.core.model import (
     ServicePort,
 )
 from metaleg_node.core.objects.fields import MAX_REJECTIONS, address_of, network_of, range_of, show, timestamp_of
-from metaleg_node.core.objects.manifests import parse
+from metaleg_node.core.objects.manifests import parse, pruned
 
 Raw = dict[str, Any]
 
@@ -225,6 +225,32 @@ def changed(raw: Raw, path: str, value: object) -> Raw:
 
 
 DELETE = object()
+
+
+class Asked(dict[str, Any]):
+    """A mapping that notes which keys were asked for, here and below."""
+
+    def __init__(self, raw: Raw, keys: set[str]) -> None:
+        super().__init__({key: self._wrapped(value, keys) for key, value in raw.items()})
+        self._keys = keys
+
+    def _wrapped(self, value: object, keys: set[str]) -> object:
+        if isinstance(value, list):
+            return [self._wrapped(item, keys) for item in value]
+        return Asked(value, keys) if isinstance(value, dict) else value
+
+    def get(self, key: str, default: object = None) -> Any:
+        self._keys.add(key)
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_what_is_asked_of_an_object_is_never_pruned(kind: str) -> None:
+    asked: set[str] = set()
+    parse(Asked(EVERY_KIND[kind](), asked))
+    fields = {key for key in asked if "/" not in key}
+    assert {"kind", "metadata", "name"} <= fields
+    assert pruned(dict.fromkeys(fields, 1)) == dict.fromkeys(fields, 1)
 
 
 def test_a_service_keeps_what_egress_and_external_ips_need() -> None:

@@ -9,12 +9,66 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaleg_node.core.model import Address
-from metaleg_node.core.networks import Range, covering, merged_ranges, range_of, without
+from metaleg_node.core.networks import (
+    Range,
+    covering,
+    merged_ranges,
+    parse_address,
+    parse_network,
+    range_of,
+    without,
+)
 
 
 def ranges(*texts: str) -> list[Range]:
     pairs = (text.split("-") for text in texts)
     return [(ip_address(pair[0]), ip_address(pair[-1])) for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("fe80::1%eth0", "zone"),
+        ("192.0.2.1/32", "prefix length"),
+        ("::ffff:192.0.2.1", "IPv4 inside IPv6"),
+        ("host", "^$"),
+        ("192.0.2.01", "^$"),
+        (" 192.0.2.1", "^$"),
+        ("", "^$"),
+    ],
+)
+def test_what_is_no_address(text: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("::ffff:10.0.0.0/104", "IPv4 inside IPv6"),
+        ("::ffff:10.0.0.1", "IPv4 inside IPv6"),
+        ("10.0.0.0/255.0.0.0", "^$"),
+        ("10.0.0.0/33", "^$"),
+        ("10.0.0.0/", "^$"),
+        ("fe80::%eth0/64", "^$"),
+        ("10.0.0.0/8\n", "^$"),
+    ],
+)
+@pytest.mark.parametrize("of_object", [False, True])
+def test_what_is_no_network_in_any_place(text: str, hint: str, of_object: bool) -> None:
+    if of_object and "/" not in text:
+        hint = "^$"
+    with pytest.raises(ValueError, match=hint):
+        parse_network(text, of_object=of_object)
+
+
+def test_what_was_written_for_us_is_asked_about_and_what_others_take_is_taken_as_they_do() -> None:
+    with pytest.raises(ValueError, match=r"host bits are set; did you mean 10\.0\.0\.0/8\?"):
+        parse_network("10.0.0.1/8")
+    assert parse_network("10.0.0.1/8", of_object=True) == ip_network("10.0.0.0/8")
+    assert parse_network("2001:db8::1") == ip_network("2001:db8::1/128")
+    with pytest.raises(ValueError, match=r"^$"):
+        parse_network("2001:db8::1", of_object=True)
 
 
 COVERS = {

@@ -133,7 +133,7 @@ def test_plain_values_mean_what_kubernetes_takes_them_for(
     text: str, expected: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
-    monkeypatch.setattr(documents, "parse", lambda raw: seen.append(raw) or Parsed())
+    monkeypatch.setattr(documents, "parse", lambda raw, _config_maps: seen.append(raw) or Parsed())
     documents.read_yaml(f"kind: K\nkey: {text}\n" if text != "- " else "kind: K\nkey:\n", ("", ""))
     assert seen == [{"kind": "K", "key": expected}]
 
@@ -753,7 +753,8 @@ def test_one_changed_object_of_many_is_the_only_one_translated(
     translate = documents.translate
     monkeypatch.setattr(documents, "translate", lambda raw, name: translated.append(raw) or translate(raw, name))
     loaded = state.read()
-    assert [raw["metadata"]["name"] for raw in translated if raw["kind"] == "Pod"] == ["changed"]
+    objects = [one for raw in translated for one in raw.get("items", [raw])]
+    assert [one["metadata"]["name"] for one in objects] == ["changed"]
     assert names(loaded) == [*names_[:700], "changed", *names_[700:]]
 
 

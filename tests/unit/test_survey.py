@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -22,6 +23,7 @@ from metaleg_node.core.model import (
     Endpoint,
     EndpointSlice,
     NodeName,
+    Pod,
     ServicePort,
 )
 from metaleg_node.core.networks import Membership, merged
@@ -133,6 +135,37 @@ def test_an_announcement_counts_only_for_its_own_service() -> None:
     found = only(cluster(announcements=said))
     assert found.obstacle
     assert found.obstacle.code is Code.NO_GATEWAY
+
+
+@pytest.mark.parametrize(
+    ("since", "counts"),
+    [
+        ("2024-05-01T08:00:00.999999Z", False),
+        ("2024-05-01T08:00:01.000000Z", True),
+        ("2024-05-01T08:00:01Z", True),
+        ("2024-05-02T08:00:00.000000Z", True),
+        ("", True),
+    ],
+)
+def test_an_event_about_an_earlier_service_of_the_name_names_no_gateway(since: str, counts: bool) -> None:
+    made = service(created="2024-05-01T08:00:01Z")
+    found = only(cluster(services=[made], announcements=[announced("a", source=EVENT, since=since)]))
+    assert (found.gateway is not None) is counts
+    status = only(cluster(services=[made], announcements=[announced("a", since=since)]))
+    assert status.gateway  # A status is no memory: MetalLB takes it away itself.
+
+
+@pytest.mark.parametrize("source", AnnouncedBy)
+def test_what_metallb_cannot_have_written_where_it_is_names_no_gateway_and_is_told(source: AnnouncedBy) -> None:
+    good = announced("a", source=source)
+    strange = replace(announced("b", source=source, since=LATE), ref=replace(good.ref, namespace="tenant"))
+    found = take(cluster(announcements=[good, strange]), config())
+    assert {one.gateway.node.name for one in found.services if one.gateway} == {A}
+    (rejection,) = found.rejections
+    assert rejection.ref.namespace == "tenant"
+    assert "namespace" in rejection.reason
+    elsewhere = take(cluster(announcements=[strange]), config('cluster.metallb_namespace = "tenant"'))
+    assert all(bool(one.gateway) is (source is not EVENT) for one in elsewhere.services)
 
 
 # --- Services --------------------------------------------------------------------------------------------------------
@@ -318,6 +351,21 @@ def test_where_pods_are_known_nobody_elses_address_can_be_claimed(name: str) -> 
     assert [s.pods for s in found.services] == [()]
     (rejection,) = found.rejections
     assert rejection.reason == f"10.244.1.5 is the address of {owner}"
+
+
+@pytest.mark.parametrize(("pods", "taken"), [([], True), ([pod("other", "10.244.1.6")], False)])
+def test_S9_the_label_managed_by_is_no_proof_where_pods_are_known(pods: list[Pod], taken: bool) -> None:
+    """Whoever writes a slice sets the label, too."""
+    found = take(cluster(slices=[endpoint_slice(endpoint("10.244.1.5", kind=None))], pods=pods), config())
+    assert any(s.pods for s in found.services) is taken
+    assert [r.reason for r in found.rejections] == (
+        [] if taken else ["10.244.1.5 is the address of no Pod, and the slice names none"]
+    )
+
+
+def test_an_endpoint_without_a_name_is_the_known_pods_that_has_its_address() -> None:
+    slices = [endpoint_slice(endpoint("10.244.1.5", kind=None))]
+    assert claimed(cluster(slices=slices, pods=[pod("web-0", "10.244.1.5")])) == {"web": ["10.244.1.5"]}
 
 
 def test_a_pod_that_has_ended_does_not_keep_its_address_from_the_next() -> None:

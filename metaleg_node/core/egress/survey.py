@@ -6,11 +6,9 @@ address. What this node has to do about it is decided in `egress`.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core.cluster_networks import NEVER_EGRESS, ClusterNetworks, cluster_networks
@@ -30,11 +28,14 @@ from metaleg_node.core.model import (
     Rejection,
     Service,
 )
-from metaleg_node.core.networks import Membership, merged
+from metaleg_node.core.networks import Membership, merged, parse_network
+from metaleg_node.core.objects import metallb
 from metaleg_node.core.problems import Code, Problem
 
 EXCLUDE_ANNOTATION = "metaleg.de/exclude-cidrs"
 ONLY_ANNOTATION = "metaleg.de/only-cidrs"
+
+_SECOND = len("2024-05-01T08:00:00")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,14 +121,16 @@ def take(cluster: ClusterState, config: Config) -> Survey:
         key=lambda s: (s.created, s.ref),
     )
     announcements: dict[tuple[str, str], list[Announcement]] = defaultdict(list)
-    for announcement in cluster.announcements:
+    told, rejections = metallb.announcements(cluster, config)
+    for announcement in told:
         announcements[announcement.service].append(announcement)
     checks = _Checks(networks, cluster)
-    pods, rejections = _claims(opted_in, cluster, checks)
+    pods, refused = _claims(opted_in, cluster, checks)
+    rejections += refused
     rejections += _unclear_labels(cluster.services, config.egress.label)
     services: list[EgressService] = []
     for service in opted_in:
-        gateway = choose_gateway(announcements[_key(service)], nodes, config.egress.gateway_source)
+        gateway = choose_gateway(_about(service, announcements[_key(service)]), nodes, config.egress.gateway_source)
         services += _families(service, pods[service.ref].values(), gateway, checks)
     return Survey(
         services=tuple(_told_apart(services)),
@@ -167,6 +170,16 @@ def _unclear_labels(services: Iterable[Service], label: str) -> Iterator[Rejecti
             yield Rejection(ref=service.ref, reason=f'label {label} is "{value}"; only "true" counts')
 
 
+def _about(service: Service, announcements: Iterable[Announcement]) -> list[Announcement]:
+    """Those that are about this Service: Events outlive an earlier one of the same name. To the second, which is as
+    exact as Kubernetes tells when an object was made."""
+    return [
+        one
+        for one in announcements
+        if one.source is not AnnouncedBy.EVENTS or not one.since or one.since[:_SECOND] >= service.created[:_SECOND]
+    ]
+
+
 def choose_gateway(
     announcements: Sequence[Announcement], nodes: Mapping[NodeName, Node], sources: Iterable[AnnouncedBy]
 ) -> Gateway | Obstacle:
@@ -196,7 +209,7 @@ def choose_gateway(
             f", preferred to {_some([n for n in names if n != best.node])}" if ambiguous else ""
         )
         return Gateway(node=nodes[best.node], why=why, ambiguous=ambiguous)
-    detail = "no node announces it: there is no ServiceL2Status, ServiceBGPStatus or event about it"
+    detail = "no node announces it: there is no ServiceL2Status, ServiceBGPStatus or event about it as new as itself"
     return Obstacle(code=Code.NO_GATEWAY, detail=detail)
 
 
@@ -262,10 +275,13 @@ class _Checks:
 
     def _taken(self, address: Address, target: ObjectRef | None, namespace: str) -> str:
         """Why an address is not the endpoint's, where the Pods are known: whoever may write an EndpointSlice can claim
-        in it what he likes."""
+        in it what he likes, and that Kubernetes manages it, too. Kubernetes' own names the Pod of each endpoint."""
         pods = self._pods_with.get(address, set())
+        if not pods:
+            unclaimed = self._addresses_of and not target
+            return f"{address} is the address of no Pod, and the slice names none" if unclaimed else ""
         rightly = target in pods if target else any(pod.namespace == namespace for pod in pods)
-        return f"{address} is the address of {min(pods)}" if pods and not rightly else ""
+        return "" if rightly else f"{address} is the address of {min(pods)}"
 
     def _problem(self, address: Address, target: ObjectRef | None, *, of_pod: bool, controlled: bool) -> str:
         if target and not of_pod:
@@ -344,19 +360,10 @@ def _annotated(annotations: Mapping[str, str], name: str) -> frozenset[Network]:
     networks = []
     for word in filter(None, words):
         try:
-            networks.append(_network(word))
+            networks.append(parse_network(word))
         except ValueError as error:
-            raise ValueError(f"annotation {name}: {word[:60]!r} is no network: {str(error)[:120]}") from None
+            hint = str(error) or "expected a network in CIDR form, such as 10.0.0.0/8 or 2001:db8::/32"
+            raise ValueError(f"annotation {name}: {word[:60]!r} is no network: {hint}") from None
     if not networks:
         raise ValueError(f"annotation {name} is empty; give networks such as 10.0.0.0/8, or remove it")
     return merged(networks)
-
-
-def _network(text: str) -> Network:
-    """Raises ValueError; also for a zone (RFC 4007), whose text may be anything, and for IPv4 in IPv6."""
-    if not re.fullmatch(r"[0-9A-Fa-f:.]{1,45}(/[0-9]{1,3})?", text):
-        raise ValueError("expected a network in CIDR form, such as 10.0.0.0/8 or 2001:db8::/32")
-    network = ip_network(text)
-    if network.version == 6 and int(network.network_address) >> 32 == 0xFFFF:
-        raise ValueError("IPv4 networks are written without ::ffff:")
-    return network

@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from metaleg_node.core import networks
 from metaleg_node.core.model import Address, Family, LabelRequirement, LabelSelector, Network, ObjectRef, Rejection
+from metaleg_node.core.networks import parse_address, parse_network
 
 MAX_REJECTIONS: Final = 10
 """How many problems of one object are told; a broken object must not fill the log."""
@@ -29,7 +31,6 @@ _NAMESPACE: Final = re.compile(_LABEL)
 # https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/: syntax of keys and values.
 _LABEL_KEY: Final = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?")
 _LABEL_VALUE: Final = re.compile(r"(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-_PREFIX: Final = re.compile(r"/[0-9]{1,3}")
 _RFC3339: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})"
 )
@@ -61,18 +62,20 @@ def show(value: object) -> str:
 def address_of(value: object) -> Address | str:
     """An address of a host that packets can come from, or what was expected instead.
 
-    Refused are zones (RFC 4007), IPv4 in IPv6 in either form (RFC 4291 2.5.5), and what names no single host beyond
-    this link: unspecified, loopback, link-local, multicast and broadcast addresses.
+    Refused is also what names no single host beyond this link: unspecified, loopback, link-local, multicast and
+    broadcast addresses.
     """
     if not isinstance(value, str) or len(value) > 45:
         return "an IP address in text form"
-    if "%" in value:
-        return "an IP address without a zone"
     try:
-        address = ip_address(value)
-    except ValueError:
-        return "an IP address"
+        address = parse_address(value)
+    except ValueError as error:
+        return _expected("an IP address", error)
     return _refusal_v4(address) or address if isinstance(address, IPv4Address) else _refusal_v6(address) or address
+
+
+def _expected(what: str, error: ValueError) -> str:
+    return f"{what} ({error})" if str(error) else what
 
 
 def _refusal_v4(address: IPv4Address) -> str:
@@ -85,7 +88,7 @@ def _refusal_v4(address: IPv4Address) -> str:
 
 def _refusal_v6(address: IPv6Address) -> str:
     number = int(address)
-    if number >> 32 in (0, 0xFFFF):
+    if not number >> 32:
         return "an IPv6 address of its own (not IPv4 inside IPv6, unspecified or loopback)"
     if number >> 120 == 0xFF or number >> 118 == 0x3FA:
         return "an address of one host (not link-local or multicast)"
@@ -93,18 +96,13 @@ def _refusal_v6(address: IPv6Address) -> str:
 
 
 def network_of(value: object) -> Network | str:
-    """A network in CIDR form, or what was expected instead. Host bits are cut off, as Kubernetes and MetalLB do."""
+    """A network in CIDR form, or what was expected instead."""
     if not isinstance(value, str) or len(value) > 49:
         return "a network in CIDR form"
-    slash = value.find("/")
-    if slash < 0 or "%" in value or not _PREFIX.fullmatch(value, slash):
-        return "a network in CIDR form, such as 192.0.2.0/24"
     try:
-        network = ip_network(value, strict=False)
-    except ValueError:
-        return "a network in CIDR form, such as 192.0.2.0/24"
-    if network.version == 6 and int(network.network_address) >> 32 == 0xFFFF:
-        return "an IPv6 network of its own (not IPv4 inside IPv6)"
+        network = parse_network(value, of_object=True)
+    except ValueError as error:
+        return _expected("a network in CIDR form, such as 192.0.2.0/24", error)
     if network.prefixlen < MIN_PREFIX:
         return f"a network of one cluster (a prefix of at least {MIN_PREFIX} bits)"
     return network
@@ -118,7 +116,7 @@ def range_of(value: object) -> tuple[Address, Address] | str:
     first_text, dash, last_text = value.partition("-")
     if not dash:
         network = network_of(value.strip())
-        return network if isinstance(network, str) else (network.network_address, network.broadcast_address)
+        return network if isinstance(network, str) else networks.range_of(network)
     first, last = address_of(first_text.strip()), address_of(last_text.strip())
     if isinstance(first, str) or isinstance(last, str) or first.version != last.version or int(first) > int(last):
         return expected

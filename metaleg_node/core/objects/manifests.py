@@ -8,6 +8,7 @@ MetalLB's (https://metallb.io/apis/).
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -63,19 +64,28 @@ _NODE_ASSIGNED: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parsed:
-    """What one raw object, or one list of them, gave."""
+    """What one raw object, or one list of them, gave. `raw`: what was read of it (`pruned`) as JSON, where that is
+    kept; two results are equal without it."""
 
     objects: tuple[ClusterObject, ...] = ()
     rejections: tuple[Rejection, ...] = ()
+    raw: bytes = dataclasses.field(default=b"", compare=False, repr=False)
 
 
 NOTHING: Final = Parsed()
 
+ConfigMapReader = Callable[[Mapping[str, object]], Parsed]
 
-def parse(raw: object) -> Parsed:
+
+def _no_config_map(_raw: Mapping[str, object]) -> Parsed:
+    return NOTHING
+
+
+def parse(raw: object, read_config_map: ConfigMapReader = _no_config_map) -> Parsed:
     """Reads one document: an object, a `kind: List` (or SomethingList), or MetalLB's old configuration.
 
-    Objects of kinds that nothing here needs give nothing, without a rejection, and so does an empty document.
+    Objects of kinds that nothing here needs give nothing, without a rejection, and so does an empty document. What a
+    ConfigMap holds is text, which `read_config_map` reads.
     """
     if raw is None:
         return NOTHING
@@ -85,8 +95,8 @@ def parse(raw: object) -> Parsed:
     if kind is None and ("peers" in raw or "address-pools" in raw):
         return _old_configuration(raw)
     if isinstance(kind, str) and kind.endswith("List"):
-        return _list(raw, kind)
-    return _object(raw, kind, raw.get("apiVersion"))
+        return _list(raw, kind, read_config_map)
+    return _object(raw, kind, raw.get("apiVersion"), read_config_map)
 
 
 def merge(parts: Iterable[Parsed]) -> Parsed:
@@ -100,7 +110,20 @@ def merge(parts: Iterable[Parsed]) -> Parsed:
     )
 
 
-def _list(raw: Mapping[str, object], kind: str) -> Parsed:
+def pruned(raw: object) -> object:
+    """The same object with nothing but what `parse` may look at: it gives the same result."""
+    if isinstance(raw, dict):
+        return {key: _pruned_value(key, value) for key, value in raw.items() if key in _READ_KEYS}
+    return [pruned(item) for item in raw] if isinstance(raw, list) else raw
+
+
+def _pruned_value(key: str, value: object) -> object:
+    if key == "annotations" and isinstance(value, dict):
+        return {name: text for name, text in value.items() if name.startswith(ANNOTATION_PREFIX)}
+    return value if key in ("labels", "matchLabels") else pruned(value)
+
+
+def _list(raw: Mapping[str, object], kind: str, read_config_map: ConfigMapReader) -> Parsed:
     """A list; the items of a typed one, such as a PodList from the API, carry neither kind nor apiVersion."""
     items = raw.get("items")
     if items is None:
@@ -111,19 +134,21 @@ def _list(raw: Mapping[str, object], kind: str) -> Parsed:
     for item in items:
         if isinstance(item, dict):
             version = raw.get("apiVersion") if "kind" not in item else None
-            parts.append(_object(item, item.get("kind", kind[:-4]), item.get("apiVersion", version)))
+            parts.append(_object(item, item.get("kind", kind[:-4]), item.get("apiVersion", version), read_config_map))
         else:
             parts.append(_unusable(ObjectRef(kind="List", name="items"), f"{show(item)} is not a Kubernetes object"))
     return merge(parts)
 
 
-def _object(raw: Mapping[str, object], kind: object, version: object) -> Parsed:
+def _object(raw: Mapping[str, object], kind: object, version: object, read_config_map: ConfigMapReader) -> Parsed:
     if not isinstance(kind, str) or not kind:
         return _unusable(_ref_for_message(raw, "object"), f"kind: {show(kind)} is not the kind of a Kubernetes object")
     if kind == "List":
         return _unusable(
             _ref_for_message(raw, kind), "a List inside a List is not read; put its items into the outer one"
         )
+    if kind == "ConfigMap":
+        return read_config_map(raw)
     known = _KINDS.get(kind)
     if known is None or (version is not None and _group(version) not in known.groups):
         return NOTHING
@@ -513,3 +538,16 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "L2Advertisement": _Kind(groups=("metallb.io",), read=_advertisement),
     "BGPPeer": _Kind(groups=("metallb.io",), read=_peer),
 }
+
+# Whatever is read of any of these kinds, wherever it stands; keys of labels and annotations are no fields.
+_READ_WORDS: Final = """
+apiVersion kind metadata name namespace labels annotations creationTimestamp spec status
+type clusterIPs clusterIP externalIPs ports port protocol loadBalancer ingress ip hostname
+addressType endpoints addresses nodeName targetRef
+address podCIDRs podCIDR conditions hostNetwork phase podIPs podIP cidrs
+node reason regarding involvedObject note message
+series lastObservedTime lastTimestamp deprecatedLastTimestamp eventTime
+ipAddressPools ipAddressPoolSelectors nodeSelectors matchLabels matchExpressions key operator values peerAddress
+data config
+"""
+_READ_KEYS: Final = frozenset(_READ_WORDS.split())

@@ -26,6 +26,7 @@ from metaleg_node.core.model import (
     Rejection,
 )
 from metaleg_node.core.networks import Range
+from metaleg_node.core.objects import metallb
 from metaleg_node.core.objects.fields import address_of
 from metaleg_node.core.objects.selectors import any_selects
 
@@ -93,7 +94,7 @@ def read(cluster: ClusterState, config: Config, me: NodeName) -> WantedPaths:
     wanted: list[tuple[WantedPath, tuple[Range, ...]]] = []
     if not (config.return_path.l2 or config.return_path.bgp.enabled):
         return WantedPaths()
-    cluster, rejections = _of_metallb(cluster, config)
+    cluster, rejections = metallb.configuration(cluster, config)
     for settings in config.return_path.l2:
         wanted.append(_l2(settings, cluster.pools))
     if config.return_path.bgp.enabled:
@@ -102,35 +103,6 @@ def read(cluster: ClusterState, config: Config, me: NodeName) -> WantedPaths:
         ranges = networks.merged_ranges(_announced(cluster))
         wanted.append((WantedPath(kind=PathKind.BGP, name="bgp", networks=frozenset(), routers=routers), ranges))
     return WantedPaths(paths=tuple(_owning(wanted)), rejections=tuple(rejections))
-
-
-def _of_metallb(cluster: ClusterState, config: Config) -> tuple[ClusterState, list[Rejection]]:
-    """The state with just the objects that MetalLB itself goes by: those of its namespace, and either its custom
-    resources or its old configuration, whose entries have no namespace. The API is asked for no others; a state file
-    may hold anything."""
-    namespace, which = config.cluster.metallb_namespace, config.cluster.metallb_config
-    places = {pool.ref.namespace for pool in cluster.pools}
-    custom = which == "crds" or (which == "auto" and (namespace in places or "" not in places))
-    rejections: list[Rejection] = []
-
-    def used(one: AddressPool | Advertisement | BGPPeer) -> bool:
-        if one.ref.namespace == (namespace if custom else ""):
-            return True
-        if one.ref.namespace in ("", namespace):
-            form = "custom resources are" if custom else "old configuration is"
-            reason = f"is not used, since MetalLB's {form} (cluster.metallb_config is {which})"
-        else:
-            reason = f"is not in MetalLB's namespace {namespace} (cluster.metallb_namespace)"
-        rejections.append(Rejection(ref=one.ref, reason=reason))
-        return False
-
-    kept = replace(
-        cluster,
-        pools=tuple(filter(used, cluster.pools)),
-        advertisements=tuple(filter(used, cluster.advertisements)),
-        peers=tuple(filter(used, cluster.peers)),
-    )
-    return kept, rejections
 
 
 def _owning(wanted: Iterable[tuple[WantedPath, tuple[Range, ...]]]) -> Iterator[WantedPath]:
