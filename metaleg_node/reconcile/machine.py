@@ -76,7 +76,7 @@ class Machine:
         "unknown" where they cannot be read."""
         asked = {hop: (hop.gateway, hop.interface) for hop in hops if hop.gateway}
         try:
-            states = neighbours.states(asked.values())
+            states = neighbours.states(asked.values()) if asked else {}
         except KernelError as error:
             log.warning("next hops without their state: %s", error)
             states = {}
