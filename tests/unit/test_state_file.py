@@ -11,15 +11,16 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaleg_node.core.objects.manifests import Parsed
+from metaleg_node.core.objects.manifests import Parsed, merge
 from metaleg_node.sources import documents, file_watch, state_file
 from metaleg_node.sources.documents import yaml_warning
 from metaleg_node.sources.file_watch import FileWatch, directories_of
@@ -813,17 +814,22 @@ def test_a_list_taken_apart_means_what_it_means_as_a_whole(
     whole = {"apiVersion": "v1", "kind": kind, "items": items, "metadata": {"resourceVersion": ""}}
     text = yaml.dump(whole, Dumper=Dumper, default_style=style, width=width, sort_keys=sort)
     name = ("metallb-system", "config")
-    state = StateFile(Path("unused"), name)
-    taken_apart = state._read_list(text.encode(), {})
-    assert not taken_apart or list(taken_apart) == told(lambda: documents.read_yaml(text, name))
+    with NamedTemporaryFile(suffix=".yaml") as file:
+        file.write(text.encode())
+        file.flush()
+        whole_text = told(lambda: merge(documents.read_yaml(text, name)))
+        assert told(lambda: load(Path(file.name), name)) == whole_text.replace("FILE", file.name)
 
 
-def told(read: Callable[[], Iterable[Parsed]]) -> object:
-    """What was read, or what is wrong and where."""
+def told(read: Callable[[], Parsed | state_file.Loaded]) -> str:
+    """What was read, or what is wrong with FILE and where."""
     try:
-        return list(read())
+        found = read()
+    except StateFileError as error:
+        return str(error)
     except documents.DocumentError as error:
-        return error.line, error.problem
+        return f"FILE: line {error.line}, document {error.document}: {error.problem}"
+    return repr((found.objects, found.rejections))
 
 
 @pytest.mark.parametrize(
