@@ -129,7 +129,6 @@ def _cluster() -> ClusterState:
         ref=ObjectRef(kind="BGPAdvertisement", namespace="metallb-system", name="all"),
         pools=(),
         pool_selectors=(),
-        node_selectors=(),
     )
     return ClusterState(nodes=(node,), pools=(pool,), advertisements=(advertisement,), peers=tuple(peers))
 

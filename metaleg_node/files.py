@@ -61,7 +61,7 @@ def stamp(path: Path) -> Stamp:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def replace(path: Path, content: bytes, *, mode: int, durable: bool = True) -> None:
+def replace(path: Path, content: bytes | bytearray, *, mode: int, durable: bool = True) -> None:
     """Puts a whole new file in the place of another in one step; makes its directory when that is missing, for the same
     eyes. `durable`: it survives a loss of power. Raises OSError; then the old file is as it was.
 

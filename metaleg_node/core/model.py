@@ -208,12 +208,11 @@ class AddressPool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advertisement:
-    """A BGPAdvertisement or L2Advertisement: which pools it announces, from which nodes."""
+    """A BGPAdvertisement or L2Advertisement: which pools it announces."""
 
     ref: ObjectRef
     pools: tuple[str, ...]
     pool_selectors: tuple[LabelSelector, ...]
-    node_selectors: tuple[LabelSelector, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,13 +91,16 @@ class SavedState:
                 self._wake.wait_for(lambda: self._stopping, self._settle)
                 state, stopping = self._offered, self._stopping
             if state is not None and state is not self._written:
-                self._write(b",\n".join(self._objects()))
+                self._write(self._objects())
                 self._written = state
             if stopping:
                 return
 
-    def _write(self, items: bytes) -> None:
-        content = b'{"apiVersion":"v1","kind":"List","items":[\n' + items + b"\n]}\n"
+    def _write(self, objects: Iterable[bytes]) -> None:
+        content = bytearray(b'{"apiVersion":"v1","kind":"List","items":[')
+        for number, one in enumerate(objects):  # In one piece: the file is as large as all that is kept.
+            content += (b",\n" if number else b"\n") + one
+        content += b"\n]}\n"
         try:
             if not self.exists() or self._path.read_bytes() != content:
                 files.replace(self._path, content, mode=0o600)

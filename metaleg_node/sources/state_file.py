@@ -14,13 +14,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from metaleg_node import files
 from metaleg_node.configuration.config import Config
-from metaleg_node.core.model import ClusterObject, ClusterState, Rejection
+from metaleg_node.core.model import ClusterState
 from metaleg_node.core.objects.manifests import Parsed, merge
 from metaleg_node.files import Flaw, FlawError
 from metaleg_node.sources.documents import (
@@ -57,21 +56,12 @@ class StateFileError(Exception):
     """The state file cannot be read; the text names file, place and what to do."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """What a state file holds; `documents` counts all of them, also those of kinds that are skipped."""
-
-    objects: tuple[ClusterObject, ...]
-    rejections: tuple[Rejection, ...]
-    documents: int
-
-
 def configmap_of(config: Config) -> tuple[str, str]:
     """Namespace and name of the ConfigMap with MetalLB's old configuration."""
     return config.cluster.metallb_namespace, config.cluster.metallb_configmap
 
 
-def load(path: Path, configmap: tuple[str, str] = DEFAULT_CONFIGMAP) -> Loaded:
+def load(path: Path, configmap: tuple[str, str] = DEFAULT_CONFIGMAP) -> Parsed:
     """Reads a state file, or a directory of them, once. Raises StateFileError.
 
     `configmap` is the namespace and name of the ConfigMap with MetalLB's old configuration.
@@ -97,7 +87,7 @@ class StateFile:
         self._good: _Cache = {}
         self._attempt: _Cache = {}
 
-    def read(self) -> Loaded:
+    def read(self) -> Parsed:
         """Reads all of it. Raises StateFileError."""
         attempt: _Cache = {}
         try:
@@ -106,8 +96,7 @@ class StateFile:
             self._attempt = attempt
             raise
         self._good, self._attempt = attempt, {}
-        merged = merge(parts)
-        return Loaded(objects=merged.objects, rejections=merged.rejections, documents=len(parts))
+        return merge(parts)
 
     def files(self) -> list[Path]:
         """The files to read, in their order: the path itself, or what a directory holds."""
@@ -305,7 +294,7 @@ class StateFileSource:
 
     def _load(self, signature: tuple[object, ...]) -> float:
         self._seen, self._glimpsed = signature, None
-        loaded: Loaded | None = None
+        loaded: Parsed | None = None
         problem = ""
         try:
             loaded = self._file.read()

@@ -328,8 +328,9 @@ def test_a_background_child_with_our_pipe_does_not_hold_us_up(tmp_path: Path, he
 
 
 def test_a_background_child_that_writes_for_ever_does_not_hold_us_up(tmp_path: Path) -> None:
+    # On a busy machine the child leaves little of the processor to the hook.
     hook = script(tmp_path / "hook", f"yes & echo $! > {tmp_path}/pid; sleep 0.1")
-    (result,) = run(hook)
+    (result,) = run(hook, timeout=60)
     assert result.ok
     wait_until_gone(int((tmp_path / "pid").read_text()))
 

@@ -405,7 +405,6 @@ def test_an_advertisement(kind: str) -> None:
         ref=ObjectRef(kind=kind, namespace="metallb-system", name="all"),
         pools=("public",),
         pool_selectors=((LabelRequirement(key="zone", operator="In", values=("a",)),),),
-        node_selectors=((LabelRequirement(key="rack", operator="NotIn", values=("r1", "r2")),),),
     )
 
 

@@ -11,15 +11,16 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaleg_node.core.objects.manifests import Parsed
+from metaleg_node.core.objects.manifests import Parsed, merge
 from metaleg_node.sources import documents, file_watch, state_file
 from metaleg_node.sources.documents import yaml_warning
 from metaleg_node.sources.file_watch import FileWatch, directories_of
@@ -40,7 +41,7 @@ def pods(*names: str) -> str:
     return "".join(f"---\n{pod(name)}" for name in names)
 
 
-def names(loaded: state_file.Loaded) -> list[str]:
+def names(loaded: Parsed) -> list[str]:
     return [one.ref.name for one in loaded.objects]
 
 
@@ -49,7 +50,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "state.yaml"
 
 
-def read(file: Path, content: str | bytes) -> state_file.Loaded:
+def read(file: Path, content: str | bytes) -> Parsed:
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     return load(file)
 
@@ -475,7 +476,7 @@ def test_what_was_read_while_a_writer_began_is_not_used(
     follower.until_names("a")
     real = StateFile.read
 
-    def read_then_written(state: StateFile) -> state_file.Loaded:
+    def read_then_written(state: StateFile) -> Parsed:
         loaded = real(state)
         if names(loaded) == ["half"]:
             file.write_text(pods("half", "other"))
@@ -813,17 +814,22 @@ def test_a_list_taken_apart_means_what_it_means_as_a_whole(
     whole = {"apiVersion": "v1", "kind": kind, "items": items, "metadata": {"resourceVersion": ""}}
     text = yaml.dump(whole, Dumper=Dumper, default_style=style, width=width, sort_keys=sort)
     name = ("metallb-system", "config")
-    state = StateFile(Path("unused"), name)
-    taken_apart = state._read_list(text.encode(), {})
-    assert not taken_apart or list(taken_apart) == told(lambda: documents.read_yaml(text, name))
+    with NamedTemporaryFile(suffix=".yaml") as file:
+        file.write(text.encode())
+        file.flush()
+        whole_text = told(lambda: merge(documents.read_yaml(text, name)))
+        assert told(lambda: load(Path(file.name), name)) == whole_text.replace("FILE", file.name)
 
 
-def told(read: Callable[[], Iterable[Parsed]]) -> object:
-    """What was read, or what is wrong and where."""
+def told(read: Callable[[], Parsed | state_file.Loaded]) -> str:
+    """What was read, or what is wrong with FILE and where."""
     try:
-        return list(read())
+        found = read()
+    except StateFileError as error:
+        return str(error)
     except documents.DocumentError as error:
-        return error.line, error.problem
+        return f"FILE: line {error.line}, document {error.document}: {error.problem}"
+    return repr((found.objects, found.rejections))
 
 
 @pytest.mark.parametrize(
@@ -844,6 +850,4 @@ def test_a_quoted_text_that_looks_like_an_item_is_no_item(file: Path) -> None:
     """YAML wants the lines of a quoted text indented; PyYAML takes them as they are."""
     text = flush_list("a", "b").replace("name: a", 'name: "a\n- kind: Pod\n"')
     assert names(read(file, text))[-1] == "b"
-    assert read(file, text) == state_file.Loaded(
-        objects=(found := documents.read_yaml(text, ("", ""))[0]).objects, rejections=found.rejections, documents=1
-    )
+    assert read(file, text) == documents.read_yaml(text, ("", ""))[0]

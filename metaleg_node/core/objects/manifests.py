@@ -461,7 +461,6 @@ def _advertisement(reader: Reader) -> Advertisement:
         ref=reader.ref,
         pools=names(reader, "spec.ipAddressPools"),
         pool_selectors=selectors(reader, "spec.ipAddressPoolSelectors"),
-        node_selectors=selectors(reader, "spec.nodeSelectors"),
     )
 
 
