@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
 
 import metaleg_node
 from metaleg_node.configuration import file as config_file
@@ -23,12 +21,13 @@ from metaleg_node.configuration.options import Options
 from metaleg_node.configuration.settings import SLOTS
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.node_state import NodeState
-from metaleg_node.core.problems import Code, Problem, fails
-from metaleg_node.daemon import health, notify, report, status
+from metaleg_node.core.problems import Code, Problem
+from metaleg_node.daemon import health, notify
 from metaleg_node.daemon import log as logs
 from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource, needs
 from metaleg_node.daemon.events import Event, Events
 from metaleg_node.daemon.metrics import Metrics
+from metaleg_node.daemon.telling import Facts, Teller
 from metaleg_node.daemon.web import ListenError, WebServer
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink.monitor import Hint, Monitor
@@ -78,16 +77,11 @@ class Service:
         self._notifier = notify.Notifier()
         self._readiness = notify.Readiness(self._notifier)
         self._heartbeat = notify.Heartbeat(self._notifier)
-        self._started = _now()
+        self._teller = Teller(options, self._metrics, self._notifier)
         self._watch = watch
-        # What is wrong with the service's own parts, until they work again.
-        self._problems_of: dict[str, tuple[Problem, ...]] = {}
-        self._told: frozenset[Problem] = frozenset()
         self._plan: Plan | None = None
         self._outcome: Outcome | None = None
         self._last_state: NodeState | None = None
-        self._last_status: status.LastReconcile | None = None
-        self._repaired: dict[str, int] = {}
         self._retry_after = _RETRY_FIRST
         self._look_at = 0.0
         self._complete_once = False
@@ -206,18 +200,7 @@ class Service:
         else:
             self._events.schedule(Event.RETRY, self._retry_after * random.uniform(0.8, 1.2))
             self._retry_after = min(self._retry_after * 2, _RETRY_LAST)
-        changes = sum(outcome.done.values())
-        if changes or not outcome.ok or self._last_status is None:
-            log.info("%s: %d changes in %.0f ms", reason, changes, seconds * 1000)
-        self._last_status = status.LastReconcile(
-            time=_now(),
-            reason=reason,
-            seconds=round(seconds, 6),
-            changes=changes,
-            result="ok" if outcome.ok else "failed",
-        )
-        self._metrics.reconciled(seconds=seconds, complete=outcome.ok, changes=outcome.done)
-        self._metrics.conntrack_flushed(outcome.flushed)
+        self._teller.reconciled(outcome, reason=reason, seconds=seconds)
         self._publish()
         if outcome.ok:
             self._readiness.reached()
@@ -258,19 +241,13 @@ class Service:
         if outcome.ok:
             self._last_state = self._plan.desired.state
             if drifted:
-                self._count_repairs(self._plan)
+                self._teller.repaired(self._plan)
         return outcome
-
-    def _count_repairs(self, plan: Plan) -> None:
-        """Nothing new was wanted: whatever changes there were, others made them necessary."""
-        for change in plan.changes:
-            self._repaired[change.kind] = self._repaired.get(change.kind, 0) + 1
-            self._metrics.drift(change.kind)
 
     def _hooked(self, kind: hooks.Kind, problems: tuple[Problem, ...]) -> None:
         for _ in problems:
             self._metrics.hook_failed(kind)
-        self._problems_of[kind] = problems
+        self._teller.problems_of[kind] = problems
 
     def _look_at_next_hops(self) -> None:
         if not self._plan or not self._plan.neighbours or time.monotonic() < self._look_at:
@@ -292,14 +269,14 @@ class Service:
         before = self._config
         try:
             self._config = self._options.load(may_be_empty=False)
-            self._problems_of["configuration"] = ()
+            self._teller.problems_of["configuration"] = ()
             self._metrics.config_loaded()
             log.info("configuration read again: %s", "changed" if self._config != before else "no change")
             logs.setup(level=self._config.log.level, form=self._config.log.format)
         except ConfigError as error:
             text = "not taken, the configuration before stays in force"
             refused = Problem(code=Code.CONFIGURATION, subject=str(self._options.config_file), text=text)
-            self._problems_of["configuration"] = (*configuration.problems(error), refused)
+            self._teller.problems_of["configuration"] = (*configuration.problems(error), refused)
             self._metrics.config_refused()
         return self._config != before
 
@@ -312,7 +289,7 @@ class Service:
             servers.append(self._metrics.server(self._config.metrics.listen))
         if self._config.health.listen:
             servers.append(health.server(self._config.health.listen, alive=self._alive, ready=self._ready))
-        self._problems_of["servers"] = tuple(_started(servers, stack))
+        self._teller.problems_of["servers"] = tuple(_started(servers, stack))
 
     def _alive(self) -> tuple[bool, str]:
         idle = self._heartbeat.age
@@ -323,52 +300,15 @@ class Service:
         applied = "applied" if self._complete_once else "nothing was applied completely yet"
         return self._complete_once, "; ".join([applied, *map(str, self._source.problems)])
 
-    def _problems(self, snapshot: ClusterState) -> list[Problem]:
-        found = (
-            *(problem for problems in self._problems_of.values() for problem in problems),
-            *self._source.problems,
-            *(self._outcome.problems if self._outcome else ()),
-            *(report.problems(self._plan) if self._plan else ()),
-            *report.rejections(snapshot.rejections),
-        )
-        # What keeps a plan from being whole may also be why a step of it failed; the plan knows better what it is.
-        return list({(problem.subject, problem.text): problem for problem in found}.values())
-
     def _publish(self) -> None:
-        source = self._source.status()
-        snapshot = self._source.state() or ClusterState()
-        problems = self._problems(snapshot)
-        self._tell(problems, source)
-        try:
-            status.write(self._options.runtime_dir, self._document(source, problems))
-            self._problems_of["status"] = ()
-        except status.StatusError as error:
-            self._problems_of["status"] = (Problem(code=Code.STATUS_FILE, text=str(error)),)
-            self._tell(self._problems(snapshot), source)
-
-    def _tell(self, problems: Sequence[Problem], source: status.SourceStatus) -> None:
-        shown = report.shown(problems)
-        self._told = _log(shown, self._told)
-        self._metrics.show(self._plan, problems)
-        self._notifier.status(report.status_line(self._plan, source, shown))
-
-    def _document(self, source: status.SourceStatus, problems: Sequence[Problem]) -> status.StatusDocument:
-        plan = self._plan
-        return status.StatusDocument(
-            version=metaleg_node.__version__,
-            pid=os.getpid(),
+        facts = Facts(
+            config=self._config,
             node=self._reconciler.node,
-            started=self._started,
-            config_file=str(self._options.config_file),
-            healthy=self._complete_once and not fails("status", problems),
-            source=source,
-            last_reconcile=self._last_status,
-            services=report.services(plan) if plan else [],
-            gateways=report.gateways(plan, self._config) if plan else [],
-            paths=report.paths(plan, self._config) if plan else [],
-            problems=report.problem_list(report.shown(problems)),
-            repaired=dict(self._repaired),
+            plan=self._plan,
+            outcome=self._outcome,
+            complete=self._complete_once,
         )
+        self._teller.publish(facts, self._source)
 
 
 def _failure(code: Code, text: str) -> Outcome:
@@ -386,23 +326,8 @@ def _started(servers: Iterable[WebServer], stack: ExitStack) -> Iterator[Problem
             yield Problem(code=Code.LISTEN, text=text)
 
 
-def _log(problems: Sequence[Problem], told: Set[Problem]) -> frozenset[Problem]:
-    """Logs each problem once when it begins and once when it ends; `told` are those that were there before."""
-    now = frozenset(problems)
-    for problem in problems:
-        if problem not in told:
-            log.warning("%s", problem.line)
-    for problem in sorted(told - now):
-        log.info("solved: %s", problem.line)
-    return now
-
-
 def _tables(config: Config) -> set[int]:
     """The routing tables that are ours alone."""
     base = config.firewall.route_table_base
     bgp = {config.return_path.bgp.table} if config.return_path.bgp.enabled else set()
     return {*range(base + 1, base + SLOTS + 1)} | bgp
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

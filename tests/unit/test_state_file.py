@@ -821,7 +821,7 @@ def test_a_list_taken_apart_means_what_it_means_as_a_whole(
         assert told(lambda: load(Path(file.name), name)) == whole_text.replace("FILE", file.name)
 
 
-def told(read: Callable[[], Parsed | state_file.Loaded]) -> str:
+def told(read: Callable[[], Parsed]) -> str:
     """What was read, or what is wrong with FILE and where."""
     try:
         found = read()

@@ -1,0 +1,135 @@
+"""How the service tells of itself: log, metrics, systemd and the status file, all from the same facts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import metaleg_node
+from metaleg_node.configuration.config import Config
+from metaleg_node.configuration.options import Options
+from metaleg_node.core.model import ClusterState, NodeName
+from metaleg_node.core.problems import Code, Problem, fails
+from metaleg_node.daemon import report, status
+from metaleg_node.daemon.cluster_source import ClusterSource
+from metaleg_node.daemon.metrics import Metrics
+from metaleg_node.daemon.notify import Notifier
+from metaleg_node.reconcile.reconciler import Outcome, Plan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What there is to tell at one moment. `complete`: the kernel once held all that was asked for."""
+
+    config: Config
+    node: NodeName
+    plan: Plan | None
+    outcome: Outcome | None
+    complete: bool
+
+
+class Teller:
+    """Keeps what outlasts one reconcile: counts, and what was told before."""
+
+    def __init__(self, options: Options, metrics: Metrics, notifier: Notifier) -> None:
+        self._options = options
+        self._metrics = metrics
+        self._notifier = notifier
+        self._started = _now()
+        self._told: frozenset[Problem] = frozenset()
+        self._repaired: Counter[str] = Counter()
+        self._last: status.LastReconcile | None = None
+        self.problems_of: dict[str, tuple[Problem, ...]] = {}
+        """What is wrong with the service's own parts, until they work again."""
+
+    def reconciled(self, outcome: Outcome, *, reason: str, seconds: float) -> None:
+        """A reconcile ended, however it went."""
+        changes = sum(outcome.done.values())
+        if changes or not outcome.ok or self._last is None:
+            log.info("%s: %d changes in %.0f ms", reason, changes, seconds * 1000)
+        self._last = status.LastReconcile(
+            time=_now(),
+            reason=reason,
+            seconds=round(seconds, 6),
+            changes=changes,
+            result="ok" if outcome.ok else "failed",
+        )
+        self._metrics.reconciled(seconds=seconds, complete=outcome.ok, changes=outcome.done)
+        self._metrics.conntrack_flushed(outcome.flushed)
+
+    def repaired(self, plan: Plan) -> None:
+        """Nothing new was wanted: whatever changes there were, others made them necessary."""
+        for change in plan.changes:
+            self._repaired[change.kind] += 1
+            self._metrics.drift(change.kind)
+
+    def publish(self, facts: Facts, source: ClusterSource) -> None:
+        """Tells everybody."""
+        found = source.status()
+        snapshot = source.state() or ClusterState()
+        problems = self._problems(facts, source, snapshot)
+        self._tell(facts, problems, found)
+        try:
+            status.write(self._options.runtime_dir, self._document(facts, problems, found))
+            self.problems_of["status"] = ()
+        except status.StatusError as error:
+            self.problems_of["status"] = (Problem(code=Code.STATUS_FILE, text=str(error)),)
+            self._tell(facts, self._problems(facts, source, snapshot), found)
+
+    def _problems(self, facts: Facts, source: ClusterSource, snapshot: ClusterState) -> list[Problem]:
+        found = (
+            *(problem for problems in self.problems_of.values() for problem in problems),
+            *source.problems,
+            *(facts.outcome.problems if facts.outcome else ()),
+            *(report.problems(facts.plan) if facts.plan else ()),
+            *report.rejections(snapshot.rejections),
+        )
+        # What keeps a plan from being whole may also be why a step of it failed; the plan knows better what it is.
+        return list({(problem.subject, problem.text): problem for problem in found}.values())
+
+    def _tell(self, facts: Facts, problems: Sequence[Problem], source: status.SourceStatus) -> None:
+        shown = report.shown(problems)
+        self._told = _log(shown, self._told)
+        self._metrics.show(facts.plan, problems)
+        self._notifier.status(report.status_line(facts.plan, source, shown))
+
+    def _document(
+        self, facts: Facts, problems: Sequence[Problem], source: status.SourceStatus
+    ) -> status.StatusDocument:
+        plan = facts.plan
+        return status.StatusDocument(
+            version=metaleg_node.__version__,
+            pid=os.getpid(),
+            node=facts.node,
+            started=self._started,
+            config_file=str(self._options.config_file),
+            healthy=facts.complete and not fails("status", problems),
+            source=source,
+            last_reconcile=self._last,
+            services=report.services(plan) if plan else [],
+            gateways=report.gateways(plan, facts.config) if plan else [],
+            paths=report.paths(plan, facts.config) if plan else [],
+            problems=report.problem_list(report.shown(problems)),
+            repaired=dict(self._repaired),
+        )
+
+
+def _log(problems: Sequence[Problem], told: Set[Problem]) -> frozenset[Problem]:
+    """Logs each problem once when it begins and once when it ends; `told` are those that were there before."""
+    now = frozenset(problems)
+    for problem in problems:
+        if problem not in told:
+            log.warning("%s", problem.line)
+    for problem in sorted(told - now):
+        log.info("solved: %s", problem.line)
+    return now
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,35 @@
+"""What the service tells of itself when it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from metaleg_node.configuration.options import Options
+from metaleg_node.core.model import NodeName
+from metaleg_node.daemon.cluster_source import ClusterSource
+from metaleg_node.daemon.metrics import Metrics
+from metaleg_node.daemon.notify import Notifier
+from metaleg_node.daemon.telling import Facts, Teller
+from tests.unit.builders import config
+
+
+def test_a_status_file_that_cannot_be_written_is_told_once_until_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings = config('[cluster]\nstate_file = "/nowhere"')
+    options = Options(config_file=tmp_path / "config.toml", runtime_dir=tmp_path / "run", state_dir=tmp_path)
+    source = ClusterSource(settings, tmp_path, lambda: None)
+    teller = Teller(options, Metrics(version="0", traffic=dict), Notifier({}))
+    facts = Facts(config=settings, node=NodeName("a"), plan=None, outcome=None, complete=False)
+    (tmp_path / "run").touch()
+    for _ in range(3):
+        teller.publish(facts, source)
+    assert caplog.text.count("cannot write") == 1
+    (tmp_path / "run").unlink()
+    for _ in range(2):
+        teller.publish(facts, source)
+    assert caplog.text.count("solved: cannot write") == 1
+    assert (tmp_path / "run" / "status.json").exists()
