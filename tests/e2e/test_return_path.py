@@ -26,6 +26,7 @@ from tests.e2e.second_way import (
     SecondWay,
     l2,
 )
+from tests.patience import patient
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_R9_replies_leave_by_the_way_the_request_came(stack: ExitStack, flavour:
     assert here.lab.daemons[NODE1].command("plan").stdout.endswith("\nnothing to do\n")
     here.lab.daemons[NODE1].stop()
     assert here.lab.daemons[NODE1].command("cleanup").returncode == 0
-    here.settle(NONE, 1)
+    here.settle(NONE, patient(1))
     assert not any(ours(here.lab, NODE1).values())
 
 
@@ -71,7 +72,7 @@ def test_a_client_inside_the_paths_own_network_is_answered_wherever_the_backend_
     here.lab.start_daemons(l2(path, match=match))
     router = here.second.machine("router2")
     wanted = [address for service in here.services for address in service.addresses.values()]
-    assert [str(a) for a in wanted if probes.tcp(router, a, SERVICE_PORT, 1.0).error] == []
+    assert [str(a) for a in wanted if probes.tcp(router, a, SERVICE_PORT, patient(1.0)).error] == []
 
 
 def test_neighbours_whose_prefix_came_by_router_advertisement_are_answered_directly(plain: Scene) -> None:
@@ -85,15 +86,15 @@ def test_neighbours_whose_prefix_came_by_router_advertisement_are_answered_direc
             "route add fd00:aa::/64 dev eth0 proto ra metric 100",
         ]
     )
-    assert not probes.tcp(router, address, SERVICE_PORT, 1.0).error
+    assert not probes.tcp(router, address, SERVICE_PORT, patient(1.0)).error
     lab.start_daemons(l2())
     plain.settle(ALL)
-    assert not probes.tcp(router, address, SERVICE_PORT, 1.0).error
+    assert not probes.tcp(router, address, SERVICE_PORT, patient(1.0)).error
 
 
 def test_source_alone_does_not_work_behind_DNAT(plain: Scene) -> None:
     plain.lab.start_daemons(l2(match=["source"]))
-    plain.settle(NONE, 1)
+    plain.settle(NONE, patient(1))
 
 
 # --- addresses of the node itself ------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def test_source_alone_does_not_work_behind_DNAT(plain: Scene) -> None:
 def _reaches_client(here: Scene, source: LabService, family: Family) -> bool:
     """Whether a program on node1 that binds itself to the Service's address gets an answer of the client."""
     with here.lab.namespace(NODE1).socket(ADDRESS_FAMILY[family], socket.SOCK_STREAM) as sock:
-        sock.settimeout(0.5)
+        sock.settimeout(patient(0.5))
         try:
             sock.bind((str(source.addresses[family]), 0))
             sock.connect((str(CLIENT[family]), SERVER_PORT))
@@ -152,7 +153,7 @@ def test_forwarded_packets_that_have_the_source_before_they_are_routed(stack: Ex
 
     def answered() -> list[str]:
         client = plain.second.machine("client")
-        return [probes.tcp(client, service.addresses[f], SERVER_PORT, 0.5).by for f in FAMILIES]
+        return [probes.tcp(client, service.addresses[f], SERVER_PORT, patient(0.5)).by for f in FAMILIES]
 
     assert answered() == ["", ""]
     plain.lab.start_daemons(l2(match=[match]))
@@ -166,7 +167,10 @@ def test_case_2_a_pool_without_a_router_gets_its_connected_route(plain: Scene) -
     service = plain.services[1]
 
     def neighbour_is_answered() -> list[bool]:
-        asked = (probes.tcp(plain.second.machine("router2"), service.addresses[f], SERVICE_PORT, 0.5) for f in FAMILIES)
+        asked = (
+            probes.tcp(plain.second.machine("router2"), service.addresses[f], SERVICE_PORT, patient(0.5))
+            for f in FAMILIES
+        )
         return [not answer.error for answer in asked]
 
     assert neighbour_is_answered() == [False, False]
@@ -336,7 +340,7 @@ def _reaches_node(here: Scene) -> bool:
         client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
     ):
         receiver.bind(("", 0))
-        receiver.settimeout(0.5)
+        receiver.settimeout(patient(0.5))
         sender.sendto(b"hello", (str(address), receiver.getsockname()[1]))
         try:
             return receiver.recv(100) == b"hello"
@@ -418,7 +422,7 @@ def test_egress_of_an_address_with_its_own_router_leaves_by_that_router(plain: S
             for f in FAMILIES:
                 assert str(lab.ask(pod, "tcp", f, to=(CLIENT[f], SERVER_PORT))) == str(web.addresses[f])
                 # The way outside is no longer by the first router.
-                assert lab.source_seen(pod, "tcp", f, 0.3) in ("timeout", "unreachable")
+                assert lab.source_seen(pod, "tcp", f, patient(0.3)) in ("timeout", "unreachable")
         lab.namespace(NODE1).ip(["link set eth1 down"])
         reason = "no-exit: return path public, by which it must leave: interface eth1 is down"
         assert wait_until(
@@ -427,7 +431,7 @@ def test_egress_of_an_address_with_its_own_router_leaves_by_that_router(plain: S
         lab.reset_seen()
         for pod in web.pods:
             for f in FAMILIES:
-                assert lab.source_seen(pod, "tcp", f, 0.3) in ("timeout", "unreachable", "prohibited")
+                assert lab.source_seen(pod, "tcp", f, patient(0.3)) in ("timeout", "unreachable", "prohibited")
         assert lab.seen() & {*web.addresses.values(), *NODE1.addresses.values()} == set()
     finally:
         remote.stop()

@@ -43,6 +43,7 @@ from tests.kernel.packet_net import (
     packet_net,
 )
 from tests.netns import Netns
+from tests.patience import patient
 
 NODE_PORT = """\
 table ip proxy {
@@ -171,7 +172,7 @@ def first_of_no_connection(net: Net) -> str:
     """Whose packet comes out first, of an egress pod's and then another pod's that belong to no connection."""
     with net.world.inside():
         wire = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
-    wire.settimeout(5)
+    wire.settimeout(patient(5))
     for source in (POD, PLAIN):
         with net.pod.inside():
             raw = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
@@ -400,7 +401,7 @@ def test_a_server_in_the_middle_of_a_forgotten_connection_does_not_turn_it_aroun
         assert conntrack.delete(conntrack.flows([ip_address(POD)]))
         server.send(b"answer")
         client.send(b"question")
-        server.settimeout(5)
+        server.settimeout(patient(5))
         assert server.recv(100) == b"question"
         (flow,) = [flow for flow in conntrack.flows([ip_address(POD)]) if flow.protocol == "tcp"]
         assert (str(flow.source), flow.ours) == (POD, True)
@@ -456,7 +457,7 @@ def test_pings_from_outside_reach_the_pod(net: Net) -> None:
     net.world.run("sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647")
     with net.world.inside():
         ping = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP))
-    ping.settimeout(5)
+    ping.settimeout(patient(5))
     ping.bind((WEB, 0))
     ping.sendto(bytes([8, 0, 0, 0, 0, 0, 0, 1]), (POD, 0))
     assert ping.recvfrom(99)[1][0] == POD
@@ -466,7 +467,7 @@ def raw_icmp(where: Netns) -> socket.socket:
     """Hears the ICMP messages that somebody gets."""
     with where.inside():
         wire = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-    wire.settimeout(5)
+    wire.settimeout(patient(5))
     return wire
 
 
