@@ -12,6 +12,7 @@ from metaleg_node.lab.server import Server, wait_until
 from tests.e2e import second_way
 from tests.e2e.scenario import NODE1, NODE2, NODE3, SETTLED
 from tests.e2e.second_way import BOTH_POOLS, HostPod, SecondWay
+from tests.patience import patient
 
 ALL = {(p, f): True for p in second_way.PROTOCOLS for f in FAMILIES}
 NONE = dict.fromkeys(ALL, False)
@@ -63,15 +64,23 @@ class Scene:
             for client in clients:
                 for p in second_way.PROTOCOLS:
                     for f in FAMILIES:
-                        answer = lab.ask(client, p, f, 0.5, to=(service.addresses[f], SERVICE_PORT))
+                        answer = lab.ask(client, p, f, patient(0.5), to=(service.addresses[f], SERVICE_PORT))
                         name = client if isinstance(client, str) else client.name
                         found[f"{service.name} {name} {p} {f}"] = answer.error
         return found
 
 
-def scene(stack: ExitStack, options: LabOptions, *, addresses: bool = False, host: LabNode = NODE1) -> Scene:
-    lab = stack.enter_context(Lab(options))
-    second = stack.enter_context(SecondWay(lab, addresses=addresses))
+def scene(
+    stack: ExitStack,
+    lab: LabOptions | Lab,
+    *,
+    interface: str = "eth1",
+    addresses: bool = False,
+    host: LabNode = NODE1,
+) -> Scene:
+    """`lab` is one that is not built yet, or the options of one; the others are as in `SecondWay`."""
+    lab = stack.enter_context(lab if isinstance(lab, Lab) else Lab(lab))
+    second = stack.enter_context(SecondWay(lab, interface, addresses=addresses))
     backends = Server()
     stack.callback(backends.stop)
     backends.listen(lab.namespace(host), f"host-{host.name}", SERVER_PORT)
