@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests import patience
 from tests.package.archive import SUITES, Archive, Unavailable, default_cache
-from tests.vm.machine import Machine
+from tests.vm.machine import Machine, MachineError
 
 CHOSEN = Path(__file__).with_name("chosen.txt")
 PATIENCE = 15
@@ -37,6 +37,9 @@ def main(suite: str, *arguments: str) -> int:
     except Unavailable as error:
         print(f"THE KERNEL OF {suite.upper()} IS NOT TESTED HERE: {error}", file=sys.stderr)
         return EX_UNAVAILABLE
+    except MachineError as error:
+        print(f"the virtual machine with Debian {suite} failed: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
