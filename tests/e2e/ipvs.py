@@ -16,6 +16,7 @@ from metaleg_node.lab.plan import (
     POD_NETWORK,
     SERVER_PORT,
     SERVICE_PORT,
+    Attachment,
     Flavour,
     LabNode,
     LabOptions,
@@ -34,7 +35,9 @@ class IpvsLab(Lab):
 
     def __init__(self, *, conntrack: bool = True) -> None:
         needed("ip_vs", "ip_vs_rr", "dummy")
-        super().__init__(LabOptions(flavour=Flavour.IPTABLES_LEGACY, forward_drop=True))
+        # Over a bridge a pod would answer its neighbour directly, past IPVS.
+        options = LabOptions(flavour=Flavour.IPTABLES_LEGACY, attachment=Attachment.ROUTED, forward_drop=True)
+        super().__init__(options)
         self._conntrack = conntrack
         self._made: set[LabNode] = set()
 

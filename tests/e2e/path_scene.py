@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from contextlib import ExitStack
 from typing import Any
 
@@ -92,3 +94,29 @@ def status_of(scene_: Scene, node: LabNode, name: str = "public") -> dict[str, A
     """A path in the daemon's status; empty while it is not there."""
     paths = scene_.lab.daemons[node].status().get("paths", [])
     return next((dict(p) for p in paths if p["name"] == name), {})
+
+
+def reaches_node(here: Scene, interface: str = "eth1") -> bool:
+    """Whether a packet of the client to the node's own address, which should come in by eth0, is let in by another
+    interface."""
+    router, client = here.second.machine("router2"), here.second.machine("client")
+    address = NODE1.addresses[4]
+    (link,) = json.loads(here.lab.namespace(NODE1).run("ip", "-j", "link", "show", interface))
+    router.ip(
+        [
+            f"route replace {address} dev lan",
+            f"neighbour replace {address} lladdr {link['address']} dev lan nud permanent",
+        ]
+    )
+    client.ip([f"route replace {address} via {second_way.CLIENT_NETWORK[4][1]}"])
+    with (
+        here.lab.namespace(NODE1).socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind(("", 0))
+        receiver.settimeout(patient(0.5))
+        sender.sendto(b"hello", (str(address), receiver.getsockname()[1]))
+        try:
+            return receiver.recv(100) == b"hello"
+        except TimeoutError:
+            return False

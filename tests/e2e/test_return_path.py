@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from metaleg_node.lab import probes
 from metaleg_node.lab.plan import SERVER_PORT, SERVICE_PORT, Flavour, LabOptions, LabService
 from metaleg_node.lab.server import ADDRESS_FAMILY, Server, wait_until
 from tests.e2e import second_way
-from tests.e2e.path_scene import ALL, NONE, Scene, scene, status_of
+from tests.e2e.path_scene import ALL, NONE, Scene, reaches_node, scene, status_of
 from tests.e2e.scenario import NODE1, NODE2, SECOND, SETTLED, foreign, ours
 from tests.e2e.second_way import (
     BOTH_POOLS,
@@ -279,7 +278,7 @@ def test_F17_F18_strict_reverse_path_filtering(stack: ExitStack, mode: str) -> N
     strict.settle({(p, f): f == 6 or works for p, f in ALL})
     assert rp_filters(strict) == before | RP_FILTERS[mode]
     if works:
-        assert _reaches_node(strict) == (mode != "filter")
+        assert reaches_node(strict) == (mode != "filter")
         # As wg-quick and Tailscale set it.
         strict.lab.namespace(NODE1).sysctl({"ipv4/conf/all/src_valid_mark": 1})
         strict.settle(ALL)
@@ -318,34 +317,9 @@ def test_F18_backends_in_another_nodes_host_network_pass_a_filter_that_goes_by_m
 
 def test_F17_loose_is_not_enough_on_an_interface_without_an_address_and_status_says_so(stack: ExitStack) -> None:
     strict = scene(stack, STRICT)
-    strict.lab.start_daemons(l2())
+    strict.lab.start_daemons(l2({**L2_PATH, "rp_filter": "loose"}))
     strict.settle({(p, f): f == 6 for p, f in ALL})
     assert "has no IPv4 address" in status_of(strict, NODE1)["reason"]
-
-
-def _reaches_node(here: Scene) -> bool:
-    """Whether a packet of the client to the node's own address, which should come in by eth0, is let in by eth1."""
-    router, client = here.second.machine("router2"), here.second.machine("client")
-    address = NODE1.addresses[4]
-    (link,) = json.loads(here.lab.namespace(NODE1).run("ip", "-j", "link", "show", "eth1"))
-    router.ip(
-        [
-            f"route replace {address} dev lan",
-            f"neighbour replace {address} lladdr {link['address']} dev lan nud permanent",
-        ]
-    )
-    client.ip([f"route replace {address} via {second_way.CLIENT_NETWORK[4][1]}"])
-    with (
-        here.lab.namespace(NODE1).socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
-        client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
-    ):
-        receiver.bind(("", 0))
-        receiver.settimeout(patient(0.5))
-        sender.sendto(b"hello", (str(address), receiver.getsockname()[1]))
-        try:
-            return receiver.recv(100) == b"hello"
-        except TimeoutError:
-            return False
 
 
 def test_interfaces_without_a_value_of_their_own_keep_what_all_gave_them(stack: ExitStack) -> None:
@@ -379,7 +353,7 @@ def test_rp_filter_that_the_operator_turns_off_meanwhile_stays_off(stack: ExitSt
     here = scene(stack, LabOptions(flavour=Flavour.IPTABLES_LEGACY))
     namespace, daemon = here.lab.namespace(NODE1), here.lab.daemons[NODE1]
     namespace.sysctl({"ipv4/conf/eth1/rp_filter": 1})
-    here.lab.start_daemons(l2())
+    here.lab.start_daemons(l2({**L2_PATH, "rp_filter": "loose"}))
     assert rp_filters(here)["eth1"] == "2"
     namespace.sysctl({"ipv4/conf/eth1/rp_filter": 0})
     assert daemon.command("plan").stdout.endswith("\nnothing to do\n")
