@@ -10,11 +10,26 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from metaleg_node.lab import daemons
+from tests import patience
 from tests.netns import Netns, execute
 
 # A loaded machine is no reason to fail: pytest's own timeout finds what hangs.
 hypothesis.settings.register_profile("metaleg", deadline=None)
 hypothesis.settings.load_profile("metaleg")
+daemons.START_TIMEOUT = patience.patient(daemons.START_TIMEOUT)
+daemons.STOP_TIMEOUT = patience.patient(daemons.STOP_TIMEOUT)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Stretches pytest's own limit too, the usual one or a test's own."""
+    if patience.FACTOR == 1:
+        return
+    usual = float(config.getini("timeout"))
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        item.add_marker(pytest.mark.timeout(patience.patient(marker.args[0] if marker else usual)), append=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

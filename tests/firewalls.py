@@ -11,6 +11,7 @@ from typing import Any, cast
 from metaleg_node.core.cluster_networks import NEVER_EGRESS
 from metaleg_node.core.firewall.egress import DestinationFilter, Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.invalid_input import InvalidInput
+from metaleg_node.core.firewall.local_answers import LocalAnswers
 from metaleg_node.core.firewall.part import Firewall, Part
 from metaleg_node.core.firewall.return_paths import ReturnPath, ReturnPaths
 from metaleg_node.core.firewall.reverse_path import ReversePathCheck
@@ -20,7 +21,7 @@ from metaleg_node.core.networks import merged
 
 MASK = 0x3F000000
 
-_PARTS: tuple[type[Part], ...] = (Egress, Transit, ReturnPaths, ReversePathCheck, InvalidInput)
+_PARTS: tuple[type[Part], ...] = (Egress, LocalAnswers, Transit, ReturnPaths, ReversePathCheck, InvalidInput)
 _OWNERS = {field.name: kind for kind in _PARTS for field in dataclasses.fields(kind)}
 
 
@@ -102,6 +103,8 @@ FULL = wall(
     next_hops=addresses("10.0.0.2", "fd00::2"),
     inside=merged([*NEVER_EGRESS, *networks("10.244.0.0/16", "10.96.0.0/12", "10.0.0.0/24", "fd00:10::/32")]),
     served=frozenset({53, 5060}),
+    addresses=frozenset({LB4, LB6}),
+    entrances=frozenset({25, 443}),
     filters={R: RESTRICTED, E: EXCEPT},
     pod_networks=networks("10.244.0.0/16", "fd00:10:244::/48"),
     node_interfaces=frozenset({"eth0", "flannel.1", "bond0.100", "br-lan_2", "a+b@c"}),

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.patience import patient
+
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -37,7 +39,7 @@ class Netns:
 
 def execute(*argv: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
     """Runs a program; a failure raises AssertionError with its output, unless `check` is off."""
-    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=patient(30), check=False)
     assert done.returncode == 0 or not check, f"{argv} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
     return done
 

@@ -25,7 +25,7 @@ PreFailure = Literal["continue", "abort"]
 Backend = Literal["auto", "nftables", "iptables"]
 WhenUnavailable = Literal["reject", "drop", "allow"]
 SourcePorts = Literal["preserve", "random"]
-PathRpFilter = Literal["loose", "off", "filter", "keep"]
+PathRpFilter = Literal["auto", "loose", "off", "filter", "keep"]
 HostRpFilter = Literal["loose", "keep"]
 LogLevel = Literal["error", "warning", "info", "debug"]
 LogFormat = Literal["auto", "text", "json"]
@@ -163,9 +163,9 @@ class L2Settings:
     )
     connected_route: bool = setting(True, s.BOOLEAN, "route the pools to the interface")
     rp_filter: PathRpFilter = setting(
-        "loose",
+        "auto",
         s.choice(get_args(PathRpFilter)),
-        "of the interface; filter: off, but netfilter checks all but these pools",
+        "of the interface; auto: loose where it has an IPv4 address, else filter: off, but netfilter checks",
     )
 
 

@@ -21,6 +21,7 @@ from metaleg_node.lab.server import wait_until
 _HEALTH_PORT = 21794
 START_TIMEOUT = 20.0
 """Seconds that a daemon may take to be ready; far more than it needs, for machines under load."""
+STOP_TIMEOUT = 10.0
 
 
 class DaemonError(Exception):
@@ -78,9 +79,9 @@ class Daemon:
                 self._argv("run"), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
-    def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
-        """Waits until /readyz says so. Raises DaemonError when the daemon ends or `timeout` seconds pass."""
-        if not wait_until(lambda: self.ready() or not self.running, timeout, pause=0.02) or not self.running:
+    def wait_ready(self) -> None:
+        """Waits until /readyz says so. Raises DaemonError when the daemon ends or START_TIMEOUT seconds pass."""
+        if not wait_until(lambda: self.ready() or not self.running, START_TIMEOUT, pause=0.02) or not self.running:
             how = "did not become ready" if self.running else f"ended with {self._process and self._process.returncode}"
             raise DaemonError(f"metaleg-node on {self._node.name} {how}; its log:\n{self.log()}")
 
@@ -108,7 +109,7 @@ class Daemon:
         self._signal(signal.SIGHUP)
 
     def stop(self) -> int:
-        """SIGTERM, and the exit status. Raises DaemonError when it takes more than ten seconds."""
+        """SIGTERM, and the exit status. Raises DaemonError when it takes more than STOP_TIMEOUT seconds."""
         return self._end(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -124,7 +125,7 @@ class Daemon:
             return 0
         self._signal(number)
         try:
-            return self._process.wait(10)
+            return self._process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

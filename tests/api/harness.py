@@ -16,6 +16,7 @@ from metaleg_node.sources.api_watch import Timing
 from metaleg_node.sources.kubernetes_api import KubernetesSource, names
 from metaleg_node.sources.store import Store
 from tests.api.server import ApiServer, Object
+from tests.patience import patient
 
 LABEL = "metaleg.de/rewriteSrcIP"
 FAST = Timing(
@@ -28,7 +29,7 @@ FAST = Timing(
     absent_last=0.2,
     gone=0.6,
 )
-WAIT = 5.0
+WAIT = patient(5.0)
 """Seconds within which what must happen has happened, also on a busy machine."""
 
 

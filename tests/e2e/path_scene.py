@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,6 +14,7 @@ from metaleg_node.lab.server import Server, wait_until
 from tests.e2e import second_way
 from tests.e2e.scenario import NODE1, NODE2, NODE3, SETTLED
 from tests.e2e.second_way import BOTH_POOLS, HostPod, SecondWay
+from tests.patience import patient
 
 ALL = {(p, f): True for p in second_way.PROTOCOLS for f in FAMILIES}
 NONE = dict.fromkeys(ALL, False)
@@ -63,15 +66,23 @@ class Scene:
             for client in clients:
                 for p in second_way.PROTOCOLS:
                     for f in FAMILIES:
-                        answer = lab.ask(client, p, f, 0.5, to=(service.addresses[f], SERVICE_PORT))
+                        answer = lab.ask(client, p, f, patient(0.5), to=(service.addresses[f], SERVICE_PORT))
                         name = client if isinstance(client, str) else client.name
                         found[f"{service.name} {name} {p} {f}"] = answer.error
         return found
 
 
-def scene(stack: ExitStack, options: LabOptions, *, addresses: bool = False, host: LabNode = NODE1) -> Scene:
-    lab = stack.enter_context(Lab(options))
-    second = stack.enter_context(SecondWay(lab, addresses=addresses))
+def scene(
+    stack: ExitStack,
+    lab: LabOptions | Lab,
+    *,
+    interface: str = "eth1",
+    addresses: bool = False,
+    host: LabNode = NODE1,
+) -> Scene:
+    """`lab` is one that is not built yet, or the options of one; the others are as in `SecondWay`."""
+    lab = stack.enter_context(lab if isinstance(lab, Lab) else Lab(lab))
+    second = stack.enter_context(SecondWay(lab, interface, addresses=addresses))
     backends = Server()
     stack.callback(backends.stop)
     backends.listen(lab.namespace(host), f"host-{host.name}", SERVER_PORT)
@@ -83,3 +94,29 @@ def status_of(scene_: Scene, node: LabNode, name: str = "public") -> dict[str, A
     """A path in the daemon's status; empty while it is not there."""
     paths = scene_.lab.daemons[node].status().get("paths", [])
     return next((dict(p) for p in paths if p["name"] == name), {})
+
+
+def reaches_node(here: Scene, interface: str = "eth1") -> bool:
+    """Whether a packet of the client to the node's own address, which should come in by eth0, is let in by another
+    interface."""
+    router, client = here.second.machine("router2"), here.second.machine("client")
+    address = NODE1.addresses[4]
+    (link,) = json.loads(here.lab.namespace(NODE1).run("ip", "-j", "link", "show", interface))
+    router.ip(
+        [
+            f"route replace {address} dev lan",
+            f"neighbour replace {address} lladdr {link['address']} dev lan nud permanent",
+        ]
+    )
+    client.ip([f"route replace {address} via {second_way.CLIENT_NETWORK[4][1]}"])
+    with (
+        here.lab.namespace(NODE1).socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind(("", 0))
+        receiver.settimeout(patient(0.5))
+        sender.sendto(b"hello", (str(address), receiver.getsockname()[1]))
+        try:
+            return receiver.recv(100) == b"hello"
+        except TimeoutError:
+            return False

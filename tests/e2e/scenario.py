@@ -16,12 +16,13 @@ from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.namespaces import Namespace
 from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, Flavour, LabNode, LabPod, LabService
 from metaleg_node.lab.server import ADDRESS_FAMILY, wait_until
+from tests.patience import patient
 
 NODE1, NODE2, NODE3 = NODES
 PROTOCOLS = ("tcp", "udp", "icmp")
-SECOND = 1.0
+SECOND = patient(1.0)
 """Within which repairs must be done; the issue's own limit."""
-SETTLED = 5.0
+SETTLED = patient(5.0)
 """Seconds after which a change must have happened, with room for a loaded machine."""
 
 
@@ -32,7 +33,7 @@ def egress_service(lab: Lab, gateway: LabNode | None = NODE2) -> LabService:
 
 def sources(lab: Lab, client: LabPod | LabNode, timeout: float = 1.0) -> set[str]:
     """What the server sees of a client, over all protocols and both families."""
-    return {lab.source_seen(client, p, f, timeout) for p in PROTOCOLS for f in FAMILIES}
+    return {lab.source_seen(client, p, f, patient(timeout)) for p in PROTOCOLS for f in FAMILIES}
 
 
 def expect(lab: Lab, client: LabPod | LabNode, wanted: set[str], timeout: float = SETTLED) -> None:
@@ -40,7 +41,7 @@ def expect(lab: Lab, client: LabPod | LabNode, wanted: set[str], timeout: float 
     last: list[set[str]] = []
 
     def right() -> bool:
-        last[:] = [{lab.source_seen(client, "tcp", f, 0.3) for f in FAMILIES}]
+        last[:] = [{lab.source_seen(client, "tcp", f, patient(0.3)) for f in FAMILIES}]
         return last[0] == wanted
 
     assert wait_until(right, timeout), f"{client.name} leaves with {last[0]}, not {wanted}, after {timeout} s"
@@ -49,7 +50,7 @@ def expect(lab: Lab, client: LabPod | LabNode, wanted: set[str], timeout: float 
 def expect_no_way_out(lab: Lab, client: LabPod | LabNode, timeout: float = SETTLED) -> None:
     """Waits until no protocol of a client reaches the server any more, whatever it is told instead."""
     kinds = [(p, f) for p in PROTOCOLS for f in FAMILIES]
-    cut_off = wait_until(lambda: not any(lab.ask(client, p, f, 0.05).source for p, f in kinds), timeout)
+    cut_off = wait_until(lambda: not any(lab.ask(client, p, f, patient(0.05)).source for p, f in kinds), timeout)
     assert cut_off, f"{client.name} still reaches the server after {timeout} s"
 
 

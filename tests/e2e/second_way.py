@@ -25,6 +25,7 @@ from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.namespaces import Namespace
 from metaleg_node.lab.plan import NODES, SERVICE_PORT, LabNode, LabPod, LabService
 from metaleg_node.lab.topology import machine_sysctls
+from tests.patience import patient
 
 POOL_NETWORK: dict[Family, Network] = {4: ip_network("192.0.2.0/24"), 6: ip_network("2001:db8:2::/64")}
 """Holds the lab's LoadBalancer addresses and the second router's own."""
@@ -52,12 +53,13 @@ class HostPod(LabPod):
 
 class SecondWay:
     """A context manager that adds such a network to a lab, and takes its namespaces away again. `interface` is the
-    nodes' end; several networks may have equal addresses. `addresses`: the nodes have addresses there."""
+    nodes' end; several networks may have equal addresses. `addresses`: the nodes have addresses there. A number after a
+    dot makes it a VLAN device, whose packets are tagged until they are in the switch."""
 
     def __init__(self, lab: Lab, interface: str = "eth1", *, addresses: bool = False) -> None:
         self._lab = lab
         self._interface = interface
-        self._bridge = f"br-{interface}"
+        self._bridge = f"br-{interface.partition('.')[0]}"
         self._addresses = addresses
         self._prefix = f"{namespaces.PREFIX}-{os.getpid()}-second{next(_NUMBERS)}"
         self._resources = contextlib.ExitStack()
@@ -111,13 +113,17 @@ class SecondWay:
 
     def plug_in(self, node: LabNode) -> None:
         """Makes the node's interface."""
-        name = self._lab.namespace(node).name
-        peer_ = f"peer name {self._interface} netns {name}"
-        self._lab.namespace("switch").ip([f"link add {self.port(node)} up master {self._bridge} type veth {peer_}"])
-        self._lab.namespace(node).ip([f"link set {self._interface} up"])
+        switch, here, port = self._lab.namespace("switch"), self._lab.namespace(node), self.port(node)
+        card, _, vlan = self._interface.partition(".")
+        switch.ip([f"link add {port} up type veth peer name {card} netns {here.name}"])
+        here.ip([f"link set {card} up"])
+        if vlan:
+            switch.ip([f"link add link {port} name {port}.{vlan} up type vlan id {vlan}"])
+            here.ip([f"link add link {card} name {self._interface} up type vlan id {vlan}"])
+        switch.ip([f"link set {port}{'.' if vlan else ''}{vlan} master {self._bridge}"])
         if self._addresses:
-            self._lab.namespace(node).ip(
-                f"address add {POOL_NETWORK[f][10 + node.number]}/{POOL_NETWORK[f].prefixlen} dev eth1"
+            here.ip(
+                f"address add {POOL_NETWORK[f][10 + node.number]}/{POOL_NETWORK[f].prefixlen} dev {self._interface}"
                 for f in FAMILIES
             )
 
@@ -140,7 +146,7 @@ class SecondWay:
     def ask(self, service: LabService, protocol: str, family: Family, timeout: float = 1.0) -> probes.Answer:
         """One new connection of the client to a Service."""
         probe = probes.tcp if protocol == "tcp" else probes.udp
-        return probe(self.machine("client"), service.addresses[family], SERVICE_PORT, timeout)
+        return probe(self.machine("client"), service.addresses[family], SERVICE_PORT, patient(timeout))
 
     def answers(self, service: LabService, timeout: float = 1.0) -> dict[tuple[str, Family], bool]:
         """Whether the client gets answers, by protocol and family."""

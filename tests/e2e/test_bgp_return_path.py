@@ -18,6 +18,7 @@ from tests.e2e import second_way
 from tests.e2e.path_scene import ALL, NONE, Scene, scene, status_of
 from tests.e2e.scenario import NODE1, SETTLED, ours
 from tests.e2e.second_way import BOTH_POOLS, OTHER_ROUTER2, ROUTER2
+from tests.patience import patient
 
 BGP: dict[str, Any] = {"return_path": {"bgp": {"enabled": True}, "match": ["conntrack"]}}
 
@@ -104,7 +105,7 @@ def test_no_peers_no_rules_no_routes(bgp: Scene) -> None:
     bgp.write(BGP_POOLS)
     assert wait_until(lambda: not table_20(bgp) and not rules_to_20(bgp), SETTLED)
     assert not any("unreachable" in text for text in ours(bgp.lab, NODE1).values())
-    bgp.settle(NONE, 1)
+    bgp.settle(NONE, patient(1))
 
 
 def test_what_others_put_into_the_table_or_point_at_it_goes_and_is_logged(bgp: Scene) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from metaleg_node.lab import probes
 from metaleg_node.lab.plan import SERVER_PORT, SERVICE_PORT, Flavour, LabOptions, LabService
 from metaleg_node.lab.server import ADDRESS_FAMILY, Server, wait_until
 from tests.e2e import second_way
-from tests.e2e.path_scene import ALL, NONE, Scene, scene, status_of
+from tests.e2e.path_scene import ALL, NONE, Scene, reaches_node, scene, status_of
 from tests.e2e.scenario import NODE1, NODE2, SECOND, SETTLED, foreign, ours
 from tests.e2e.second_way import (
     BOTH_POOLS,
@@ -26,6 +25,7 @@ from tests.e2e.second_way import (
     SecondWay,
     l2,
 )
+from tests.patience import patient
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_R9_replies_leave_by_the_way_the_request_came(stack: ExitStack, flavour:
     assert here.lab.daemons[NODE1].command("plan").stdout.endswith("\nnothing to do\n")
     here.lab.daemons[NODE1].stop()
     assert here.lab.daemons[NODE1].command("cleanup").returncode == 0
-    here.settle(NONE, 1)
+    here.settle(NONE, patient(1))
     assert not any(ours(here.lab, NODE1).values())
 
 
@@ -71,7 +71,7 @@ def test_a_client_inside_the_paths_own_network_is_answered_wherever_the_backend_
     here.lab.start_daemons(l2(path, match=match))
     router = here.second.machine("router2")
     wanted = [address for service in here.services for address in service.addresses.values()]
-    assert [str(a) for a in wanted if probes.tcp(router, a, SERVICE_PORT, 1.0).error] == []
+    assert [str(a) for a in wanted if probes.tcp(router, a, SERVICE_PORT, patient(1.0)).error] == []
 
 
 def test_neighbours_whose_prefix_came_by_router_advertisement_are_answered_directly(plain: Scene) -> None:
@@ -85,15 +85,15 @@ def test_neighbours_whose_prefix_came_by_router_advertisement_are_answered_direc
             "route add fd00:aa::/64 dev eth0 proto ra metric 100",
         ]
     )
-    assert not probes.tcp(router, address, SERVICE_PORT, 1.0).error
+    assert not probes.tcp(router, address, SERVICE_PORT, patient(1.0)).error
     lab.start_daemons(l2())
     plain.settle(ALL)
-    assert not probes.tcp(router, address, SERVICE_PORT, 1.0).error
+    assert not probes.tcp(router, address, SERVICE_PORT, patient(1.0)).error
 
 
 def test_source_alone_does_not_work_behind_DNAT(plain: Scene) -> None:
     plain.lab.start_daemons(l2(match=["source"]))
-    plain.settle(NONE, 1)
+    plain.settle(NONE, patient(1))
 
 
 # --- addresses of the node itself ------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_source_alone_does_not_work_behind_DNAT(plain: Scene) -> None:
 def _reaches_client(here: Scene, source: LabService, family: Family) -> bool:
     """Whether a program on node1 that binds itself to the Service's address gets an answer of the client."""
     with here.lab.namespace(NODE1).socket(ADDRESS_FAMILY[family], socket.SOCK_STREAM) as sock:
-        sock.settimeout(0.5)
+        sock.settimeout(patient(0.5))
         try:
             sock.bind((str(source.addresses[family]), 0))
             sock.connect((str(CLIENT[family]), SERVER_PORT))
@@ -152,7 +152,7 @@ def test_forwarded_packets_that_have_the_source_before_they_are_routed(stack: Ex
 
     def answered() -> list[str]:
         client = plain.second.machine("client")
-        return [probes.tcp(client, service.addresses[f], SERVER_PORT, 0.5).by for f in FAMILIES]
+        return [probes.tcp(client, service.addresses[f], SERVER_PORT, patient(0.5)).by for f in FAMILIES]
 
     assert answered() == ["", ""]
     plain.lab.start_daemons(l2(match=[match]))
@@ -166,7 +166,10 @@ def test_case_2_a_pool_without_a_router_gets_its_connected_route(plain: Scene) -
     service = plain.services[1]
 
     def neighbour_is_answered() -> list[bool]:
-        asked = (probes.tcp(plain.second.machine("router2"), service.addresses[f], SERVICE_PORT, 0.5) for f in FAMILIES)
+        asked = (
+            probes.tcp(plain.second.machine("router2"), service.addresses[f], SERVICE_PORT, patient(0.5))
+            for f in FAMILIES
+        )
         return [not answer.error for answer in asked]
 
     assert neighbour_is_answered() == [False, False]
@@ -275,7 +278,7 @@ def test_F17_F18_strict_reverse_path_filtering(stack: ExitStack, mode: str) -> N
     strict.settle({(p, f): f == 6 or works for p, f in ALL})
     assert rp_filters(strict) == before | RP_FILTERS[mode]
     if works:
-        assert _reaches_node(strict) == (mode != "filter")
+        assert reaches_node(strict) == (mode != "filter")
         # As wg-quick and Tailscale set it.
         strict.lab.namespace(NODE1).sysctl({"ipv4/conf/all/src_valid_mark": 1})
         strict.settle(ALL)
@@ -314,34 +317,9 @@ def test_F18_backends_in_another_nodes_host_network_pass_a_filter_that_goes_by_m
 
 def test_F17_loose_is_not_enough_on_an_interface_without_an_address_and_status_says_so(stack: ExitStack) -> None:
     strict = scene(stack, STRICT)
-    strict.lab.start_daemons(l2())
+    strict.lab.start_daemons(l2({**L2_PATH, "rp_filter": "loose"}))
     strict.settle({(p, f): f == 6 for p, f in ALL})
     assert "has no IPv4 address" in status_of(strict, NODE1)["reason"]
-
-
-def _reaches_node(here: Scene) -> bool:
-    """Whether a packet of the client to the node's own address, which should come in by eth0, is let in by eth1."""
-    router, client = here.second.machine("router2"), here.second.machine("client")
-    address = NODE1.addresses[4]
-    (link,) = json.loads(here.lab.namespace(NODE1).run("ip", "-j", "link", "show", "eth1"))
-    router.ip(
-        [
-            f"route replace {address} dev lan",
-            f"neighbour replace {address} lladdr {link['address']} dev lan nud permanent",
-        ]
-    )
-    client.ip([f"route replace {address} via {second_way.CLIENT_NETWORK[4][1]}"])
-    with (
-        here.lab.namespace(NODE1).socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
-        client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
-    ):
-        receiver.bind(("", 0))
-        receiver.settimeout(0.5)
-        sender.sendto(b"hello", (str(address), receiver.getsockname()[1]))
-        try:
-            return receiver.recv(100) == b"hello"
-        except TimeoutError:
-            return False
 
 
 def test_interfaces_without_a_value_of_their_own_keep_what_all_gave_them(stack: ExitStack) -> None:
@@ -375,7 +353,7 @@ def test_rp_filter_that_the_operator_turns_off_meanwhile_stays_off(stack: ExitSt
     here = scene(stack, LabOptions(flavour=Flavour.IPTABLES_LEGACY))
     namespace, daemon = here.lab.namespace(NODE1), here.lab.daemons[NODE1]
     namespace.sysctl({"ipv4/conf/eth1/rp_filter": 1})
-    here.lab.start_daemons(l2())
+    here.lab.start_daemons(l2({**L2_PATH, "rp_filter": "loose"}))
     assert rp_filters(here)["eth1"] == "2"
     namespace.sysctl({"ipv4/conf/eth1/rp_filter": 0})
     assert daemon.command("plan").stdout.endswith("\nnothing to do\n")
@@ -418,7 +396,7 @@ def test_egress_of_an_address_with_its_own_router_leaves_by_that_router(plain: S
             for f in FAMILIES:
                 assert str(lab.ask(pod, "tcp", f, to=(CLIENT[f], SERVER_PORT))) == str(web.addresses[f])
                 # The way outside is no longer by the first router.
-                assert lab.source_seen(pod, "tcp", f, 0.3) in ("timeout", "unreachable")
+                assert lab.source_seen(pod, "tcp", f, patient(0.3)) in ("timeout", "unreachable")
         lab.namespace(NODE1).ip(["link set eth1 down"])
         reason = "no-exit: return path public, by which it must leave: interface eth1 is down"
         assert wait_until(
@@ -427,7 +405,7 @@ def test_egress_of_an_address_with_its_own_router_leaves_by_that_router(plain: S
         lab.reset_seen()
         for pod in web.pods:
             for f in FAMILIES:
-                assert lab.source_seen(pod, "tcp", f, 0.3) in ("timeout", "unreachable", "prohibited")
+                assert lab.source_seen(pod, "tcp", f, patient(0.3)) in ("timeout", "unreachable", "prohibited")
         assert lab.seen() & {*web.addresses.values(), *NODE1.addresses.values()} == set()
     finally:
         remote.stop()

@@ -22,6 +22,7 @@ from tests.api import faults
 from tests.e2e.api_lab import ApiLab, api_lab
 from tests.e2e.interpreters import held, telling
 from tests.e2e.scenario import NODE1, NODE2, NODE3, Flows, egress_service, expect, texts
+from tests.patience import patient
 
 ROUNDS = 3
 ROUND_TROUBLES = 33
@@ -29,7 +30,7 @@ ROUND_TROUBLES = 33
 GROWTH = {"threads": 0, "descriptors": 2, "blocks": 2000, "native": 1 << 20}
 """What may come to a daemon after the first round: less than 1 % of its blocks, and about as much other memory as the
 connections of its watches have."""
-SETTLED = 60.0
+SETTLED = patient(60.0)
 """Seconds within which all is well again after the last trouble; the longest back-off is half of it."""
 
 

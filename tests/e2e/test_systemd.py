@@ -18,10 +18,11 @@ import toml
 import metaleg_node
 from tests.api.harness import write_kubeconfig
 from tests.netns import Netns
+from tests.patience import patient
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "etc/metaleg-node/examples/one-service-dual-stack.yaml"
 NOWHERE = "https://127.0.0.1:6443"
-TIMEOUT = 30.0
+TIMEOUT = patient(30.0)
 """Seconds after which something that must happen has failed to; far more than it takes."""
 WATCHDOG_USEC = 400_000
 

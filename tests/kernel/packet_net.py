@@ -17,6 +17,7 @@ from metaleg_node.core.model import NodeName, Slot
 from metaleg_node.kernel.nftables import backend as nftables
 from tests.firewalls import addresses, but, networks, wall
 from tests.netns import Netns, execute
+from tests.patience import patient
 
 POD, PLAIN, NODE, LB, WEB, NEAR = "10.244.1.2", "10.244.1.77", "10.0.0.1", "192.0.2.200", "203.0.113.7", "10.0.0.2"
 POD6, WEB6 = "fd00:10:244:1::2", "2001:db8::7"
@@ -66,7 +67,7 @@ class Net:
         family = socket.AF_INET6 if ":" in source else socket.AF_INET
         with where.inside():
             made = self.stack.enter_context(socket.socket(family, kind))
-        made.settimeout(5)
+        made.settimeout(patient(5))
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((source, port))
         return made

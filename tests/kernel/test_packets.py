@@ -43,7 +43,11 @@ from tests.kernel.packet_net import (
     packet_net,
 )
 from tests.netns import Netns
+from tests.patience import patient
 
+LB6 = "2001:db8:2::200"
+SYN, RST, ACK = 0x02, 0x04, 0x10
+"""Flags of TCP (RFC 9293, section 3.1)."""
 NODE_PORT = """\
 table ip proxy {
     chain pre {
@@ -171,7 +175,7 @@ def first_of_no_connection(net: Net) -> str:
     """Whose packet comes out first, of an egress pod's and then another pod's that belong to no connection."""
     with net.world.inside():
         wire = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
-    wire.settimeout(5)
+    wire.settimeout(patient(5))
     for source in (POD, PLAIN):
         with net.pod.inside():
             raw = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
@@ -180,13 +184,13 @@ def first_of_no_connection(net: Net) -> str:
     return str(wire.recvfrom(99)[1][0])
 
 
-def segment(source: str, destination: str = WEB, *, port: int = 4000, flags: int = 0x10) -> bytes:
+def segment(source: str, destination: str = WEB, *, port: int = 4000, flags: int = ACK) -> bytes:
     """A TCP segment of no connection; only ACK is set, unless told otherwise."""
     fields = (port, PORT, 7, 7, 5 << 4, flags, 512, 0, 0)
     head = struct.pack("!HHIIBBHHH", *fields)
-    pseudo = (
-        socket.inet_aton(source) + socket.inet_aton(destination) + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(head))
-    )
+    # IPv6 has the last two in other places (RFC 8200, section 8.1), which makes no other sum.
+    ends = ip_address(source).packed + ip_address(destination).packed
+    pseudo = ends + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(head))
     total = sum(struct.unpack(f"!{(len(pseudo) + len(head)) // 2}H", pseudo + head))
     total = (total & 0xFFFF) + (total >> 16)
     return head[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[18:]
@@ -208,6 +212,31 @@ def test_a_new_packet_to_an_address_that_is_translated_to_makes_no_entry(net: Ne
     assert LB not in net.node.run("conntrack", "-L").stdout
 
 
+@pytest.mark.parametrize("address", [LB, LB6])
+@pytest.mark.parametrize(("loose", "entrance"), [(1, False), (0, False), (1, True)])
+def test_an_answer_of_no_connection_to_an_address_of_this_host_gets_no_reset(
+    net: Net, address: str, loose: int, entrance: bool
+) -> None:
+    """As with kube-proxy in IPVS mode. The Service's own clients are told; and so is everybody who begins anew."""
+    net.node.run("sysctl", "-qw", f"net.netfilter.nf_conntrack_tcp_loose={loose}")
+    batch(net.node, f"address add {address} dev lo{' nodad' if address == LB6 else ''}")
+    if address == LB6:
+        batch(net.world, f"route add {LB6} via fd00::1")
+    ports = frozenset({PORT}) if entrance else frozenset[int]()
+    net.put(None, addresses=addresses(LB, LB6), entrances=ports)
+    source, family = (WEB6, socket.AF_INET6) if address == LB6 else (WEB, socket.AF_INET)
+    with net.world.inside():
+        wire = net.stack.enter_context(socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP))
+    wire.settimeout(patient(5))
+    wire.bind((source, 0))
+    for flags in (ACK, SYN):
+        wire.sendto(segment(source, address, flags=flags), (address, 0))
+    heard = wire.recv(99)
+    # An IPv6 packet comes without its header.
+    assert heard[13 + (0 if address == LB6 else 20)] == (RST if entrance else RST | ACK)
+    assert nftables.counters()["dropped"][0] == (0 if entrance else 1)
+
+
 def test_an_answer_that_conntrack_takes_for_invalid_does_not_go_back_to_the_router(net: Net) -> None:
     """The second packet of a handshake that this gateway never saw; without a drop it would travel to and fro until
     somebody tells the server, with his own address, that its hop limit is exceeded."""
@@ -215,7 +244,7 @@ def test_an_answer_that_conntrack_takes_for_invalid_does_not_go_back_to_the_rout
     with net.world.inside():
         raw = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
     raw.bind((WEB, 0))
-    raw.sendto(segment(WEB, LB, flags=0x12), (LB, 0))
+    raw.sendto(segment(WEB, LB, flags=SYN | ACK), (LB, 0))
     wait_for_drop()
 
 
@@ -288,7 +317,7 @@ def test_F24_where_no_port_is_free_packets_are_lost_and_none_leaves_with_another
         for port in WELL_KNOWN:
             datagram = struct.pack("!HHHH", port, PORT, 8, 0)
             tcp = kind == socket.IPPROTO_TCP
-            raw.sendto(segment(source, port=port, flags=0x02) if tcp else datagram, (WEB, 0))
+            raw.sendto(segment(source, port=port, flags=SYN) if tcp else datagram, (WEB, 0))
     server = net.server()
     net.open(net.pod, POD, port=4321).sendto(b"last", (WEB, PORT))
     assert server.recvfrom(9) == (b"last", (LB, 4321))
@@ -400,7 +429,7 @@ def test_a_server_in_the_middle_of_a_forgotten_connection_does_not_turn_it_aroun
         assert conntrack.delete(conntrack.flows([ip_address(POD)]))
         server.send(b"answer")
         client.send(b"question")
-        server.settimeout(5)
+        server.settimeout(patient(5))
         assert server.recv(100) == b"question"
         (flow,) = [flow for flow in conntrack.flows([ip_address(POD)]) if flow.protocol == "tcp"]
         assert (str(flow.source), flow.ours) == (POD, True)
@@ -456,7 +485,7 @@ def test_pings_from_outside_reach_the_pod(net: Net) -> None:
     net.world.run("sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647")
     with net.world.inside():
         ping = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP))
-    ping.settimeout(5)
+    ping.settimeout(patient(5))
     ping.bind((WEB, 0))
     ping.sendto(bytes([8, 0, 0, 0, 0, 0, 0, 1]), (POD, 0))
     assert ping.recvfrom(99)[1][0] == POD
@@ -466,7 +495,7 @@ def raw_icmp(where: Netns) -> socket.socket:
     """Hears the ICMP messages that somebody gets."""
     with where.inside():
         wire = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-    wire.settimeout(5)
+    wire.settimeout(patient(5))
     return wire
 
 

@@ -1,4 +1,4 @@
-"""Roots of Debian 12 to install packages in, made with the machine's own apt: its mirror, its proxy, its keys.
+"""Roots of Debian to install packages in, made with the machine's own apt: its mirror, its proxy, its keys.
 
 What is slow to make is kept in the user's cache directory: roots by what they contain, and downloaded packages.
 """
@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-SUITE = "bookworm"
+SUITES = ("bookworm", "trixie")
+"""The releases that the tests know: Debian 12 and 13."""
 BASE = ("dbus", "systemd", "systemd-sysv")
 """What a container needs to boot, beside what is essential. All else must come by way of our package."""
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -29,12 +30,14 @@ class Unavailable(Exception):  # noqa: N818 - it is a state of affairs
 
 
 class Archive:
-    """Debian's archive, and the cache of what came from it."""
+    """One release in Debian's archive, and the cache of what came from it."""
 
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
+    def __init__(self, cache: Path, suite: str = "bookworm") -> None:
+        self.folder = cache / suite
+        """Where it is kept."""
+        self._suite = suite
         for name in ("lists/partial", "packages/partial", "none/partial"):
-            (cache / name).mkdir(parents=True, exist_ok=True)
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def prepare(self) -> None:
         """Makes what all roots begin with, unless it is there. Raises Unavailable."""
@@ -43,9 +46,12 @@ class Archive:
 
     def make_root(self, target: Path, packages: Sequence[str] = ()) -> None:
         """A minimal system with `packages`, and what they depend on, at a path that is free. Raises Unavailable."""
+        call("cp", "--archive", "--reflink=auto", str(self.kept_root(packages)), str(target))
+
+    def kept_root(self, packages: Sequence[str]) -> Path:
+        """The same in the cache, not to be changed. Raises Unavailable."""
         with self._lock():
-            root = self._kept_root(packages)
-        call("cp", "--archive", "--reflink=auto", str(root), str(target))
+            return self._kept_root(packages)
 
     def download(self, root: Path, *packages: str) -> list[Path]:
         """The files of all packages that must be installed in `root` for these, which are names or paths of files (they
@@ -60,7 +66,7 @@ class Archive:
     # --- roots -------------------------------------------------------------------------------------------------------
 
     def _kept_root(self, packages: Sequence[str]) -> Path:
-        kept = self._cache / f"root-{_key(packages)}"
+        kept = self.folder / f"root-{self._key(packages)}"
         if kept.exists():
             return kept
         making = kept.with_suffix(".new")
@@ -75,7 +81,7 @@ class Archive:
 
     def _bootstrap(self, root: Path) -> None:
         mirror = _mirrors()["Debian"]
-        call("debootstrap", "--variant=minbase", f"--include={','.join(BASE)}", SUITE, str(root), mirror)
+        call("debootstrap", "--variant=minbase", f"--include={','.join(BASE)}", self._suite, str(root), mirror)
         (root / "etc/dpkg/dpkg.cfg.d/unsafe-io").write_text(_DPKG_OPTIONS)
         for leftover in ("etc/apt/sources.list", "etc/hostname", "etc/resolv.conf"):
             (root / leftover).unlink(missing_ok=True)
@@ -102,7 +108,7 @@ class Archive:
             return self._try_download(root, packages)
 
     def _try_download(self, root: Path, packages: Sequence[str]) -> list[Path]:
-        folder = self._cache / "packages"
+        folder = self.folder / "packages"
         self._apt("install", "--download-only", "--no-install-recommends", *packages, root=root, archives=folder)
         # Looked up in an empty folder, since apt passes over what it has.
         listing = self._apt("install", "--print-uris", "--no-install-recommends", *packages, root=root)
@@ -119,10 +125,10 @@ class Archive:
             "Dir::Etc::sourcelist": self._sources(),
             "Dir::Etc::sourceparts": "/dev/null",
             "Dir::Etc::preferencesparts": "/dev/null",
-            "Dir::State::lists": self._cache / "lists",
+            "Dir::State::lists": self.folder / "lists",
             "Dir::State::status": status,
-            "Dir::State::extended_states": self._cache / "extended_states",
-            "Dir::Cache::archives": f"{archives or self._cache / 'none'}/",
+            "Dir::State::extended_states": self.folder / "extended_states",
+            "Dir::Cache::archives": f"{archives or self.folder / 'none'}/",
             "Dir::Cache::pkgcache": "",
             "Dir::Cache::srcpkgcache": "",
             "APT::Get::List-Cleanup": "false",
@@ -134,18 +140,22 @@ class Archive:
 
     def _sources(self) -> Path:
         """A sources.list with nothing but this suite of Debian's own repositories."""
-        path = self._cache / "sources.list"
+        path = self.folder / "sources.list"
         if not path.exists():
             mirrors = _mirrors()
-            lines = [f"deb [signed-by={_KEYRING}] {mirrors['Debian']} {SUITE} main"]
+            lines = [f"deb [signed-by={_KEYRING}] {mirrors['Debian']} {self._suite} main"]
             if security := mirrors.get("Debian-Security"):
-                lines.append(f"deb [signed-by={_KEYRING}] {security} {SUITE}-security main")
+                lines.append(f"deb [signed-by={_KEYRING}] {security} {self._suite}-security main")
             path.write_text("\n".join([*lines, ""]))
         return path
 
+    def _key(self, packages: Sequence[str]) -> str:
+        contents = (_RECIPE, self._suite, BASE, sorted(packages), call("dpkg", "--print-architecture"))
+        return hashlib.sha256(repr(contents).encode()).hexdigest()[:16]
+
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with (self._cache / "lock").open("w") as file:
+        with (self.folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -165,18 +175,13 @@ def call(*command: str, cwd: Path | None = None) -> str:
     """Runs a program and returns what it printed. Raises Unavailable with its complaint."""
     try:
         done = subprocess.run(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300
+            command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=600
         )
     except FileNotFoundError as error:
         raise Unavailable(f"{command[0]} is not installed: run `./dev setup` as root") from error
     if done.returncode:
         raise Unavailable(f"`{' '.join(command)}` ended with {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")
     return done.stdout
-
-
-def _key(packages: Sequence[str]) -> str:
-    architecture = call("dpkg", "--print-architecture")
-    return hashlib.sha256(repr((_RECIPE, SUITE, BASE, sorted(packages), architecture)).encode()).hexdigest()[:16]
 
 
 def _mirrors() -> dict[str, str]:

@@ -61,7 +61,12 @@ def package(directory: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def archive() -> Archive:
-    made = Archive(default_cache())
+    return archive_of("bookworm")
+
+
+def archive_of(suite: str) -> Archive:
+    """A release's archive, out of which a system can be made."""
+    made = Archive(default_cache(), suite)
     try:
         made.prepare()
     except Unavailable as error:

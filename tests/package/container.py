@@ -12,9 +12,10 @@ from pathlib import Path
 from metaleg_node.lab.namespaces import Namespace
 from metaleg_node.lab.server import wait_until
 from tests.package.archive import install_command
+from tests.patience import patient
 
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
-_BOOT_SECONDS = 60
+_BOOT_SECONDS = patient(60)
 
 
 class BootError(Exception):

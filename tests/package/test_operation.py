@@ -11,6 +11,7 @@ from metaleg_node.lab.server import wait_until
 from tests.e2e.scenario import NODE1, NODE3, texts
 from tests.package import tree
 from tests.package.node import CONFIG, Node, Stream
+from tests.patience import patient
 
 HOOK = "/etc/metaleg-node/hooks/test"
 NETWORK = """
@@ -22,7 +23,7 @@ LinkLocalAddressing=no
 IPv6AcceptRA=no
 """
 """An interface that systemd-networkd is in charge of."""
-_RESTARTED = 20.0
+_RESTARTED = patient(20.0)
 """Seconds within which systemd has noticed and the service is there again, also on a busy machine."""
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patient
 from tools.generate import ROOT
 from tools.grammar import Command, commands
 
-TIMEOUT = 20.0
+TIMEOUT = patient(20.0)
 COMPLETE, INSERT_ALL, SHOW, KILL_LINE = "\t", "\x1b*", "\x07", "\x05\x15"
 """Keys: readline's own, and one that shows the line between angle brackets."""
 SET_UP = f"""\

@@ -137,6 +137,14 @@ def test_a_node_without_pods_and_duty_keeps_no_marks_and_no_routes() -> None:
     assert not desired.state.routing.rules
 
 
+def test_answers_that_come_too_early_are_known_on_every_node() -> None:
+    """Also while nobody is the gateway: the next one's first answers may come before it knows."""
+    for me, state in ((A, DUAL), (C, DUAL), (A, cluster(announcements=[]))):
+        found = firewall_of(decide(state, me))
+        assert found.addresses == {ip_address(a) for a in ((LB4, LB6) if state is DUAL else (LB4,))}
+        assert found.entrances == {80}
+
+
 def test_settings_reach_the_packet_filter() -> None:
     text = "[firewall]\nmark_mask = 0xf0\nroute_table_base = 5000\nrule_priority = 100\n"
     text += '[egress]\nsource_ports = "random"\nwhen_unavailable = "drop"\n[host]\ndrop_invalid_input = true'

@@ -382,6 +382,7 @@ SYSCTLS: dict[str, tuple[str, dict[str, int], dict[str, str]]] = {
         {"all": "0", "default": "2", "eth0": "2", "eth1": "0"},
     ),
     "off where all is off": ("off", {"all": 0, "default": 1, "eth0": 1, "eth1": 1}, {"eth1": "0"}),
+    "auto with an address": ("auto", RP, {"eth1": "2"}),
     "filter is off too": ("filter", RP, {"all": "0", "eth1": "0", "lo": "1"}),
 }
 
@@ -411,6 +412,19 @@ def test_the_filter_spares_the_pools_and_no_other_network() -> None:
     assert wall.spared == {ip_network("192.0.2.0/24")}
 
 
+@pytest.mark.parametrize(
+    ("present", "checked"), [({"all": 1, "eth1": 2}, True), ({"all": 0, "eth1": 0}, False)], ids=["on", "off"]
+)
+def test_without_an_address_auto_is_filter_where_the_kernel_filters(present: dict[str, int], checked: bool) -> None:
+    """Loose filtering drops there what strict filtering would."""
+    link = dataclasses.replace(UP, has_ipv4=False)
+    found = decide(L2, host=dataclasses.replace(HERE, links={"eth1": link}, rp_filter=present))
+    assert firewall(found).checked == ({"eth1"} if checked else frozenset())
+    wanted = {"net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/eth1/rp_filter": "0"}
+    assert found.state.sysctls == (wanted if checked else {})
+    assert not told(found)
+
+
 def test_an_interface_that_the_filter_cannot_name_is_told() -> None:
     host = dataclasses.replace(HERE, links={"e~1": UP}, rp_filter={"all": 1, "e~1": 1})
     found = decide(f'{L2.replace("eth1", "e~1")}rp_filter = "filter"\n', host=host)
@@ -421,9 +435,10 @@ def test_an_interface_that_the_filter_cannot_name_is_told() -> None:
 
 def test_an_interface_without_an_address_needs_more_than_loose() -> None:
     bare = dataclasses.replace(HERE, links={"eth1": Link(up=True, has_ipv4=False)}, rp_filter={"all": 0, "eth1": 2})
-    assert "has no IPv4 address" in told(decide(host=bare))[0]
+    loose = f'{L2}rp_filter = "loose"\n'
+    assert "has no IPv4 address" in told(decide(loose, host=bare))[0]
     assert told(decide(f'{L2}rp_filter = "off"\n', host=bare)) == ()
-    assert told(decide(host=dataclasses.replace(bare, rp_filter={"all": 0, "eth1": 0}))) == ()
+    assert told(decide(loose, host=dataclasses.replace(bare, rp_filter={"all": 0, "eth1": 0}))) == ()
 
 
 ARP = {

@@ -15,6 +15,7 @@ from metaleg_node.core.contribution import Contribution
 from metaleg_node.core.egress.survey import EgressService, Obstacle, PodAddress, Survey
 from metaleg_node.core.exits import Exit, ExitOf
 from metaleg_node.core.firewall.egress import DestinationFilter, Egress, EgressPod, Treatment
+from metaleg_node.core.firewall.local_answers import LocalAnswers
 from metaleg_node.core.firewall.transit import Transit
 from metaleg_node.core.model import (
     Address,
@@ -248,7 +249,7 @@ def decide(undecided: Undecided, granted: Granted) -> Decided:
     contribution = Contribution(
         rules=rules,
         routes=routes,
-        parts=(egress, _transit(undecided)),
+        parts=(egress, _local_answers(survey), _transit(undecided)),
         sysctls=_sysctls(undecided),
         rejections=survey.rejections,
         problems=(*_unnamed(undecided), *(one.problem for one in services if one.problem)),
@@ -332,6 +333,16 @@ def _routing(
         rules.add(mark_rule(family, slot, config.firewall, table=table, priority=priority))
         routes |= {leading(family, table, (hop,)), closing(family, table)}
     return frozenset(rules), frozenset(routes | set(thrown(rules, survey.networks.pods)))
+
+
+def _local_answers(survey: Survey) -> LocalAnswers:
+    """Of all Services, since the first answers may come before this node knows that it is the gateway."""
+    return LocalAnswers(
+        addresses=frozenset(one.source for one in survey.services if one.source),
+        entrances=frozenset(
+            port.port for one in survey.services for port in one.service.ports if port.protocol == "TCP"
+        ),
+    )
 
 
 def _transit(undecided: Undecided) -> Transit:

@@ -18,7 +18,7 @@ from metaleg_node.core.firewall.reverse_path import ReversePathCheck
 from metaleg_node.core.model import MAIN_TABLE, Address, Host, Network, NextHop, Route, Rule, Slot
 from metaleg_node.core.networks import Membership, merged
 from metaleg_node.core.problems import Code, Problem
-from metaleg_node.core.return_path.paths import Path, direct, in_main, networks_on_link
+from metaleg_node.core.return_path.paths import Path, direct, in_main, networks_on_link, rp_filter
 from metaleg_node.core.return_path.wanted import PathKind, WantedPaths
 from metaleg_node.core.routes import DEFAULT_METRIC, closing, leading, mark_rule, thrown
 from metaleg_node.core.slots import Claim, Granted
@@ -235,7 +235,9 @@ def _check(found: Iterable[Path], host: Host) -> ReversePathCheck:
     checked = [
         path
         for path in found
-        if _mode(path) == "filter" and path.interface in host.links and path.interface not in host.unnameable
+        if rp_filter(path.wanted, host) == "filter"
+        and path.interface in host.links
+        and path.interface not in host.unnameable
     ]
     spared = (network for path in checked for network in path.wanted.networks if network.version == 4)
     return ReversePathCheck(checked=frozenset(path.interface for path in checked), spared=merged(spared))
@@ -247,8 +249,9 @@ def _sysctls(present: Sequence[Path], config: Config, host: Host) -> dict[str, s
     The larger of `all` and the interface's own value counts (ip-sysctl, rp_filter). So to turn it off on one
     interface `all` must be 0 too; every other interface, also a future one, then gets what `all` gave it.
     """
-    off = {path.interface for path in present if _mode(path) in ("off", "filter")} & host.rp_filter.keys()
-    loose = {path.interface for path in present if _mode(path) == "loose"}
+    modes = {(path.interface, rp_filter(path.wanted, host)) for path in present}
+    off = {interface for interface, mode in modes if mode in ("off", "filter")} & host.rp_filter.keys()
+    loose = {interface for interface, mode in modes if mode == "loose"}
     if config.host.rp_filter == "loose":
         loose |= {hop.interface for path in present if not path.interface for hop in path.next_hops}
     everywhere = host.rp_filter.get("all", 0)
@@ -262,7 +265,3 @@ def _sysctls(present: Sequence[Path], config: Config, host: Host) -> dict[str, s
         elif off:
             values[name] = strictness
     return {f"net/ipv4/conf/{n}/rp_filter": str(v) for n, v in values.items() if v != host.rp_filter[n]}
-
-
-def _mode(path: Path) -> str:
-    return path.wanted.settings.rp_filter if path.wanted.settings else ""

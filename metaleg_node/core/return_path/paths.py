@@ -73,7 +73,7 @@ def questions(wanted: Collection[WantedPath]) -> Questions:
     return Questions(
         addresses=frozenset(r.address for path in wanted if path.kind is PathKind.BGP for r in path.routers),
         links=frozenset(path.settings.interface for path in wanted if path.settings),
-        all_rp_filters=any(path.settings and path.settings.rp_filter in ("off", "filter") for path in wanted),
+        all_rp_filters=any(path.settings and path.settings.rp_filter in ("auto", "off", "filter") for path in wanted),
         connected=bool(wanted),
     )
 
@@ -143,7 +143,7 @@ def _l2_notes(path: WantedPath, hops: Collection[Family], host: Host) -> Iterato
         yield "no gateway is of its networks' family, so replies go by the main table"
     if 4 in hops:
         yield from _dropped_without_address(name, path, host)
-    if path.settings.rp_filter == "filter" and name in host.unnameable:
+    if rp_filter(path, host) == "filter" and name in host.unnameable:
         yield f'the packet filter cannot name interface {name}: rp_filter = "filter" checks nothing there'
     if path.settings.connected_route and any(not network.prefixlen for network in path.networks):
         yield "its networks are all addresses there are, which get no connected route"
@@ -161,12 +161,26 @@ def _refused(path: WantedPath, host: Host) -> frozenset[Family]:
     return refused
 
 
-def _dropped_without_address(name: str, path: WantedPath, host: Host) -> tuple[str, ...]:
+def rp_filter(path: WantedPath, host: Host) -> str:
+    """What is done about reverse-path filtering on the interface of a path: loose, off, filter or keep. Empty for a
+    path that names none."""
+    if not path.settings:
+        return ""
+    if path.settings.rp_filter != "auto":
+        return path.settings.rp_filter
+    loose = 4 not in path.families or not _useless_when_loose(path.settings.interface, host)
+    return "loose" if loose else "filter"
+
+
+def _useless_when_loose(name: str, host: Host) -> bool:
     """On an interface without an IPv4 address loose filtering is as strict as strict (fib_frontend.c,
-    __fib_validate_source: "last_resort")."""
-    assert path.settings
+    __fib_validate_source: "last_resort"). Where nothing is filtered nothing is useless."""
     strictness = max(host.rp_filter.get(key, 0) for key in ("all", name))
-    if host.links[name].has_ipv4 or not strictness or path.settings.rp_filter in ("off", "filter"):
+    return name in host.links and not host.links[name].has_ipv4 and bool(strictness)
+
+
+def _dropped_without_address(name: str, path: WantedPath, host: Host) -> tuple[str, ...]:
+    if not _useless_when_loose(name, host) or rp_filter(path, host) in ("off", "filter"):
         return ()
     reason = f"interface {name} has no IPv4 address, so the kernel drops requests there even with a loose rp_filter"
     return (f'{reason}; give it an address, or set rp_filter = "off" or "filter" for this path',)

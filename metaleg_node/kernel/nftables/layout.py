@@ -14,12 +14,20 @@ from typing import Any
 import metaleg_node
 from metaleg_node.core.firewall.egress import Egress
 from metaleg_node.core.firewall.invalid_input import InvalidInput
+from metaleg_node.core.firewall.local_answers import LocalAnswers
 from metaleg_node.core.firewall.part import Firewall, Part
 from metaleg_node.core.firewall.return_paths import ReturnPaths
 from metaleg_node.core.firewall.reverse_path import ReversePathCheck
 from metaleg_node.core.firewall.transit import Transit
 from metaleg_node.core.model import CONNTRACK_LABEL
-from metaleg_node.kernel.nftables.parts import egress, invalid_input, return_paths, reverse_path, transit
+from metaleg_node.kernel.nftables.parts import (
+    egress,
+    invalid_input,
+    local_answers,
+    return_paths,
+    reverse_path,
+    transit,
+)
 from metaleg_node.kernel.nftables.table import DROP, Chain, Piece, Set, Table, base, by_mark, chain, unmark
 
 _ABOUT = "about"
@@ -43,6 +51,7 @@ class _Rendering:
 
 _PARTS: dict[type[Part], _Rendering] = {
     Egress: _Rendering(render=egress.render, understand=egress.understand, also=egress.also),
+    LocalAnswers: _Rendering(render=local_answers.render, understand=local_answers.understand),
     Transit: _Rendering(render=transit.render, understand=transit.understand, needs=(Egress,)),
     ReturnPaths: _Rendering(render=return_paths.render, understand=return_paths.understand),
     ReversePathCheck: _Rendering(render=reverse_path.render, understand=reverse_path.understand),
