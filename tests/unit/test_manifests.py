@@ -517,7 +517,7 @@ def test_what_is_of_no_use_is_skipped_silently(raw: object) -> None:
         (event(), "involvedObject.name", "", "involvedObject: 'mail', '' are not"),
         (advertisement(), "spec.ipAddressPools", ["public", 5], "spec.ipAddressPools[1]: 5 is not"),
         (advertisement(), "spec.ipAddressPools", "public", "spec.ipAddressPools: 'public' is not a list"),
-        (advertisement(), "spec.nodeSelectors", [5], "spec.nodeSelectors[0]: 5 is not a mapping"),
+        (peer(), "spec.nodeSelectors", [5], "spec.nodeSelectors[0]: 5 is not a mapping"),
         (
             peer(),
             "spec.nodeSelectors.0.matchLabels",
