@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import metaleg_node
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import NodeName, Slot
 from metaleg_node.kernel.errors import KernelError
@@ -234,6 +235,27 @@ def test_what_others_change_is_seen_and_one_apply_repairs_it(here: Netns, change
     seen = nftables.observe()
     harm = nftables.damage(seen)
     assert harm or seen.firewall != FULL, "the change goes unnoticed"
+    assert put(FULL)
+    assert_holds(FULL)
+
+
+@pytest.mark.usefixtures("here")
+def test_after_an_upgrade_our_own_new_text_is_nobody_elses_doing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(metaleg_node, "__version__", "0.0.9")
+        put(FULL)
+    found = nftables.damage(nftables.observe())
+    assert [one.what for one in found] == ["chain about"]
+    assert found[0].reason == f"version 0.0.9 of metaleg-node made it, this is {metaleg_node.__version__}"
+    assert put(FULL)
+    assert_holds(FULL)
+
+
+def test_a_table_that_does_not_say_who_made_it_is_made_anew(here: Netns) -> None:
+    put(FULL)
+    here.run("nft", f"flush chain {TABLE} about")
+    (found,) = nftables.damage(nftables.observe())
+    assert found.reason == "another version of metaleg-node, or somebody, made it"
     assert put(FULL)
     assert_holds(FULL)
 
