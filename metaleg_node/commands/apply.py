@@ -27,7 +27,6 @@ def _run(arguments: argparse.Namespace) -> int:
             cluster=lambda: cluster,
             hooked=lambda _, problems: print_problems(problems),
         )
-    print_problems(outcome.problems)
     print(f"{counted(sum(outcome.done.values()), 'change')}, {len(outcome.problems)} failed")
     return 0 if outcome.ok else 1
 

@@ -25,12 +25,11 @@ def _run(arguments: argparse.Namespace) -> int:
     logs.setup(level=config.log.level, form=config.log.format)
     with lock.single_instance(), Machine(options.state_dir) as machine:
         plan = cleanup_plan(machine)
+        print_problems(plan.problems)
         log_changes(plan.changes)
         outcome = carry_out(machine, plan.steps)
-    problems = (*plan.problems, *outcome.problems)
-    print_problems(problems)
     print(f"{counted(len(plan.changes), 'object')} removed or put back" if plan.changes else "nothing to clean up")
-    return 1 if problems else 0
+    return 0 if outcome.ok and not plan.problems else 1
 
 
 COMMAND = Command(

@@ -196,14 +196,14 @@ def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[],
         for step, result in zip(some, machine.carry_out([step.operation for step in some]), strict=True):
             if isinstance(result, KernelError):
                 failed.add(type(step.operation))
-                problems.append(_of_kernel(result))
+                problems.append(_failed(result))
             else:
                 flushed += result
                 done.update(change.kind for change in step.changes)
     try:
         machine.prune()
     except KernelError as error:
-        problems.append(_of_kernel(error))
+        problems.append(_failed(error))
     return Outcome(problems=tuple(problems), unswept=diff.SweepFlows in failed, flushed=flushed, done=done)
 
 
@@ -224,8 +224,11 @@ def cleanup_plan(machine: Machine) -> Plan:
     return Plan(desired=Desired(), steps=steps, problems=machine.problems)
 
 
-def _of_kernel(error: KernelError) -> Problem:
-    return Problem(code=Code.KERNEL, text=str(error))
+def _failed(error: KernelError) -> Problem:
+    """Logged each time that it is tried, whether it is known already or not."""
+    problem = Problem(code=Code.KERNEL, text=str(error))
+    log.error("%s", problem.line)
+    return problem
 
 
 def log_changes(changes: tuple[Change, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable
 
@@ -11,6 +12,8 @@ from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.reconcile import hooks
 from metaleg_node.reconcile.reconciler import Outcome, Plan, Reconciler, log_changes, node_name
+
+log = logging.getLogger(__name__)
 
 
 def follow(
@@ -38,7 +41,9 @@ def follow(
     log_changes(plan.changes)
     if tell("pre") and config.hooks.pre_failure == "abort":
         text = "hooks.pre failed and hooks.pre_failure is abort: nothing was changed"
-        return plan, Outcome(problems=(Problem(code=Code.HOOK, text=text),))
+        aborted = Problem(code=Code.HOOK, text=text)
+        log.error("%s", aborted.line)
+        return plan, Outcome(problems=(aborted,))
     if config.hooks.pre and (state := cluster()):
         # It took its time: what others did and what the cluster said meanwhile counts.
         plan = reconciler.plan_again(plan, state)
