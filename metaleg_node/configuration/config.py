@@ -165,7 +165,7 @@ class L2Settings:
     rp_filter: PathRpFilter = setting(
         "auto",
         s.choice(get_args(PathRpFilter)),
-        "of the interface; auto: loose where it has an IPv4 address, else filter: off, but netfilter checks",
+        "auto: loose, or filter (off, but netfilter checks) without an address",
     )
 
 
