@@ -27,7 +27,7 @@ from tests.patience import patient
 ROUNDS = 3
 ROUND_TROUBLES = 33
 """Each kind three times."""
-GROWTH = {"threads": 0, "descriptors": 2, "blocks": 2000, "native": 1 << 20}
+GROWTH = {"threads": 0, "descriptors": 2, "blocks": 2000, "native": 1 << 19}
 """What may come to a daemon after the first round: less than 1 % of its blocks, and about as much other memory as the
 connections of its watches have."""
 SETTLED = patient(60.0)
