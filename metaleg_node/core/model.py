@@ -217,12 +217,14 @@ class Advertisement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BGPPeer:
-    """A BGPPeer of any version, or a `peers` entry of the old configuration."""
+    """A BGPPeer of any version, or a `peers` entry of the old configuration. `vrf` is the VRF of the session; empty:
+    none."""
 
     ref: ObjectRef
     labels: Mapping[str, str]
     address: Address | None
     node_selectors: tuple[LabelSelector, ...]
+    vrf: str = ""
 
 
 ClusterObject = (
@@ -259,12 +261,13 @@ class ClusterState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """An interface that exists: whether it is up (IFF_UP, netdevice(7)), whether it has an IPv4 address, and whether
-    IPv6 is not turned off there (ip-sysctl, disable_ipv6)."""
+    """An interface that exists: whether it is up (IFF_UP, netdevice(7)), whether it has an IPv4 address, whether IPv6
+    is not turned off there (ip-sysctl, disable_ipv6), and the VRF device that it belongs to, empty for none."""
 
     up: bool
     has_ipv4: bool
     takes_ipv6: bool = True
+    vrf: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,7 +94,9 @@ class Archive:
         folder.mkdir()
         for file in files:
             shutil.copy(file, folder)
-        call("env", "DEBIAN_FRONTEND=noninteractive", "chroot", str(root), *install_command(files))
+        # A kernel's initramfs takes long to make, and nothing here boots it.
+        environment = ("DEBIAN_FRONTEND=noninteractive", "INITRD=No")
+        call("env", *environment, "chroot", str(root), *install_command(files))
         shutil.rmtree(folder)
 
     # --- apt ---------------------------------------------------------------------------------------------------------

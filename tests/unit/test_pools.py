@@ -199,6 +199,7 @@ PEERS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "disabled by false": (peer("p", "10.0.0.1", {pools.ENABLED: "False"}), {}),
     "disabled by no": (peer("p", "10.0.0.1", {pools.ENABLED: "no"}), {}),
     "another address": (peer("p", "10.0.0.1", {pools.ADDRESS: "10.0.0.9"}), {"10.0.0.9": 100}),
+    "an address outside of its VRF": (peer("p", "10.0.0.1", {pools.ADDRESS: "10.0.0.9"}, vrf="red"), {"10.0.0.9": 100}),
     "N3 an address for an unnumbered peer": (peer("p", None, {pools.ADDRESS: "10.0.0.9"}), {"10.0.0.9": 100}),
     "least weight": (peer("p", "10.0.0.1", {pools.WEIGHT: "1"}), {"10.0.0.1": 1}),
     "greatest weight": (peer("p", "10.0.0.1", {pools.WEIGHT: "256"}), {"10.0.0.1": 256}),
@@ -214,6 +215,7 @@ def test_which_peers_are_next_hops(name: str) -> None:
 
 
 BAD_PEERS: dict[str, tuple[dict[str, Any], dict[str, int], str]] = {
+    "in a VRF": (peer("p", "10.0.0.1", vrf="red"), {}, "is a peer in VRF red (spec.vrf)"),
     "N3 unnumbered": (peer("p", None, interface="eth1"), {}, "has no address (unnumbered)"),
     "weight 0": (peer("p", "10.0.0.1", {pools.WEIGHT: "0"}), {"10.0.0.1": 100}, "'0' is not a number from 1 to 256"),
     "weight 257": (peer("p", "10.0.0.1", {pools.WEIGHT: "257"}), {"10.0.0.1": 100}, "'257' is not a number"),

@@ -173,6 +173,11 @@ def test_all_addresses_there_are_get_no_connected_route(gateways: str) -> None:
 
 
 OBSTACLES = {
+    "an interface in a VRF": (
+        dataclasses.replace(HERE, links={"eth1": dataclasses.replace(UP, vrf="red")}),
+        "interface eth1 is in VRF red: requests that enter there are routed by the VRF's own table, which this program "
+        "does not change; take it out of the VRF (ip link set eth1 nomaster)",
+    ),
     "no interface": (dataclasses.replace(HERE, links={}), "there is no interface eth1; it begins when there is"),
     "interface down": (
         dataclasses.replace(HERE, links={"eth1": Link(up=False, has_ipv4=False)}),

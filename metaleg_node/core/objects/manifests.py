@@ -470,6 +470,7 @@ def _peer(reader: Reader) -> BGPPeer:
         labels=reader.labels(),
         address=_peer_address(reader, "spec.peerAddress"),
         node_selectors=selectors(reader, "spec.nodeSelectors"),
+        vrf=reader.text("spec.vrf"),
     )
 
 
@@ -546,7 +547,7 @@ addressType endpoints addresses nodeName targetRef
 address podCIDRs podCIDR conditions hostNetwork phase podIPs podIP cidrs
 node reason regarding involvedObject note message
 series lastObservedTime lastTimestamp deprecatedLastTimestamp eventTime
-ipAddressPools ipAddressPoolSelectors nodeSelectors matchLabels matchExpressions key operator values peerAddress
+ipAddressPools ipAddressPoolSelectors nodeSelectors matchLabels matchExpressions key operator values peerAddress vrf
 data config
 """
 _READ_KEYS: Final = frozenset(_READ_WORDS.split())

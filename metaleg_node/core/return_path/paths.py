@@ -122,15 +122,24 @@ def _l2_obstacle(path: WantedPath, host: Host) -> str:
     name, families = path.settings.interface, {network.version for network in path.networks}
     if not families:
         return "it has no network yet"
-    if name not in host.links:
-        return f"there is no interface {name}; it begins when there is"
-    if not host.links[name].up:
-        return f"interface {name} is down"
+    if obstacle := _link_obstacle(name, host):
+        return obstacle
     if families <= _refused(path, host):
         return f"IPv6 is turned off on interface {name} (disable_ipv6)"
     if path.routers and len(_own_addresses(path, host)) == len(path.routers):
         return "it has no gateway but this host itself"
     return ""
+
+
+def _link_obstacle(name: str, host: Host) -> str:
+    if name not in host.links:
+        return f"there is no interface {name}; it begins when there is"
+    if vrf := host.links[name].vrf:
+        return (
+            f"interface {name} is in VRF {vrf}: requests that enter there are routed by the VRF's own table, which "
+            f"this program does not change; take it out of the VRF (ip link set {name} nomaster)"
+        )
+    return "" if host.links[name].up else f"interface {name} is down"
 
 
 def _l2_notes(path: WantedPath, hops: Collection[Family], host: Host) -> Iterator[str]:

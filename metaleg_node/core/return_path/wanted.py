@@ -188,6 +188,11 @@ def _peer(peer: BGPPeer, weight: int) -> tuple[Router | None, str]:
         address = address_of(peer.labels[ADDRESS])
     if address is None:
         return None, f"has no address (unnumbered), so it is no next hop; the label {ADDRESS} can give it one"
+    if peer.vrf and ADDRESS not in peer.labels:
+        return None, (
+            f"is a peer in VRF {peer.vrf} (spec.vrf), whose routing table this program does not change, so it is no "
+            f"next hop; the label {ADDRESS} can name one outside of the VRF, {ENABLED}=false says that none is wanted"
+        )
     if isinstance(address, str):
         return None, f"label {ADDRESS}: {peer.labels[ADDRESS]!r} is not {address}; the peer is no next hop"
     text, reason = peer.labels.get(WEIGHT, str(weight)), ""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from metaleg_node.core.model import Address
 from metaleg_node.kernel.netlink.rtnetlink import FAMILY, KEPT, address
-from metaleg_node.kernel.netlink.socket import attribute, attribute_of, number, numeric
+from metaleg_node.kernel.netlink.socket import attribute, attribute_of, number, numeric, string
 
 _ADDRESS = struct.Struct("=4BI")
 """struct ifaddrmsg: family, prefix length, flags, scope, interface."""
@@ -17,6 +17,7 @@ _LINK = struct.Struct("=BxHiII")
 """struct ifinfomsg: family, type, index, flags, which flags to change."""
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFLA_IFNAME, _IFLA_AF_SPEC, _IFLA_EXT_MASK, _IFLA_INET6_CONF = 3, 26, 29, 2
+_IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_SLAVE_KIND = 10, 18, 4
 _SKIP_STATS = 8
 """RTEXT_FILTER_SKIP_STATS."""
 _UP = 1
@@ -40,11 +41,13 @@ def read_address(body: bytes) -> Address | None:
 
 
 class Found(NamedTuple):
-    """An interface's index, whether it is up, and whether a route of IPv6 may lead to it."""
+    """An interface's index, whether it is up, whether a route of IPv6 may lead to it, and the index of the VRF device
+    that it belongs to, 0 for none."""
 
     interface: int
     up: bool
     takes_ipv6: bool
+    vrf: int
 
 
 def get_link_body(name: str) -> bytes:
@@ -59,4 +62,10 @@ def read_link(body: bytes) -> Found:
     families = attribute_of(body, _LINK.size, _IFLA_AF_SPEC)
     settings = attribute_of(attribute_of(families, 0, socket.AF_INET6), 0, _IFLA_INET6_CONF)
     disabled = settings[_DISABLE_IPV6 : _DISABLE_IPV6 + 4]
-    return Found(interface=interface, up=bool(flags & _UP), takes_ipv6=bool(disabled) and not number(disabled))
+    slave_kind = attribute_of(attribute_of(body, _LINK.size, _IFLA_LINKINFO), 0, _IFLA_INFO_SLAVE_KIND)
+    return Found(
+        interface=interface,
+        up=bool(flags & _UP),
+        takes_ipv6=bool(disabled) and not number(disabled),
+        vrf=number(attribute_of(body, _LINK.size, _IFLA_MASTER)) if string(slave_kind) == "vrf" else 0,
+    )

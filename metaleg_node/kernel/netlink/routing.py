@@ -125,7 +125,12 @@ class RoutingControl:
             link = interfaces.read_link(answer.body)
             asked = interfaces.dump_body(socket.AF_INET, link.interface)
             numbered = self._netlink.listing(rtnetlink.GETADDR, asked, f"list the IPv4 addresses of {name}")
-            found[name] = Link(up=link.up, has_ipv4=bool(numbered), takes_ipv6=link.takes_ipv6)
+            found[name] = Link(
+                up=link.up,
+                has_ipv4=bool(numbered),
+                takes_ipv6=link.takes_ipv6,
+                vrf=rtnetlink.interface_name(link.vrf) if link.vrf else "",
+            )
         return found
 
     def lookup(self, addresses: Collection[Address]) -> tuple[dict[Address, str], frozenset[Address]]:
