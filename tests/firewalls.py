@@ -16,7 +16,7 @@ from metaleg_node.core.firewall.part import Firewall, Part
 from metaleg_node.core.firewall.return_paths import ReturnPath, ReturnPaths
 from metaleg_node.core.firewall.reverse_path import ReversePathCheck
 from metaleg_node.core.firewall.transit import Transit
-from metaleg_node.core.model import Address, Holder, Match, Network, NodeName, Slot
+from metaleg_node.core.model import MARKING, Address, Holder, Match, Network, NodeName, Slot
 from metaleg_node.core.networks import merged
 
 MASK = 0x3F000000
@@ -123,7 +123,7 @@ PATHS = but(
             mark=0x14,
         ),
     },
-    match=frozenset(Match),
+    match=MARKING,
     direct=FULL.part(Egress).inside | networks("172.16.0.0/12"),
     checked=frozenset({"eth1", "bond0.100"}),
     spared=networks("198.51.100.0/24", "192.0.2.7/32"),

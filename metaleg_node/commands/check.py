@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 
 from metaleg_node.commands.command import EX_CONFIG, Command, general_options, print_problems
 from metaleg_node.configuration import options as configuration
@@ -26,6 +27,8 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         for key in not_yet_effective(config):
             print(f"{options.config_file}: {key}: accepted, but without effect in this version")
+        if hint := pools.unseen((name for _, name in socket.if_nameindex()), config):
+            print(f"return_path.match: {hint}")
         problems = _source_problems(config)
     print_problems(problems)
     if fails("check", problems):

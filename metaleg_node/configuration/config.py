@@ -174,9 +174,9 @@ class ReturnPathSettings:
     """[return_path]"""
 
     match: tuple[Match, ...] = setting(
-        [match.value for match in Match],
+        ["conntrack", "source"],
         Many(item=s.choice(Match, Match), needed=True),
-        "how replies are known; source: for IPVS, Cilium, host addresses",
+        "how replies are known; source: for host addresses; rules: where netfilter sees no packets (Cilium BPF)",
     )
     exclude_cidrs: tuple[Network, ...] = setting(
         [], Many(item=s.NETWORK), "destinations that stay on the main table, beside the cluster's own"

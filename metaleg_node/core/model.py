@@ -414,6 +414,12 @@ class Match(enum.StrEnum):
     """Replies of connections whose original destination lies in the path's networks."""
     SOURCE = "source"
     """Packets whose source lies in the path's networks before they are routed."""
+    RULES = "rules"
+    """The same, asked by policy rules: also of packets that never pass the packet filter."""
+
+
+MARKING = frozenset({Match.CONNTRACK, Match.SOURCE})
+"""Those that are matched in the packet filter, which marks."""
 
 
 # --- conntrack -------------------------------------------------------------------------------------------------------

@@ -75,7 +75,8 @@ def read_back(routing: Routing, claims: Iterable[Claim], mark_mask: int, table_b
 def _numbered(
     routing: Routing, tables: Iterable[int], mark_mask: int, table_base: int, fixed: set[int | None]
 ) -> Iterator[tuple[Slot, int]]:
-    marked = {rule.table: rule.mark // (mark_mask & -mark_mask) for rule in routing.rules if rule.mark}
+    of_slots = (rule for rule in routing.rules if not rule.source)
+    marked = {rule.table: rule.mark // (mark_mask & -mark_mask) for rule in of_slots if rule.mark}
     for table in sorted(tables):
         if table in fixed and table in marked:
             yield Slot(marked[table]), table

@@ -303,3 +303,19 @@ def test_a_family_without_a_gateway_stays_free_for_others() -> None:
     text = L2.replace(', "fd01::1"', "") + '[[return_path.l2]]\nname = "six"\ninterface = "eth6"\n'
     found = read(*POOLS, text=text + 'gateways = ["fd06::1"]\ncidrs = ["2001:db8::/64"]\n')
     assert list(map(str, found.paths[3].owned)) == ["2001:db8::/64"]
+
+
+HINTS = {
+    "no path": ("", ["cilium_host"], False),
+    "no Cilium": (BGP, ["eth0", "lxc1"], False),
+    "Cilium": (BGP, ["eth0", "cilium_net", "cilium_host"], True),
+    "known by rules": (f'[return_path]\nmatch = ["rules"]\n{BGP}', ["cilium_host"], False),
+}
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_a_hint_where_packets_may_pass_netfilter_by(name: str) -> None:
+    text, interfaces, hint = HINTS[name]
+    found = pools.unseen(interfaces, config(text))
+    assert ("interface cilium_host says that Cilium is here" in found) == hint
+    assert bool(found) == hint

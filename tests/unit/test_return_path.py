@@ -15,7 +15,7 @@ from metaleg_node.core.compare import diff
 from metaleg_node.core.egress import survey
 from metaleg_node.core.firewall.egress import Treatment
 from metaleg_node.core.firewall.return_paths import ReturnPath
-from metaleg_node.core.model import ClusterState, Holder, Host, Link, Match, RouteType, Slot
+from metaleg_node.core.model import MARKING, ClusterState, Holder, Host, Link, Match, RouteType, Slot
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code
 from metaleg_node.core.return_path import wanted as pools
@@ -101,7 +101,7 @@ def test_a_path_with_gateways_has_a_table_a_rule_and_a_mark() -> None:
     ]
     networks = frozenset({ip_network("192.0.2.0/24"), ip_network("2001:db8::/64")})
     assert firewall(found).paths == {Slot(1): ReturnPath(holder=Holder.read("path:one"), networks=networks)}
-    assert firewall(found).match == frozenset(Match)
+    assert firewall(found).match == MARKING
     assert told(found) == ()
     assert found.tables == {1000001}
 
@@ -370,6 +370,30 @@ def test_both_kinds_of_paths_have_their_own_marks() -> None:
     found = decide(L2 + BGP, PEERING)
     assert {str(p.holder) for p in firewall(found).paths.values()} == {"path:one", "path::bgp"}
     assert found.tables == {1000001, 20}
+
+
+def test_rules_ask_for_the_source_and_leave_the_cluster_to_the_main_table() -> None:
+    found = decide(f'[return_path]\nmatch = ["rules"]\nexclude_cidrs = ["172.16.0.0/12"]\n{L2}')
+    assert rules(found) == [
+        "IPv4 priority 4710 from 192.0.2.0/24 lookup 1000001",
+        "IPv6 priority 4710 from 2001:db8::/64 lookup 1000001",
+    ]
+    assert firewall(found).paths == {}
+    thrown = [text for text in routes(found) if text.startswith("throw")]
+    for network in ("10.244.0.0/16", "172.16.0.0/12"):
+        assert any(network in text for text in thrown), thrown
+
+
+def test_rules_and_marks_lead_to_one_table() -> None:
+    text = f'[return_path]\nmatch = ["rules", "conntrack"]\n{BGP}rule_fwmark = 5\n'
+    found = decide(text, PEERING)
+    assert firewall(found).match == {Match.CONNTRACK}
+    led = [rule for rule in found.state.routing.rules if rule.family == 4]
+    assert {rule.table for rule in led} == {20}
+    assert {(str(rule.source), rule.mark, rule.mask) for rule in led if rule.source} == {
+        ("198.51.100.0/24", 5, 0xFFFFFFFF)
+    }
+    assert [rule.source for rule in led].count(None) == 1
 
 
 # --- sysctls ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from metaleg_node.core.contribution import Contribution
 from metaleg_node.core.exits import Exit, ExitOf
 from metaleg_node.core.firewall.return_paths import ReturnPath, ReturnPaths
 from metaleg_node.core.firewall.reverse_path import ReversePathCheck
-from metaleg_node.core.model import MAIN_TABLE, Address, Host, Network, NextHop, Route, Rule, Slot
+from metaleg_node.core.model import MAIN_TABLE, MARKING, Address, Host, Match, Network, NextHop, Route, Rule, Slot
 from metaleg_node.core.networks import Membership, merged
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.core.return_path.paths import Path, direct, in_main, networks_on_link, rp_filter
@@ -28,6 +28,7 @@ MAIN_METRIC = 4700
 with another metric is replaced by ours."""
 L2_PRIORITY = 10
 """Added to firewall.rule_priority."""
+WHOLE_MARK = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +152,12 @@ def _all_routes(
     A return path's mark is also on what nodes and neighbours of this host send, such as the answer of a Service's
     backend in another node's host network."""
     near = merged([*networks.hosts, *host.connected])
+    if Match.RULES in config.return_path.match:
+        # No packet filter spares these before the rules ask for the table.
+        near = merged([*near, *direct(networks.cluster, config, host)])
+    leading_there = {(rule.family, rule.table): rule for rule in _rules(decisions, config)}
     thrown_out = [
-        *thrown(_rules(decisions, config), near),
+        *thrown(leading_there.values(), near),
         *thrown(_exit_rules(leaving, config), networks.pods),
     ]
     own = [route for decision in decisions for route in routes(decision, config)]
@@ -174,13 +179,32 @@ def routes(decision: PathDecision, config: Config) -> Iterator[Route]:
 
 
 def _rules(decisions: Iterable[PathDecision], config: Config) -> Iterator[Rule]:
-    """The rule that leads a path's mark to its table, for each family."""
+    """The rules that lead to a path's table: for each family that of its mark, for each network that of its source."""
     for one in decisions:
         bgp = one.path.wanted.kind is PathKind.BGP
         priority = config.return_path.bgp.rule_priority if bgp else config.firewall.rule_priority + L2_PRIORITY
-        if one.slot is not None and one.table is not None:
+        if one.slot is None or one.table is None:
+            continue
+        if _marks(config):
             for family in one.path.hops:
                 yield mark_rule(family, one.slot, config.firewall, table=one.table, priority=priority)
+        if Match.RULES in config.return_path.match:
+            mark = _condition(one.path, config)
+            mask = None if mark is None else WHOLE_MARK
+            for network in one.path.marked():
+                yield Rule(
+                    family=network.version, priority=priority, table=one.table, source=network, mark=mark, mask=mask
+                )
+
+
+def _marks(config: Config) -> bool:
+    """Whether anything is matched in the packet filter."""
+    return not MARKING.isdisjoint(config.return_path.match)
+
+
+def _condition(path: Path, config: Config) -> int | None:
+    """A mark that packets known by their source must carry already."""
+    return (config.return_path.bgp.rule_fwmark if path.wanted.kind is PathKind.BGP else 0) or None
 
 
 def _exit_routes(path: Path, slot: Slot, config: Config) -> Iterator[Route]:
@@ -219,15 +243,14 @@ def _parts(
     marked = {one.slot: _marking(one.path, config) for one in decisions if one.slot is not None}
     paths = ReturnPaths(
         paths=marked,
-        match=frozenset(config.return_path.match),
+        match=MARKING.intersection(config.return_path.match),
         direct=direct(networks.cluster, config, host),
     )
-    return paths if marked else ReturnPaths(), _check([one.path for one in decisions], host)
+    return paths if marked and _marks(config) else ReturnPaths(), _check([one.path for one in decisions], host)
 
 
 def _marking(path: Path, config: Config) -> ReturnPath:
-    mark = config.return_path.bgp.rule_fwmark if path.wanted.kind is PathKind.BGP else 0
-    return ReturnPath(holder=path.wanted.holder, networks=path.marked(), mark=mark or None)
+    return ReturnPath(holder=path.wanted.holder, networks=path.marked(), mark=_condition(path, config))
 
 
 def _check(found: Iterable[Path], host: Host) -> ReversePathCheck:

@@ -21,6 +21,7 @@ from metaleg_node.core.model import (
     Family,
     Holder,
     HolderKind,
+    Match,
     Network,
     NodeName,
     Rejection,
@@ -34,6 +35,7 @@ ENABLED, ADDRESS, WEIGHT = "metallb-nra/enabled", "metallb-nra/address", "metall
 """Labels on a BGPPeer, as metallb-node-route-agent has them."""
 MAX_WEIGHT = 256
 """A next hop's weight less one is kept in a byte (linux/rtnetlink.h, rtnh_hops)."""
+_CILIUM = frozenset({"cilium_host", "cilium_net", "cilium_vxlan", "cilium_geneve"})
 _OFF = frozenset({"0", "false", "no"})
 
 
@@ -103,6 +105,19 @@ def read(cluster: ClusterState, config: Config, me: NodeName) -> WantedPaths:
         ranges = networks.merged_ranges(_announced(cluster))
         wanted.append((WantedPath(kind=PathKind.BGP, name="bgp", networks=frozenset(), routers=routers), ranges))
     return WantedPaths(paths=tuple(_owning(wanted)), rejections=tuple(rejections))
+
+
+def unseen(interfaces: Iterable[str], config: Config) -> str:
+    """What to think of when interfaces with these names say that pods' packets may never pass the packet filter; empty
+    if nothing. The names are Cilium's, in each of its routing modes."""
+    known = sorted(_CILIUM.intersection(interfaces))
+    asked = config.return_path.l2 or config.return_path.bgp.enabled
+    if not known or not asked or Match.RULES in config.return_path.match:
+        return ""
+    return (
+        f"interface {known[0]} says that Cilium is here: with its BPF host routing (`cilium status` tells) netfilter "
+        'sees no packet of a pod; then return_path.match needs "rules"'
+    )
 
 
 def _owning(wanted: Iterable[tuple[WantedPath, tuple[Range, ...]]]) -> Iterator[WantedPath]:

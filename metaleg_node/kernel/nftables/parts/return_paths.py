@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.return_paths import ReturnPath, ReturnPaths
-from metaleg_node.core.model import Holder, Match, Network, Slot
+from metaleg_node.core.model import MARKING, Holder, Match, Network, Slot
 from metaleg_node.kernel.nftables.table import (
     HOLDER,
     IP,
@@ -120,21 +120,21 @@ def understand(table: Table, mask: int) -> ReturnPaths:
     """What the table means, as far as it can be understood."""
     return ReturnPaths(
         paths=dict(_paths(table, mask)),
-        match=frozenset(match for match in Match if f"path_{match}4" in table.sets),
+        match=frozenset(match for match in MARKING if f"path_{match}4" in table.sets),
         direct=table.networks("direct"),
     )
 
 
 def _paths(table: Table, mask: int) -> Iterator[tuple[Slot, ReturnPath]]:
     networks: dict[Slot, set[Network]] = defaultdict(set)
-    for match in Match:
+    for match in MARKING:
         for version in IP:
             for key, verdict in table.elements(f"path_{match}{version}").items():
                 slot, network = _slot_of(verdict or ""), network_of(key)
                 if slot and network and has_slot(slot, mask):
                     networks[slot].add(network)
     for slot, found in networks.items():
-        notes = (_NOTE.fullmatch(table.note(_chain_of(match, slot))) for match in Match)
+        notes = (_NOTE.fullmatch(table.note(_chain_of(match, slot))) for match in MARKING)
         if note := next(filter(None, notes), None):
             mark = int(note[2], 16) if note[2] else None
             yield slot, ReturnPath(holder=Holder.read(note[1]), networks=frozenset(found), mark=mark)
