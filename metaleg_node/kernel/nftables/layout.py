@@ -95,7 +95,7 @@ def _guard(rules: list[str], firewall: Firewall, *, hooked: bool) -> dict[str, C
                 unmark(firewall),
             ]
         ),
-        "right": chain([f"{unmark(firewall)} accept"]),
+        "harmless": chain([f"{unmark(firewall)} accept"]),
     }
 
 

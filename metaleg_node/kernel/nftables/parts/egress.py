@@ -156,15 +156,15 @@ _TRANSLATE_STEER = (
 )
 
 _GUARD_SNAT = (
-    'ip saddr @sources4 counter name "translated" goto right',
-    'ip6 saddr @sources6 counter name "translated" goto right',
+    'ip saddr @sources4 counter name "translated" goto harmless',
+    'ip6 saddr @sources6 counter name "translated" goto harmless',
     DROP,
 )
 
 _GUARD_STEER = (
     f"ct status snat {DROP}",
-    'rt ip nexthop @next_hops4 counter name "steered" goto right',
-    'rt ip6 nexthop @next_hops6 counter name "steered" goto right',
+    'rt ip nexthop @next_hops4 counter name "steered" goto harmless',
+    'rt ip6 nexthop @next_hops6 counter name "steered" goto harmless',
     DROP,
 )
 

@@ -43,7 +43,7 @@ def render(part: ReturnPaths, firewall: Firewall) -> Piece:
     return Piece(
         sets=sets,
         chains=_chains(part, firewall),
-        marked={firewall.mark(slot): "right" for slot in part.paths},
+        marked={firewall.mark(slot): "harmless" for slot in part.paths},
     )
 
 
