@@ -105,14 +105,14 @@ class _Translation:
 
     def _read(self, variable: Variable, text: str) -> None:
         try:
-            value = variable.read(text)
+            value = variable.reader.read(text)
             if variable.key:
                 _checked(_SETTINGS[variable.key], value)
         except NotTakenOver as reason:
             self._remarks.append(f"{variable.name}: {reason}")
         except ValueError as error:
             hint = f"; {error}" if str(error) else ""
-            self._blame(variable.name, f"must be {variable.allowed or _allowed(variable.key)}{hint}")
+            self._blame(variable.name, f"must be {variable.reader.allowed or _allowed(variable.key)}{hint}")
         else:
             origin = f"from {variable.name}"
             found = _Found(variable=variable.name, text=text, origin=origin, remark=variable.remark, value=value)
