@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.configuration.settings import Many, Section, Setting, entries
+from metaleg_node.configuration.settings import Section, Setting, entries
 
 _COMMENT_COLUMN = 36
 _WIDTH = 118
@@ -84,7 +84,7 @@ def _tables(name: str, section: Section, *, not_yet: bool) -> Iterator[Table]:
 
 def not_yet_words(entry: Setting) -> list[str]:
     """Those values of a key that no feature uses so far."""
-    return [] if isinstance(entry.kind, Many) else [word for word in entry.kind.choices if entry.not_yet(word)]
+    return [word for word in entry.kind.choices if word in entry.not_yet]
 
 
 def _sample_table(name: str, section: Section) -> Iterator[str]:
@@ -105,7 +105,7 @@ def _sample_lines(key: str, entry: Setting) -> tuple[str, ...]:
     """A setting with its comment behind it, or above it where the line would be too long."""
     value = entry.default if entry.example is None else entry.example
     comment = ": ".join(part for part in (" | ".join(entry.kind.choices), entry.doc) if part)
-    note = f" ({NOT_YET})" if entry.not_yet(value) else ""
+    note = f" ({NOT_YET})" if value in entry.not_yet else ""
     line = f"{key} = {toml_text(value, entry)}"
     joined = f"{line:{_COMMENT_COLUMN}} # {comment}{note}"
     return (joined,) if len(joined) <= _WIDTH else (f"# {comment}{note}", line)

@@ -6,14 +6,14 @@ be understood is a problem, and then there is no text.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from metaleg_node.configuration import config as configuration
 from metaleg_node.configuration.config import Config, ConfigError, Problem
-from metaleg_node.configuration.settings import Many, Section, Setting, default_of, entries, nearest
+from metaleg_node.configuration.settings import Many, Setting, leaves, nearest
 from metaleg_node.import_env.variables import (
     DEFAULTS,
     PREFIXES,
@@ -93,9 +93,9 @@ class _Translation:
 
     def _take(self, variable: Variable) -> None:
         if variable.name in self._unreadable:
-            where = f"{variable.name}: cannot be read here, it comes from {_ascii(self._unreadable[variable.name])}"
-            advice = f"; set {variable.key} where its default will not do"
-            self._remarks.append(where + (advice if variable.key else ""))
+            advice = f"; set {variable.key} where its default will not do" if variable.key else ""
+            source = _ascii(self._unreadable[variable.name])
+            self._remarks.append(f"{variable.name}: cannot be read here, it comes from {source}{advice}")
         elif variable.name not in self._given:
             return
         elif _is_unicode(text := self._given[variable.name]):
@@ -107,7 +107,7 @@ class _Translation:
         try:
             value = variable.reader.read(text)
             if variable.key:
-                _checked(_SETTINGS[variable.key], value)
+                _SETTINGS[variable.key].kind.read(value)
         except NotTakenOver as reason:
             self._remarks.append(f"{variable.name}: {reason}")
         except ValueError as error:
@@ -144,13 +144,13 @@ class _Translation:
         if isinstance(setting.kind, Many):
             value: Raw = list(dict.fromkeys(item for one in found if isinstance(one.value, list) for item in one.value))
         elif key == _INTERVAL:
-            value = min((one.value for one in found), key=lambda raw: _checked(setting, raw) or float("inf"))
+            value = min((one.value for one in found), key=lambda raw: setting.kind.read(raw) or float("inf"))
         else:
             value = found[0].value
             for other in found[1:]:
-                if _checked(setting, other.value) != _checked(setting, value):
+                if setting.kind.read(other.value) != setting.kind.read(value):
                     self._blame(other.variable, f"contradicts {found[0].variable}, which sets {key}; leave out one")
-        if _checked(setting, value) != default_of(setting):
+        if setting.kind.read(value) != setting.default_value:
             return value
         self._already_default += [one.variable for one in found]
         return None
@@ -207,24 +207,8 @@ class _Translation:
 # --- the settings table ----------------------------------------------------------------------------------------------
 
 
-def _settings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Setting]]:
-    for name, entry in entries(cls):
-        if isinstance(entry, Section) and not entry.many:
-            yield from _settings(entry.cls, f"{prefix}{name}.")
-        elif isinstance(entry, Setting):
-            yield f"{prefix}{name}", entry
-
-
-_SETTINGS = dict(_settings(Config))
+_SETTINGS = {leaf.key: leaf.setting for leaf in leaves(Config) if not leaf.many}
 _NAMES = [variable.name for variable in VARIABLES]
-
-
-def _checked(setting: Setting, value: Raw) -> Any:
-    """What a value reads as. Raises ValueError."""
-    if isinstance(setting.kind, Many):
-        assert isinstance(value, list)
-        return tuple(setting.kind.item.read(item) for item in value)
-    return setting.kind.read(value)
 
 
 def _allowed(key: str) -> str:
@@ -264,13 +248,8 @@ def _toml(value: Raw, setting: Setting, *, wrap: bool = True) -> str:
 
 def _quoted(text: str) -> str:
     """A TOML string in ASCII, so that it is the same in every character set of a terminal."""
-    return '"' + "".join(map(_escaped, text)) + '"'
-
-
-def _escaped(char: str) -> str:
-    if char in '"\\':
-        return f"\\{char}"
-    return char if char.isascii() and char.isprintable() else f"\\U{ord(char):08x}"
+    escaped = re.sub(r'["\\]', r"\\\g<0>", text)
+    return '"' + re.sub(r"[^ -~]", lambda char: f"\\U{ord(char[0]):08x}", escaped) + '"'
 
 
 def _comment(text: str, *, bullet: str = "") -> list[str]:

@@ -277,8 +277,17 @@ DEFAULTS = (
     ),
 )
 
-PREFIXES = ("FIREWALL_", "ROUTE_", "RULE_", "METALLB_", "POD_CIDR_", "FILTER_ENDPOINTS_", "TABLE_", "PEER_")
-PREFIXES += ("MAX_RECONCILE_",)
+PREFIXES = (
+    "FIREWALL_",
+    "ROUTE_",
+    "RULE_",
+    "METALLB_",
+    "POD_CIDR_",
+    "FILTER_ENDPOINTS_",
+    "TABLE_",
+    "PEER_",
+    "MAX_RECONCILE_",
+)
 """A variable whose name begins so is probably meant for one of the programs."""
 
 SERVICE_LINK = re.compile(r".*_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)|.*_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
