@@ -52,9 +52,7 @@ class ClusterSettings:
     state_file: str = setting("", s.ABSOLUTE_PATH, "YAML file, or directory of them; when set no API is contacted")
     metallb_namespace: str = setting("metallb-system", s.OBJECT_NAME, "where MetalLB runs")
     metallb_config: MetallbConfig = setting(
-        "auto",
-        s.choice(MetallbConfig),
-        "where its pools and peers are configured; configmap: MetalLB before 0.13",
+        "auto", s.choice(MetallbConfig), "where its pools and peers are configured; configmap: MetalLB before 0.13"
     )
     metallb_configmap: str = setting("config", s.OBJECT_NAME, "name of that ConfigMap")
     pod_cidrs: tuple[Network, ...] = setting([], Many(item=s.NETWORK), "in addition to those the Node objects carry")
@@ -90,10 +88,7 @@ class FirewallSettings:
     """[firewall]"""
 
     backend: Backend = setting(
-        "auto",
-        s.choice(Backend),
-        "the packet filter; iptables is refused so far",
-        not_yet=("iptables",),
+        "auto", s.choice(Backend), "the packet filter; iptables is refused so far", not_yet=("iptables",)
     )
     mark_mask: int = setting(
         0x3F000000, s.MARK_MASK, "bits of the packet mark for us alone, one value per gateway or return path: 63"
@@ -123,9 +118,7 @@ class EgressSettings:
         True, s.BOOLEAN, "steer only pods of this node; false: also others' that are routed through it"
     )
     when_unavailable: WhenUnavailable = setting(
-        "reject",
-        s.choice(WhenUnavailable),
-        "pods' outward traffic without a gateway; allow: with the node's address",
+        "reject", s.choice(WhenUnavailable), "pods' outward traffic without a gateway; allow: with the node's address"
     )
     gateway_source: tuple[AnnouncedBy, ...] = setting(
         [word.value for word in AnnouncedBy],
@@ -162,9 +155,7 @@ class L2Settings:
     )
     connected_route: bool = setting(True, s.BOOLEAN, "route the pools to the interface")
     rp_filter: PathRpFilter = setting(
-        "auto",
-        s.choice(PathRpFilter),
-        "auto: loose, or filter (off, but netfilter checks) without an address",
+        "auto", s.choice(PathRpFilter), "auto: loose, or filter (off, but netfilter checks) without an address"
     )
 
 
@@ -203,9 +194,7 @@ class HostSettings:
     drop_invalid_input: bool = setting(False, s.BOOLEAN, "drop conntrack INVALID in INPUT")
     strict_arp: bool = setting(False, s.BOOLEAN, "arp_ignore=1, arp_announce=2")
     rp_filter: HostRpFilter = setting(
-        "loose",
-        s.choice(HostRpFilter),
-        "loose: 2 where it is 1, on the interfaces that steered traffic enters",
+        "loose", s.choice(HostRpFilter), "loose: 2 where it is 1, on the interfaces that steered traffic enters"
     )
 
 
@@ -434,20 +423,21 @@ def _unknown(name: str, table: str, known: list[str]) -> str:
 # --- settings that depend on each other ------------------------------------------------------------------------------
 
 
-def _bgp_table_is_free(config: Config) -> str:
-    base, table = config.firewall.route_table_base, config.return_path.bgp.table
-    if not base < table <= base + s.SLOTS:
+def _lies_in(number: int, first: int, count: int, whose: str) -> str:
+    if not first <= number < first + count:
         return ""
-    return f"lies in the tables of firewall.route_table_base ({base + 1}-{base + s.SLOTS}); change one of the two"
+    return f"lies in the {whose} ({first}-{first + count - 1}); change one of the two"
+
+
+def _bgp_table_is_free(config: Config) -> str:
+    first = config.firewall.route_table_base + 1
+    return _lies_in(config.return_path.bgp.table, first, s.SLOTS, "tables of firewall.route_table_base")
 
 
 def _bgp_priority_is_free(config: Config) -> str:
-    first, priority = config.firewall.rule_priority, config.return_path.bgp.rule_priority
-    if not first <= priority < first + s.PRIORITIES:
-        return ""
-    return (
-        f"lies in the priorities of firewall.rule_priority ({first}-{first + s.PRIORITIES - 1}); change one of the two"
-    )
+    first = config.firewall.rule_priority
+    whose = "priorities of firewall.rule_priority"
+    return _lies_in(config.return_path.bgp.rule_priority, first, s.PRIORITIES, whose)
 
 
 def _masquerade_mark_is_free(config: Config) -> str:

@@ -204,8 +204,7 @@ POOL_NAME = _text(
 )
 """MetalLB's old configuration has no objects, and takes other names for its pools than Kubernetes takes for those."""
 LABEL_KEY = _text(
-    _is_label_key,
-    "a Kubernetes label key (an optional DNS prefix and /, then up to 63 letters, digits, -, _ and .)",
+    _is_label_key, "a Kubernetes label key (an optional DNS prefix and /, then up to 63 letters, digits, -, _ and .)"
 )
 PATH_NAME = _text(_QUALIFIED_NAME.fullmatch, "a name of up to 63 letters, digits, -, _ and .")
 INTERFACE = _text(_is_interface, "an interface name (1-15 bytes, no slash, colon or white space)")

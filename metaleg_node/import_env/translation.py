@@ -112,24 +112,26 @@ class _Translation:
             self._remarks.append(f"{variable.name}: {reason}")
         except ValueError as error:
             hint = f"; {error}" if str(error) else ""
-            self._blame(variable.name, f"must be {variable.reader.allowed or _allowed(variable.key)}{hint}")
+            allowed = variable.reader.allowed or _SETTINGS[variable.key].kind.allowed
+            self._blame(variable.name, f"must be {allowed}{hint}")
         else:
             origin = f"from {variable.name}"
             found = _Found(variable=variable.name, text=text, origin=origin, remark=variable.remark, value=value)
-            if variable.key:
-                self._found.setdefault(variable.key, []).append(found)
-            else:
-                self._remarks.append(f"{variable.name}: {variable.remark}")
+            self._note(variable.key, found, variable.name)
 
     def _take_default(self, default: Default) -> None:
         set_at_all = any(name in self._given or name in self._unreadable for name in default.variables)
         if set_at_all or default.program not in self._programs:
             return
-        if default.key:
-            found = _Found(origin=f"{default.program}'s default", remark=default.remark, value=default.value)
-            self._found.setdefault(default.key, []).append(found)
+        found = _Found(origin=f"{default.program}'s default", remark=default.remark, value=default.value)
+        self._note(default.key, found, f"{default.program} without {' or '.join(default.variables)}")
+
+    def _note(self, key: str, found: _Found, about: str) -> None:
+        """A value for a key; without a key, a remark about what is not set here."""
+        if key:
+            self._found.setdefault(key, []).append(found)
         else:
-            self._remarks.append(f"{default.program} without {default.variables[0]}: {default.remark}")
+            self._remarks.append(f"{about}: {found.remark}")
 
     def _remark_on_unknown(self) -> None:
         for name in sorted(self._given.keys() | self._unreadable.keys()):
@@ -211,15 +213,11 @@ _SETTINGS = {leaf.key: leaf.setting for leaf in leaves(Config) if not leaf.many}
 _NAMES = [variable.name for variable in VARIABLES]
 
 
-def _allowed(key: str) -> str:
-    return _SETTINGS[key].kind.allowed
-
-
 def _hints() -> Iterator[str]:
     """What each program does without any variable."""
     for default in DEFAULTS:
         if default.key:
-            value = _toml(default.value, _SETTINGS[default.key], wrap=False)
+            value = _toml(default.value, _SETTINGS[default.key])
             yield f"for {default.program} set {default.key} = {value}"
 
 
@@ -234,11 +232,11 @@ def _explanation(found: list[_Found], *, pending: bool) -> str:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _toml(value: Raw, setting: Setting, *, wrap: bool = True) -> str:
+def _toml(value: Raw, setting: Setting) -> str:
     if isinstance(value, list):
         items = [_quoted(item) for item in value]
         line = f"[{', '.join(items)}]"
-        if not wrap or len(line) <= _WIDTH - _LONGEST_KEY:
+        if len(line) <= _WIDTH - _LONGEST_KEY:
             return line
         return "\n".join(["[", *(f"    {item}," for item in items), "]"])
     if isinstance(value, str):
