@@ -18,7 +18,6 @@ from tests.netns import Netns, execute
 hypothesis.settings.register_profile("metaleg", deadline=None)
 hypothesis.settings.load_profile("metaleg")
 daemons.START_TIMEOUT = patience.patient(daemons.START_TIMEOUT)
-daemons.STOP_TIMEOUT = patience.patient(daemons.STOP_TIMEOUT)
 
 
 @pytest.hookimpl(trylast=True)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self
 
 from metaleg_node.configuration import settings as s
 from metaleg_node.configuration.settings import Many, Section, Setting, section, sections, setting
@@ -51,9 +52,7 @@ class ClusterSettings:
     state_file: str = setting("", s.ABSOLUTE_PATH, "YAML file, or directory of them; when set no API is contacted")
     metallb_namespace: str = setting("metallb-system", s.OBJECT_NAME, "where MetalLB runs")
     metallb_config: MetallbConfig = setting(
-        "auto",
-        s.choice(get_args(MetallbConfig)),
-        "where its pools and peers are configured; configmap: MetalLB before 0.13",
+        "auto", s.choice(MetallbConfig), "where its pools and peers are configured; configmap: MetalLB before 0.13"
     )
     metallb_configmap: str = setting("config", s.OBJECT_NAME, "name of that ConfigMap")
     pod_cidrs: tuple[Network, ...] = setting([], Many(item=s.NETWORK), "in addition to those the Node objects carry")
@@ -80,7 +79,7 @@ class HookSettings:
     post: str = setting("", s.ABSOLUTE_PATH, "the same, after the change")
     timeout: float = setting("10s", s.DURATION, "a hook that runs longer is killed")
     pre_failure: PreFailure = setting(
-        "continue", s.choice(get_args(PreFailure)), "what a reconcile does when the pre hook failed"
+        "continue", s.choice(PreFailure), "what a reconcile does when the pre hook failed"
     )
 
 
@@ -89,10 +88,7 @@ class FirewallSettings:
     """[firewall]"""
 
     backend: Backend = setting(
-        "auto",
-        s.choice(get_args(Backend)),
-        "the packet filter; iptables is refused so far",
-        not_yet=lambda value: value == "iptables",
+        "auto", s.choice(Backend), "the packet filter; iptables is refused so far", not_yet=("iptables",)
     )
     mark_mask: int = setting(
         0x3F000000, s.MARK_MASK, "bits of the packet mark for us alone, one value per gateway or return path: 63"
@@ -122,18 +118,14 @@ class EgressSettings:
         True, s.BOOLEAN, "steer only pods of this node; false: also others' that are routed through it"
     )
     when_unavailable: WhenUnavailable = setting(
-        "reject",
-        s.choice(get_args(WhenUnavailable)),
-        "pods' outward traffic without a gateway; allow: with the node's address",
+        "reject", s.choice(WhenUnavailable), "pods' outward traffic without a gateway; allow: with the node's address"
     )
     gateway_source: tuple[AnnouncedBy, ...] = setting(
-        [source.value for source in AnnouncedBy],
-        Many(item=s.choice(AnnouncedBy, AnnouncedBy), needed=True),
+        [word.value for word in AnnouncedBy],
+        Many(item=s.choice(AnnouncedBy), needed=True),
         "what tells the gateway, best first",
     )
-    source_ports: SourcePorts = setting(
-        "preserve", s.choice(get_args(SourcePorts)), "random: no connection survives a failover"
-    )
+    source_ports: SourcePorts = setting("preserve", s.choice(SourcePorts), "random: no connection survives a failover")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,9 +155,7 @@ class L2Settings:
     )
     connected_route: bool = setting(True, s.BOOLEAN, "route the pools to the interface")
     rp_filter: PathRpFilter = setting(
-        "auto",
-        s.choice(get_args(PathRpFilter)),
-        "auto: loose, or filter (off, but netfilter checks) without an address",
+        "auto", s.choice(PathRpFilter), "auto: loose, or filter (off, but netfilter checks) without an address"
     )
 
 
@@ -175,7 +165,7 @@ class ReturnPathSettings:
 
     match: tuple[Match, ...] = setting(
         ["conntrack", "source"],
-        Many(item=s.choice(Match, Match), needed=True),
+        Many(item=s.choice(Match), needed=True),
         "how replies are known; source: for host addresses; rules: where netfilter sees no packets (Cilium BPF)",
     )
     exclude_cidrs: tuple[Network, ...] = setting(
@@ -204,9 +194,7 @@ class HostSettings:
     drop_invalid_input: bool = setting(False, s.BOOLEAN, "drop conntrack INVALID in INPUT")
     strict_arp: bool = setting(False, s.BOOLEAN, "arp_ignore=1, arp_announce=2")
     rp_filter: HostRpFilter = setting(
-        "loose",
-        s.choice(get_args(HostRpFilter)),
-        "loose: 2 where it is 1, on the interfaces that steered traffic enters",
+        "loose", s.choice(HostRpFilter), "loose: 2 where it is 1, on the interfaces that steered traffic enters"
     )
 
 
@@ -228,10 +216,8 @@ class HealthSettings:
 class LogSettings:
     """[log]"""
 
-    level: LogLevel = setting("info", s.choice(get_args(LogLevel)), "the least severe messages shown")
-    format: LogFormat = setting(
-        "auto", s.choice(get_args(LogFormat)), "auto: text, in the journal's form under systemd"
-    )
+    level: LogLevel = setting("info", s.choice(LogLevel), "the least severe messages shown")
+    format: LogFormat = setting("auto", s.choice(LogFormat), "auto: text, in the journal's form under systemd")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,15 +270,20 @@ class ConfigError(Exception):
         super().__init__("\n".join(map(str, problems)))
         self.problems = problems
 
+    @classmethod
+    def of(cls, file: str, *messages: str) -> Self:
+        """Of what is wrong with a file as a whole."""
+        return cls(tuple(Problem(file=file, message=message) for message in messages))
+
 
 def parse(text: str, *, file: str) -> Config:
     """Turns TOML text into a Config. Raises ConfigError with every problem; `file` is only for their text."""
     try:
         document = tomllib.loads(text)
     except RecursionError:
-        raise ConfigError((Problem(file=file, message="not valid TOML: nested too deeply"),)) from None
+        raise ConfigError.of(file, "not valid TOML: nested too deeply") from None
     except ValueError as error:  # TOMLDecodeError; or a number or date that Python cannot hold
-        raise ConfigError((Problem(file=file, message=f"not valid TOML: {error}"),)) from None
+        raise ConfigError.of(file, f"not valid TOML: {error}") from None
     reader = _Reader(file)
     config: Config = reader.table(Config, document, "")
     _relate(config, reader)
@@ -311,12 +302,8 @@ def _not_yet(table: Any, prefix: str, *, everything: bool) -> Iterator[str]:
         entry, value, key = f.metadata["entry"], getattr(table, f.name), f"{prefix}{f.name}"
         if isinstance(entry, Section) and not entry.many:
             yield from _not_yet(value, f"{key}.", everything=everything or entry.not_yet)
-        elif value != f.default and (everything or _has_no_effect(entry, value)):
+        elif value != f.default and (everything or (isinstance(entry, Setting) and value in entry.not_yet)):
             yield key
-
-
-def _has_no_effect(entry: Setting | Section, value: object) -> bool:
-    return entry.not_yet if isinstance(entry, Section) else entry.not_yet(value)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -372,9 +359,9 @@ class _Reader:
         if name not in raw:
             if entry.required:
                 self.add(key, f"is missing: set it to {entry.kind.allowed}")
-            return s.default_of(entry)
+            return entry.default_value
         if not isinstance(entry.kind, Many):
-            return self._value(entry.kind, raw[name], key, s.default_of(entry))
+            return self._value(entry.kind, raw[name], key, entry.default_value)
         return self._array(entry, raw[name], key)
 
     def _array(self, entry: Setting, raw: Any, key: str) -> Any:
@@ -382,7 +369,7 @@ class _Reader:
         if not isinstance(raw, list) or (entry.kind.needed and not raw):
             hint = f"; did you mean [{_shown(raw)}]?" if isinstance(raw, str) else ""
             self.add(key, f"must be {entry.kind.allowed}{hint}", raw)
-            return s.default_of(entry)
+            return entry.default_value
         return tuple(self._value(entry.kind.item, item, f"{key}[{i}]", None) for i, item in enumerate(raw))
 
     def _value(self, kind: s.Kind[Any], raw: Any, key: str, fallback: Any) -> Any:
@@ -436,20 +423,21 @@ def _unknown(name: str, table: str, known: list[str]) -> str:
 # --- settings that depend on each other ------------------------------------------------------------------------------
 
 
-def _bgp_table_is_free(config: Config) -> str:
-    base, table = config.firewall.route_table_base, config.return_path.bgp.table
-    if not base < table <= base + s.SLOTS:
+def _lies_in(number: int, first: int, count: int, whose: str) -> str:
+    if not first <= number < first + count:
         return ""
-    return f"lies in the tables of firewall.route_table_base ({base + 1}-{base + s.SLOTS}); change one of the two"
+    return f"lies in the {whose} ({first}-{first + count - 1}); change one of the two"
+
+
+def _bgp_table_is_free(config: Config) -> str:
+    first = config.firewall.route_table_base + 1
+    return _lies_in(config.return_path.bgp.table, first, s.SLOTS, "tables of firewall.route_table_base")
 
 
 def _bgp_priority_is_free(config: Config) -> str:
-    first, priority = config.firewall.rule_priority, config.return_path.bgp.rule_priority
-    if not first <= priority < first + s.PRIORITIES:
-        return ""
-    return (
-        f"lies in the priorities of firewall.rule_priority ({first}-{first + s.PRIORITIES - 1}); change one of the two"
-    )
+    first = config.firewall.rule_priority
+    whose = "priorities of firewall.rule_priority"
+    return _lies_in(config.return_path.bgp.rule_priority, first, s.PRIORITIES, whose)
 
 
 def _masquerade_mark_is_free(config: Config) -> str:
@@ -478,21 +466,14 @@ _RELATIONS: tuple[tuple[str, str, Callable[[Config], str]], ...] = (
 
 def _relate(config: Config, reader: _Reader) -> None:
     """Checks what needs several values, where those are good in themselves."""
+    leaves = {leaf.key: leaf for leaf in s.leaves(Config)}
     for key, other, check in _RELATIONS:
         if reader.is_good(key) and reader.is_good(other) and (message := check(config)):
-            value, kind = _leaf(config, key)
-            reader.add(key, message, value, hexadecimal=kind.hexadecimal)
+            leaf = leaves[key]
+            value = functools.reduce(getattr, leaf.path, config)
+            reader.add(key, message, value, hexadecimal=leaf.setting.kind.hexadecimal)
     if reader.is_good("return_path.l2"):
         _relate_l2(config.return_path.l2, reader)
-
-
-def _leaf(config: Config, key: str) -> tuple[Any, s.Kind[Any]]:
-    """A setting's value and what it may hold."""
-    value: Any = config
-    entry: Any = None
-    for name in key.split("."):
-        entry, value = dict(s.entries(type(value)))[name], getattr(value, name)
-    return value, entry.kind
 
 
 def _relate_l2(paths: tuple[L2Settings, ...], reader: _Reader) -> None:

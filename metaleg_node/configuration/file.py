@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from metaleg_node import files
-from metaleg_node.configuration.config import Config, ConfigError, Problem, parse
+from metaleg_node.configuration.config import Config, ConfigError, parse
 from metaleg_node.files import Flaw, FlawError
 
 MAX_BYTES = 1 << 20
@@ -30,7 +30,9 @@ def load(path: Path | str, *, may_be_empty: bool = True) -> Config:
     file = str(path)
     text = _text(Path(path), file)
     if not may_be_empty and not text.strip():
-        raise _error(file, "is empty, as while somebody writes it; if all defaults are wanted, write a comment into it")
+        raise ConfigError.of(
+            file, "is empty, as while somebody writes it; if all defaults are wanted, write a comment into it"
+        )
     return parse(text, file=file)
 
 
@@ -61,15 +63,13 @@ def _text(path: Path, file: str) -> str:
     try:
         return files.read(path, MAX_BYTES).decode()
     except FlawError as error:
-        raise _error(file, _FLAWS[error.flaw]) from None
+        raise ConfigError.of(file, _FLAWS[error.flaw]) from None
     except OSError as error:
         advice = "run as root, or let this user read it" if isinstance(error, PermissionError) else "create it"
-        raise _error(file, f"cannot be read: {error.strerror}; {advice}, or name another with --config") from error
+        raise ConfigError.of(
+            file, f"cannot be read: {error.strerror}; {advice}, or name another with --config"
+        ) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         message = f"line {line}: not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8"
-        raise _error(file, message) from error
-
-
-def _error(file: str, message: str) -> ConfigError:
-    return ConfigError((Problem(file=file, message=message),))
+        raise ConfigError.of(file, message) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,19 +22,15 @@ class Options:
 
     def load(self, *, may_be_empty: bool = True) -> Config:
         """The configuration, with what the command line overrides. Raises ConfigError."""
-        config = config_file.load(self.config_file, may_be_empty=may_be_empty)
-        if missing := [*self._not_built(config)]:
-            raise ConfigError(tuple(missing))
+        file = str(self.config_file)
+        config = config_file.load(file, may_be_empty=may_be_empty)
+        if config.firewall.backend == "iptables":
+            message = 'this backend is not yet there; set "auto" or "nftables"'
+            problem = configuration.Problem(file=file, key="firewall.backend", value='"iptables"', message=message)
+            raise ConfigError((problem,))
         if self.log_level:
             config = replace(config, log=replace(config.log, level=self.log_level))
         return config
-
-    def _not_built(self, config: Config) -> Iterator[configuration.Problem]:
-        """What nothing can be done without, or in place of, in this version."""
-        file = str(self.config_file)
-        if config.firewall.backend == "iptables":
-            message = 'this backend is not yet there; set "auto" or "nftables"'
-            yield configuration.Problem(file=file, key="firewall.backend", value='"iptables"', message=message)
 
 
 def problems(error: ConfigError) -> tuple[Problem, ...]:

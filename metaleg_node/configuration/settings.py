@@ -11,7 +11,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 from metaleg_node.core.model import Address, Network
 from metaleg_node.core.networks import parse_address, parse_network
@@ -53,6 +53,11 @@ class Many(Generic[T]):
     item: Kind[T]
     needed: bool = False
 
+    def read(self, raw: object) -> tuple[T, ...]:
+        """What an array reads as. Raises ValueError."""
+        assert isinstance(raw, list)
+        return tuple(map(self.item.read, raw))
+
     @property
     def allowed(self) -> str:
         return f"{'a non-empty array' if self.needed else 'an array'}; each item {self.item.allowed}"
@@ -68,15 +73,20 @@ class Many(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One key. `default` and `example` are as written in TOML, `not_yet` tells of a value whether no feature uses it
-    so far, `required` keys have no default."""
+    """One key. `default` and `example` are as written in TOML, `not_yet` are values that no feature uses so far,
+    `required` keys have no default."""
 
     kind: Kind[Any] | Many[Any]
     default: object
     doc: str
     required: bool = False
     example: object = None
-    not_yet: Callable[[Any], bool]
+    not_yet: tuple[object, ...] = ()
+
+    @property
+    def default_value(self) -> Any:
+        """What the default reads as; that of a required setting is never used."""
+        return self.default if self.required else self.kind.read(self.default)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,28 +101,21 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """Where a setting stands: the keys that lead to it, and whether there is an array of tables on the way."""
+    """A setting and where it stands: the keys that lead to it, and whether there is an array of tables on the way."""
 
+    setting: Setting
     path: tuple[str, ...]
     many: bool
 
+    @property
+    def key(self) -> str:
+        return ".".join(self.path)
 
-def never(_value: object) -> bool:
-    return False
 
-
-def setting(
-    default: object,
-    kind: Kind[Any] | Many[Any],
-    doc: str,
-    *,
-    required: bool = False,
-    example: object = None,
-    not_yet: Callable[[Any], bool] = never,
-) -> Any:
-    """A dataclass field for one key; its default value is what `default` reads as."""
-    entry = Setting(kind=kind, default=default, doc=doc, required=required, example=example, not_yet=not_yet)
-    return field(default=default_of(entry), metadata={"entry": entry})
+def setting(default: object, kind: Kind[Any] | Many[Any], doc: str, **more: Any) -> Any:
+    """A dataclass field for one key; its default value is what `default` reads as. `more` as `Setting` has it."""
+    entry = Setting(kind=kind, default=default, doc=doc, **more)
+    return field(default=entry.default_value, metadata={"entry": entry})
 
 
 def section(cls: type[Any], doc: str, *, not_yet: bool = False) -> Any:
@@ -134,19 +137,9 @@ def leaves(cls: type[Any], path: tuple[str, ...] = (), *, many: bool = False) ->
     """All settings below a table."""
     for name, entry in entries(cls):
         if isinstance(entry, Setting):
-            yield Leaf(path=(*path, name), many=many)
+            yield Leaf(setting=entry, path=(*path, name), many=many)
         else:
             yield from leaves(entry.cls, (*path, name), many=many or entry.many)
-
-
-def default_of(entry: Setting) -> Any:
-    """What the default of a setting reads as; that of a required one is never used."""
-    if entry.required:
-        return entry.default
-    if isinstance(entry.kind, Many):
-        assert isinstance(entry.default, list)
-        return tuple(entry.kind.item.read(item) for item in entry.default)
-    return entry.kind.read(entry.default)
 
 
 def toml_type(value: object) -> str:
@@ -163,34 +156,27 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 # --- kinds of values -------------------------------------------------------------------------------------------------
 
 
+def _of_type(raw: object, wanted: type[T]) -> T:
+    if type(raw) is not wanted:
+        raise ValueError(f"this is {toml_type(raw)}")
+    return raw
+
+
 def _string(raw: object) -> str:
-    if not isinstance(raw, str):
-        raise ValueError(f"this is {toml_type(raw)}")
-    if "\0" in raw:
+    value = _of_type(raw, str)
+    if "\0" in value:
         raise ValueError("it contains a NUL character")
-    return raw
+    return value
 
 
-def _boolean(raw: object) -> bool:
-    if not isinstance(raw, bool):
-        raise ValueError(f"this is {toml_type(raw)}")
-    return raw
-
-
-def _integer(raw: object) -> int:
-    if not isinstance(raw, int) or isinstance(raw, bool):
-        raise ValueError(f"this is {toml_type(raw)}")
-    return raw
-
-
-def _checked(accept: Callable[[str], object]) -> Callable[[object], str]:
+def _text(accept: Callable[[str], object], allowed: str) -> Kind[str]:
     def read(raw: object) -> str:
         value = _string(raw)
         if not accept(value):
-            raise ValueError("")
+            raise ValueError
         return value
 
-    return read
+    return Kind(read=read, allowed=allowed)
 
 
 def _is_dns_name(value: str) -> bool:
@@ -207,32 +193,26 @@ def _is_interface(value: str) -> bool:
     return 0 < len(value.encode()) <= 15 and value not in {".", ".."} and not re.search(r"[\s/:]", value)
 
 
-BOOLEAN = Kind(read=_boolean, allowed="true or false")
+_DNS_SUBDOMAIN = "a DNS-1123 subdomain (lower case letters, digits, - and .)"
+BOOLEAN = Kind(read=lambda raw: _of_type(raw, bool), allowed="true or false")
 STRING = Kind(read=_string, allowed="a string")
-ABSOLUTE_PATH = Kind(
-    read=_checked(lambda value: not value or value.startswith("/")), allowed="an absolute path, or empty"
-)
-NODE_NAME = Kind(
-    read=_checked(lambda value: not value or _is_dns_name(value)),
-    allowed="a DNS-1123 subdomain (lower case letters, digits, - and .), or empty",
-)
-OBJECT_NAME = Kind(read=_checked(_is_dns_name), allowed="a DNS-1123 subdomain (lower case letters, digits, - and .)")
-POOL_NAME = Kind(
-    read=_checked(re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,252}").fullmatch),
-    allowed="the name of a pool (letters, digits, -, _ and .)",
+ABSOLUTE_PATH = _text(lambda value: not value or value.startswith("/"), "an absolute path, or empty")
+NODE_NAME = _text(lambda value: not value or _is_dns_name(value), f"{_DNS_SUBDOMAIN}, or empty")
+OBJECT_NAME = _text(_is_dns_name, _DNS_SUBDOMAIN)
+POOL_NAME = _text(
+    re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,252}").fullmatch, "the name of a pool (letters, digits, -, _ and .)"
 )
 """MetalLB's old configuration has no objects, and takes other names for its pools than Kubernetes takes for those."""
-LABEL_KEY = Kind(
-    read=_checked(_is_label_key),
-    allowed="a Kubernetes label key (an optional DNS prefix and /, then up to 63 letters, digits, -, _ and .)",
+LABEL_KEY = _text(
+    _is_label_key, "a Kubernetes label key (an optional DNS prefix and /, then up to 63 letters, digits, -, _ and .)"
 )
-PATH_NAME = Kind(read=_checked(_QUALIFIED_NAME.fullmatch), allowed="a name of up to 63 letters, digits, -, _ and .")
-INTERFACE = Kind(read=_checked(_is_interface), allowed="an interface name (1-15 bytes, no slash, colon or white space)")
+PATH_NAME = _text(_QUALIFIED_NAME.fullmatch, "a name of up to 63 letters, digits, -, _ and .")
+INTERFACE = _text(_is_interface, "an interface name (1-15 bytes, no slash, colon or white space)")
 
 
-def choice(words: Iterable[str], convert: Callable[[str], Any] = str) -> Kind[Any]:
-    """One of a few words."""
-    choices = tuple(words)
+def choice(words: Any) -> Kind[Any]:
+    """One of the words of a Literal, or of an enumeration, as whose member it is read then."""
+    choices, convert = get_args(words) or tuple(words), words if isinstance(words, type) else str
 
     def read(raw: object) -> Any:
         value = _string(raw)
@@ -248,7 +228,7 @@ def integer(low: int, high: int, *, hexadecimal: bool = False, note: str = "") -
     """A whole number between two bounds, both included."""
 
     def read(raw: object) -> int:
-        value = _integer(raw)
+        value = _of_type(raw, int)
         if not low <= value <= high:
             raise ValueError("it is too small" if value < low else "it is too large")
         return value
@@ -258,7 +238,7 @@ def integer(low: int, high: int, *, hexadecimal: bool = False, note: str = "") -
 
 
 def _mask(raw: object) -> int:
-    value = _integer(raw)
+    value = _of_type(raw, int)
     if value <= 0:
         raise ValueError("it is zero" if value == 0 else "it is negative")
     if value > MARK_MAX:
@@ -269,11 +249,9 @@ def _mask(raw: object) -> int:
 
 
 def _bgp_table(raw: object) -> int:
-    value = _integer(raw)
+    value = integer(1, TABLE_MAX).read(raw)
     if 253 <= value <= SYSTEM_TABLES:
         raise ValueError(f"{value} is one of the system's tables (default, main, local)")
-    if not 1 <= value <= TABLE_MAX:
-        raise ValueError("it is too small" if value < 1 else "it is too large")
     return value
 
 
@@ -287,19 +265,12 @@ def _duration(raw: object) -> float:
         return 0.0
     parts = list(_DURATION_PART.finditer(value))
     if "".join(part[0] for part in parts) != value or not parts:
-        raise ValueError(_duration_hint(value))
+        unitless = re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)
+        raise ValueError("it is negative" if value.startswith("-") else "it has no unit" if unitless else "")
     seconds = sum(float(part[1]) * _SECONDS[part[2]] for part in parts)
     if seconds > DURATION_MAX_HOURS * 3600:
         raise ValueError(f"it is longer than {DURATION_MAX_HOURS}h")
     return seconds
-
-
-def _duration_hint(value: str) -> str:
-    if value.startswith("-"):
-        return "it is negative"
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
-        return "it has no unit"
-    return ""
 
 
 def _positive_duration(raw: object) -> float:
@@ -312,20 +283,12 @@ def _positive_duration(raw: object) -> float:
 _DURATION = 'a duration with units ms, s, m, h, such as "20ms" or "1h30m"'
 DURATION = Kind(read=_positive_duration, allowed=_DURATION)
 DURATION_OR_OFF = Kind(read=_duration, allowed=f'{_DURATION}, or "0" for off')
-
-
-def _network(raw: object) -> Network:
-    return parse_network(_string(raw))
-
-
-def _address(raw: object) -> Address:
-    return parse_address(_string(raw))
-
-
-NETWORK = Kind(read=_network, allowed="a CIDR such as 10.0.0.0/8 or 2001:db8::/32")
-ADDRESS = Kind(read=_address, allowed="an IPv4 or IPv6 address")
+NETWORK: Kind[Network] = Kind(
+    read=lambda raw: parse_network(_string(raw)), allowed="a CIDR such as 10.0.0.0/8 or 2001:db8::/32"
+)
+ADDRESS: Kind[Address] = Kind(read=lambda raw: parse_address(_string(raw)), allowed="an IPv4 or IPv6 address")
 DESTINATION: Kind[Network | None] = Kind(
-    read=lambda raw: None if raw == "default" else _network(raw), allowed='"default" or a CIDR such as 10.0.0.0/8'
+    read=lambda raw: None if raw == "default" else NETWORK.read(raw), allowed='"default" or a CIDR such as 10.0.0.0/8'
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.configuration.settings import Many, Section, Setting, entries
+from metaleg_node.configuration.settings import Section, Setting, entries
 
 _COMMENT_COLUMN = 36
 _WIDTH = 118
@@ -45,7 +45,7 @@ This page is written by `tools/generate.py` from the settings table.
 
 def sample() -> str:
     """The text of etc/metaleg-node/config.toml; it parses to `Config()`."""
-    return _SAMPLE_HEAD + "\n".join(_sample_table("", Section(cls=Config, doc=""))) + "\n"
+    return _SAMPLE_HEAD + "".join(f"{line}\n" for table in tables() for line in _sample_table(table))
 
 
 def reference() -> str:
@@ -64,7 +64,7 @@ class Table:
 
     @property
     def heading(self) -> str:
-        return _heading(self.name, self.section)
+        return f"[[{self.name}]]" if self.section.many else f"[{self.name}]"
 
 
 def tables() -> Iterator[Table]:
@@ -79,33 +79,26 @@ def _tables(name: str, section: Section, *, not_yet: bool) -> Iterator[Table]:
         yield Table(name=name, section=section, settings=settings, not_yet=not_yet)
     for key, below in entries(section.cls):
         if isinstance(below, Section):
-            yield from _tables(_join(name, key), below, not_yet=not_yet)
+            yield from _tables(f"{name}.{key}".lstrip("."), below, not_yet=not_yet)
 
 
 def not_yet_words(entry: Setting) -> list[str]:
     """Those values of a key that no feature uses so far."""
-    return [] if isinstance(entry.kind, Many) else [word for word in entry.kind.choices if entry.not_yet(word)]
+    return [word for word in entry.kind.choices if word in entry.not_yet]
 
 
-def _sample_table(name: str, section: Section) -> Iterator[str]:
-    prefix = "# " if section.many else ""
-    if name:
-        yield ""
-        yield f"# {section.doc}{f' ({NOT_YET})' if section.not_yet else ''}"
-        yield prefix + _heading(name, section)
-    for key, entry in entries(section.cls):
-        if isinstance(entry, Setting):
-            yield from (f"{prefix}{line}" for line in _sample_lines(key, entry))
-    for key, entry in entries(section.cls):
-        if isinstance(entry, Section):
-            yield from _sample_table(_join(name, key), entry)
+def _sample_table(table: Table) -> Iterator[str]:
+    prefix = "# " if table.section.many else ""
+    yield from ("", f"# {table.section.doc}{f' ({NOT_YET})' if table.not_yet else ''}", prefix + table.heading)
+    for key, entry in table.settings:
+        yield from (f"{prefix}{line}" for line in _sample_lines(key, entry))
 
 
 def _sample_lines(key: str, entry: Setting) -> tuple[str, ...]:
     """A setting with its comment behind it, or above it where the line would be too long."""
     value = entry.default if entry.example is None else entry.example
     comment = ": ".join(part for part in (" | ".join(entry.kind.choices), entry.doc) if part)
-    note = f" ({NOT_YET})" if entry.not_yet(value) else ""
+    note = f" ({NOT_YET})" if value in entry.not_yet else ""
     line = f"{key} = {toml_text(value, entry)}"
     joined = f"{line:{_COMMENT_COLUMN}} # {comment}{note}"
     return (joined,) if len(joined) <= _WIDTH else (f"# {comment}{note}", line)
@@ -121,14 +114,6 @@ def _reference_table(table: Table) -> Iterator[str]:
         words = ", ".join(f"`{word}`" for word in not_yet_words(entry))
         meaning = f"{entry.doc} ({words}: *{NOT_YET}*)" if words else entry.doc
         yield f"| {' | '.join(_cell(text) for text in (f'`{key}`', default, entry.kind.allowed, meaning))} |"
-
-
-def _heading(name: str, section: Section) -> str:
-    return f"[[{name}]]" if section.many else f"[{name}]"
-
-
-def _join(parent: str, name: str) -> str:
-    return f"{parent}.{name}" if parent else name
 
 
 def toml_text(value: object, entry: Setting) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from metaleg_node.configuration.config import ConfigError, Problem
+from metaleg_node.configuration.config import ConfigError
 from metaleg_node.import_env.translation import Environment
 from metaleg_node.import_env.variables import VARIABLES, Program
 from metaleg_node.text import printable
@@ -35,10 +35,10 @@ def load(path: Path) -> Environment:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise _error(file, f"cannot be read: {error.strerror}; name a file with the variables") from error
+        raise ConfigError.of(file, f"cannot be read: {error.strerror}; name a file with the variables") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise _error(file, f"line {line}: not UTF-8; save the file as UTF-8") from error
+        raise ConfigError.of(file, f"line {line}: not UTF-8; save the file as UTF-8") from error
     return parse(text, file=file)
 
 
@@ -47,10 +47,6 @@ def parse(text: str, *, file: str) -> Environment:
     if "\0" in text:
         return Environment(variables=dict(item.split("=", 1) for item in text.split("\0") if "=" in item))
     return _of_manifests(text, file) if _MANIFEST.search(text) else _of_lines(text, file)
-
-
-def _error(file: str, *messages: str) -> ConfigError:
-    return ConfigError(tuple(Problem(file=file, message=message) for message in messages))
 
 
 # --- lines -----------------------------------------------------------------------------------------------------------
@@ -71,7 +67,7 @@ def _of_lines(text: str, file: str) -> Environment:
         else:
             variables[assignment[1]] = value
     if problems:
-        raise _error(file, *problems)
+        raise ConfigError.of(file, *problems)
     return Environment(variables=variables)
 
 
@@ -106,10 +102,10 @@ def _of_manifests(text: str, file: str) -> Environment:
         documents = list(yaml.load_all(text, yaml.BaseLoader))
     except (yaml.YAMLError, RecursionError) as error:
         told = printable(" ".join(str(error).split()))
-        raise _error(file, f"not valid YAML: {told}") from error
+        raise ConfigError.of(file, f"not valid YAML: {told}") from error
     containers = [container for document in documents for container in _containers(document)]
     if not containers:
-        raise _error(file, "has no container; give the manifest of a DaemonSet or Pod, or lines NAME=value")
+        raise ConfigError.of(file, "has no container; give the manifest of a DaemonSet or Pod, or lines NAME=value")
     return _of_containers([c for c in containers if _programs(c)] or containers, file)
 
 
@@ -124,7 +120,7 @@ def _of_containers(containers: list[dict[str, Any]], file: str) -> Environment:
         elif variables.setdefault(name, value) != value:
             problems.append(f"{name!a:.60}: has different values in several containers; leave only one of these in")
     if problems:
-        raise _error(file, *problems)
+        raise ConfigError.of(file, *problems)
     return Environment(
         variables=variables,
         unreadable={name: where for name, where in unreadable.items() if name not in variables},

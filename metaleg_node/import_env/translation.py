@@ -6,14 +6,14 @@ be understood is a problem, and then there is no text.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from metaleg_node.configuration import config as configuration
 from metaleg_node.configuration.config import Config, ConfigError, Problem
-from metaleg_node.configuration.settings import Many, Section, Setting, default_of, entries, nearest
+from metaleg_node.configuration.settings import Many, Setting, leaves, nearest
 from metaleg_node.import_env.variables import (
     DEFAULTS,
     PREFIXES,
@@ -93,9 +93,9 @@ class _Translation:
 
     def _take(self, variable: Variable) -> None:
         if variable.name in self._unreadable:
-            where = f"{variable.name}: cannot be read here, it comes from {_ascii(self._unreadable[variable.name])}"
-            advice = f"; set {variable.key} where its default will not do"
-            self._remarks.append(where + (advice if variable.key else ""))
+            advice = f"; set {variable.key} where its default will not do" if variable.key else ""
+            source = _ascii(self._unreadable[variable.name])
+            self._remarks.append(f"{variable.name}: cannot be read here, it comes from {source}{advice}")
         elif variable.name not in self._given:
             return
         elif _is_unicode(text := self._given[variable.name]):
@@ -105,31 +105,33 @@ class _Translation:
 
     def _read(self, variable: Variable, text: str) -> None:
         try:
-            value = variable.read(text)
+            value = variable.reader.read(text)
             if variable.key:
-                _checked(_SETTINGS[variable.key], value)
+                _SETTINGS[variable.key].kind.read(value)
         except NotTakenOver as reason:
             self._remarks.append(f"{variable.name}: {reason}")
         except ValueError as error:
             hint = f"; {error}" if str(error) else ""
-            self._blame(variable.name, f"must be {variable.allowed or _allowed(variable.key)}{hint}")
+            allowed = variable.reader.allowed or _SETTINGS[variable.key].kind.allowed
+            self._blame(variable.name, f"must be {allowed}{hint}")
         else:
             origin = f"from {variable.name}"
             found = _Found(variable=variable.name, text=text, origin=origin, remark=variable.remark, value=value)
-            if variable.key:
-                self._found.setdefault(variable.key, []).append(found)
-            else:
-                self._remarks.append(f"{variable.name}: {variable.remark}")
+            self._note(variable.key, found, variable.name)
 
     def _take_default(self, default: Default) -> None:
         set_at_all = any(name in self._given or name in self._unreadable for name in default.variables)
         if set_at_all or default.program not in self._programs:
             return
-        if default.key:
-            found = _Found(origin=f"{default.program}'s default", remark=default.remark, value=default.value)
-            self._found.setdefault(default.key, []).append(found)
+        found = _Found(origin=f"{default.program}'s default", remark=default.remark, value=default.value)
+        self._note(default.key, found, f"{default.program} without {' or '.join(default.variables)}")
+
+    def _note(self, key: str, found: _Found, about: str) -> None:
+        """A value for a key; without a key, a remark about what is not set here."""
+        if key:
+            self._found.setdefault(key, []).append(found)
         else:
-            self._remarks.append(f"{default.program} without {default.variables[0]}: {default.remark}")
+            self._remarks.append(f"{about}: {found.remark}")
 
     def _remark_on_unknown(self) -> None:
         for name in sorted(self._given.keys() | self._unreadable.keys()):
@@ -144,13 +146,13 @@ class _Translation:
         if isinstance(setting.kind, Many):
             value: Raw = list(dict.fromkeys(item for one in found if isinstance(one.value, list) for item in one.value))
         elif key == _INTERVAL:
-            value = min((one.value for one in found), key=lambda raw: _checked(setting, raw) or float("inf"))
+            value = min((one.value for one in found), key=lambda raw: setting.kind.read(raw) or float("inf"))
         else:
             value = found[0].value
             for other in found[1:]:
-                if _checked(setting, other.value) != _checked(setting, value):
+                if setting.kind.read(other.value) != setting.kind.read(value):
                     self._blame(other.variable, f"contradicts {found[0].variable}, which sets {key}; leave out one")
-        if _checked(setting, value) != default_of(setting):
+        if setting.kind.read(value) != setting.default_value:
             return value
         self._already_default += [one.variable for one in found]
         return None
@@ -207,35 +209,15 @@ class _Translation:
 # --- the settings table ----------------------------------------------------------------------------------------------
 
 
-def _settings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Setting]]:
-    for name, entry in entries(cls):
-        if isinstance(entry, Section) and not entry.many:
-            yield from _settings(entry.cls, f"{prefix}{name}.")
-        elif isinstance(entry, Setting):
-            yield f"{prefix}{name}", entry
-
-
-_SETTINGS = dict(_settings(Config))
+_SETTINGS = {leaf.key: leaf.setting for leaf in leaves(Config) if not leaf.many}
 _NAMES = [variable.name for variable in VARIABLES]
-
-
-def _checked(setting: Setting, value: Raw) -> Any:
-    """What a value reads as. Raises ValueError."""
-    if isinstance(setting.kind, Many):
-        assert isinstance(value, list)
-        return tuple(setting.kind.item.read(item) for item in value)
-    return setting.kind.read(value)
-
-
-def _allowed(key: str) -> str:
-    return _SETTINGS[key].kind.allowed
 
 
 def _hints() -> Iterator[str]:
     """What each program does without any variable."""
     for default in DEFAULTS:
         if default.key:
-            value = _toml(default.value, _SETTINGS[default.key], wrap=False)
+            value = _toml(default.value, _SETTINGS[default.key])
             yield f"for {default.program} set {default.key} = {value}"
 
 
@@ -250,11 +232,11 @@ def _explanation(found: list[_Found], *, pending: bool) -> str:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _toml(value: Raw, setting: Setting, *, wrap: bool = True) -> str:
+def _toml(value: Raw, setting: Setting) -> str:
     if isinstance(value, list):
         items = [_quoted(item) for item in value]
         line = f"[{', '.join(items)}]"
-        if not wrap or len(line) <= _WIDTH - _LONGEST_KEY:
+        if len(line) <= _WIDTH - _LONGEST_KEY:
             return line
         return "\n".join(["[", *(f"    {item}," for item in items), "]"])
     if isinstance(value, str):
@@ -264,13 +246,8 @@ def _toml(value: Raw, setting: Setting, *, wrap: bool = True) -> str:
 
 def _quoted(text: str) -> str:
     """A TOML string in ASCII, so that it is the same in every character set of a terminal."""
-    return '"' + "".join(map(_escaped, text)) + '"'
-
-
-def _escaped(char: str) -> str:
-    if char in '"\\':
-        return f"\\{char}"
-    return char if char.isascii() and char.isprintable() else f"\\U{ord(char):08x}"
+    escaped = re.sub(r'["\\]', r"\\\g<0>", text)
+    return '"' + re.sub(r"[^ -~]", lambda char: f"\\U{ord(char[0]):08x}", escaped) + '"'
 
 
 def _comment(text: str, *, bullet: str = "") -> list[str]:

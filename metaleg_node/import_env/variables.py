@@ -6,6 +6,7 @@ _ENABLE are those of its version 1.0).
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import ipaddress
 import re
@@ -28,73 +29,65 @@ class NotTakenOver(Exception):  # noqa: N818 - the value is good, there is just 
     """A good value without an equivalent; the text says why."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Turns the text of a variable into its key's value, or raises ValueError with what is wrong, or NotTakenOver.
+    `allowed` ends a sentence that begins with "must be"; empty: what the key's kind says."""
+
+    read: Callable[[str], Raw]
+    allowed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Variable:
     """An environment variable and the key that it becomes; without a key, `remark` says why and what to do instead.
 
-    `read` turns its text into the key's value. It raises ValueError, with what is wrong, or NotTakenOver. `allowed`
-    ends a sentence that begins with "must be"; empty: what the key's kind says. `program` has it alone and is known by
-    it; None: several programs, also others, have it.
+    `program` has it alone and is known by it; None: several programs, also others, have it.
     """
 
     name: str
     program: Program | None
     key: str = ""
-    read: Callable[[str], Raw] = str
-    allowed: str = ""
+    reader: Reader = Reader(str)
     remark: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Default:
     """What a program did while none of some variables was set, where metaleg-node's own default differs. Without a key
     there is only something to tell."""
 
     program: Program
     variables: tuple[str, ...]
+    remark: str
     key: str = ""
     value: Raw = ""
-    remark: str
 
 
 # --- readers ---------------------------------------------------------------------------------------------------------
 
-_GO_BOOLEANS = {
+_GO_BOOLEANS: Mapping[str, bool] = {
     **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
     **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
 }
-_LEVELS = {
-    "error": "error",
-    "warn": "warning",
-    "info": "info",
-    **dict.fromkeys(("verbose", "debug", "silly"), "debug"),
-}
-_BOOLEAN = "true or false"
-_MILLISECONDS = "a whole number of milliseconds"
-_NETWORK_LIST = "a comma-separated list of CIDRs such as 10.0.0.0/8 or 2001:db8::/32"
-_ADDRESS_AND_PORT = '":PORT" or "ADDRESS:PORT", or "0" for off'
+_LEVELS = {"error": "error", "warn": "warning", "info": "info"}
+_LEVELS |= dict.fromkeys(("verbose", "debug", "silly"), "debug")
 _UNITS = (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
-
-METALEG_MASK = 0x00F00000
-METALEG_TABLES = 100000
+_ALREADY = "metaleg's default. metaleg-node has {} of its own ({}), so that both can run at once"
 
 
-def _word(words: Mapping[str, Raw]) -> Callable[[str], Raw]:
+def _words(words: Mapping[str, Raw], allowed: str = "") -> Reader:
     def read(text: str) -> Raw:
         if text not in words:
-            raise ValueError("")
+            raise ValueError
         return words[text]
 
-    return read
-
-
-def _lower_boolean(text: str) -> Raw:
-    return _word({"true": True, "false": False})(text.lower())
+    return Reader(read, allowed)
 
 
 def _integer(text: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,20}", text):
-        raise ValueError("")
+        raise ValueError
     return int(text)
 
 
@@ -112,20 +105,15 @@ def _mark(text: str) -> int:
 
 def _mask(text: str) -> int:
     mask = _hexadecimal(text)
-    if mask == METALEG_MASK:
-        raise NotTakenOver(
-            "metaleg's default. metaleg-node has bits of its own (firewall.mark_mask), so that both can run at once"
-        )
+    if mask == 0x00F00000:
+        raise NotTakenOver(_ALREADY.format("bits", "firewall.mark_mask"))
     return mask
 
 
 def _first_table(text: str) -> int:
     base = _integer(text)
-    if base == METALEG_TABLES:
-        raise NotTakenOver(
-            "metaleg's default. metaleg-node has tables of its own (firewall.route_table_base), so that both can run "
-            "at once"
-        )
+    if base == 100000:
+        raise NotTakenOver(_ALREADY.format("tables", "firewall.route_table_base"))
     return base
 
 
@@ -136,10 +124,6 @@ def _table(text: str) -> int:
             "to the number that it has there"
         )
     return _integer(text)
-
-
-def _go_duration(text: str) -> str:
-    return text.removeprefix("+")
 
 
 def _milliseconds(text: str) -> str:
@@ -160,37 +144,44 @@ def _networks(text: str) -> list[str]:
 
 
 def _network(text: str) -> str:
-    if not re.fullmatch(r"[0-9A-Fa-f:.]+/[0-9]{1,3}", text):
-        raise ValueError(f"{text!a:.60} is none")
-    try:
-        return str(ipaddress.ip_network(text, strict=False))
-    except ValueError:
-        raise ValueError(f"{text!a:.60} is none") from None
+    with contextlib.suppress(ValueError):
+        if re.fullmatch(r"[0-9A-Fa-f:.]+/[0-9]{1,3}", text):
+            return str(ipaddress.ip_network(text, strict=False))
+    raise ValueError(f"{text!a:.60} is none")
 
 
-def _pod_networks(family: int) -> Callable[[str], list[str]]:
+def _pod_network(version: int, example: str) -> Reader:
     def read(text: str) -> list[str]:
         network = _network(text.replace(" ", ""))
-        if ipaddress.ip_network(network).version != family:
+        if ipaddress.ip_network(network).version != version:
             raise ValueError("it is of the other family")
         return [network]
 
-    return read
-
-
-def _listen(text: str) -> str:
-    return f"[::]{text}" if text.startswith(":") else text
+    return Reader(read, f"an IPv{version} CIDR such as {example}")
 
 
 def _stack(text: str) -> str:
     if not {part.strip() for part in text.lower().split(",")} <= {"ipv4", "ipv6"}:
-        raise ValueError("")
+        raise ValueError
     return text
+
+
+_GO_BOOLEAN = _words(_GO_BOOLEANS)
+_BOOLEAN = Reader(lambda text: _words({"true": True, "false": False}).read(text.lower()), "true or false")
+_DURATION = Reader(lambda text: text.removeprefix("+"))
+_INTEGER = Reader(_integer)
+_LISTEN = Reader(
+    lambda text: f"[::]{text}" if text.startswith(":") else text, '":PORT" or "ADDRESS:PORT", or "0" for off'
+)
+_MARK = Reader(_mark, "a mark such as 0x14, of 32 bits at most")
+_MILLISECONDS = Reader(_milliseconds, "a whole number of milliseconds")
+_NETWORKS = Reader(_networks, "a comma-separated list of CIDRs such as 10.0.0.0/8 or 2001:db8::/32")
 
 
 # --- the tables ------------------------------------------------------------------------------------------------------
 
 _METALEG, _ROUTE_AGENT, _NODE_MANAGER = Program
+_BGP = "return_path.bgp"
 _UNTRACKED = "metaleg-node leaves connection tracking of DNS as it is. NodeLocal DNSCache avoids the race behind it"
 _SCRIPT = (
     "put the script, which was in the container, on the host, owned by root and writable by nobody else; it gets the "
@@ -199,193 +190,90 @@ _SCRIPT = (
 _NOT_WHILE_BOTH_RUN = (
     "leave it out while metaleg still runs, since the two must not share bits or tables (docs/migration.md)"
 )
+_UNUSED = "metallb-node-route-agent did not use it, whatever its documentation says: check that it is meant"
+_STATIC = "no API is contacted then; for egress the file needs the cluster's objects, too (docs/state-file.md)"
+_CLEANUP = "it is a command: `metaleg-node cleanup` removes everything of metaleg-node from the kernel"
+_APPLY = "it is a command: `metaleg-node apply` reconciles once, for example from a timer"
 
 VARIABLES = (
-    Variable(name="NODE_NAME", program=None, key="node.name"),
-    Variable(name="METALLB_NAMESPACE", program=None, key="cluster.metallb_namespace"),
+    Variable("NODE_NAME", None, "node.name"),
+    Variable("METALLB_NAMESPACE", None, "cluster.metallb_namespace"),
     # metaleg
+    Variable("FILTER_ENDPOINTS_FOR_NODE", _METALEG, "egress.local_endpoints_only", _GO_BOOLEAN),
+    Variable("FIREWALL_BACKEND", _METALEG, "firewall.backend", _words({"iptables": "auto"}, "iptables")),
+    Variable("FIREWALL_MASK", _METALEG, "firewall.mark_mask", Reader(_mask), _NOT_WHILE_BOTH_RUN),
+    Variable("FIREWALL_EXCLUDE_DST_CIDRS", _METALEG, "egress.exclude_cidrs", _NETWORKS),
     Variable(
-        name="FILTER_ENDPOINTS_FOR_NODE",
-        program=_METALEG,
-        key="egress.local_endpoints_only",
-        read=_word(_GO_BOOLEANS),
+        "ROUTE_BACKEND", _METALEG, "", _words({"netlink": ""}, "netlink"), "routes are always made through netlink"
     ),
-    Variable(
-        name="FIREWALL_BACKEND",
-        program=_METALEG,
-        key="firewall.backend",
-        read=_word({"iptables": "auto"}),
-        allowed="iptables",
-    ),
-    Variable(
-        name="FIREWALL_MASK",
-        program=_METALEG,
-        key="firewall.mark_mask",
-        read=_mask,
-        remark=_NOT_WHILE_BOTH_RUN,
-    ),
-    Variable(
-        name="FIREWALL_EXCLUDE_DST_CIDRS",
-        program=_METALEG,
-        key="egress.exclude_cidrs",
-        read=_networks,
-        allowed=_NETWORK_LIST,
-    ),
-    Variable(
-        name="ROUTE_BACKEND",
-        program=_METALEG,
-        read=_word({"netlink": ""}),
-        allowed="netlink",
-        remark="routes are always made through netlink",
-    ),
-    Variable(
-        name="ROUTE_TABLE_ID_OFFSET",
-        program=_METALEG,
-        key="firewall.route_table_base",
-        read=_first_table,
-        remark=_NOT_WHILE_BOTH_RUN,
-    ),
-    Variable(name="RECONCILIATION_INTERVAL", program=_METALEG, key="reconcile.interval", read=_go_duration),
-    Variable(name="METRICS_BIND_ADDRESS", program=None, key="metrics.listen", read=_listen, allowed=_ADDRESS_AND_PORT),
-    Variable(
-        name="HEALTH_PROBE_BIND_ADDRESS", program=None, key="health.listen", read=_listen, allowed=_ADDRESS_AND_PORT
-    ),
-    Variable(name="DEV_MODE", program=None, key="log.format", read=lambda text: "text" if text == "true" else "auto"),
+    Variable("ROUTE_TABLE_ID_OFFSET", _METALEG, "firewall.route_table_base", Reader(_first_table), _NOT_WHILE_BOTH_RUN),
+    Variable("RECONCILIATION_INTERVAL", _METALEG, "reconcile.interval", _DURATION),
+    Variable("METRICS_BIND_ADDRESS", None, "metrics.listen", _LISTEN),
+    Variable("HEALTH_PROBE_BIND_ADDRESS", None, "health.listen", _LISTEN),
+    Variable("DEV_MODE", None, "log.format", Reader(lambda text: "text" if text == "true" else "auto")),
     # metallb-node-route-agent
-    Variable(
-        name="MAX_RECONCILE_WAIT",
-        program=_ROUTE_AGENT,
-        key="reconcile.interval",
-        read=_milliseconds,
-        allowed=_MILLISECONDS,
-    ),
-    Variable(name="TABLE_WEIGHT", program=_ROUTE_AGENT, key="return_path.bgp.table", read=_integer),
-    Variable(name="TABLE_NAME", program=_ROUTE_AGENT, key="return_path.bgp.table", read=_table),
-    Variable(name="PEER_WEIGHT", program=_ROUTE_AGENT, key="return_path.bgp.peer_weight", read=_integer),
-    Variable(name="RULE_PRIORITY", program=_ROUTE_AGENT, key="return_path.bgp.rule_priority", read=_integer),
-    Variable(
-        name="RULE_FWMARK",
-        program=_ROUTE_AGENT,
-        key="return_path.bgp.rule_fwmark",
-        read=_mark,
-        allowed="a mark such as 0x14, of 32 bits at most",
-    ),
-    Variable(
-        name="DESTINATION",
-        program=_ROUTE_AGENT,
-        key="return_path.bgp.destination",
-        remark="metallb-node-route-agent did not use it, whatever its documentation says: check that it is meant",
-    ),
-    Variable(name="PRE_RECONCILE_SCRIPT_PATH", program=_ROUTE_AGENT, key="hooks.pre", remark=_SCRIPT),
-    Variable(name="POST_RECONCILE_SCRIPT_PATH", program=_ROUTE_AGENT, key="hooks.post", remark=_SCRIPT),
-    Variable(name="METALLB_CONFIGMAP_NAME", program=_ROUTE_AGENT, key="cluster.metallb_configmap"),
-    Variable(
-        name="METALLB_STATIC_FILE",
-        program=_ROUTE_AGENT,
-        key="cluster.state_file",
-        remark="no API is contacted then; for egress the file needs the cluster's objects, too (docs/state-file.md)",
-    ),
-    Variable(
-        name="METALLB_STATIC_FILE_WAIT",
-        program=_ROUTE_AGENT,
-        read=_milliseconds,
-        allowed=_MILLISECONDS,
-        remark="a change of the file is noticed at once",
-    ),
-    Variable(name="METALLB_USE_CRDS", program=_ROUTE_AGENT, key="cluster.metallb_config", read=lambda _text: "crds"),
-    Variable(name="LOG_LEVEL", program=None, key="log.level", read=_word(_LEVELS), allowed=", ".join(_LEVELS)),
-    Variable(
-        name="CLEANANDEXIT",
-        program=_ROUTE_AGENT,
-        remark="it is a command: `metaleg-node cleanup` removes everything of metaleg-node from the kernel",
-    ),
-    Variable(
-        name="ONESHOT",
-        program=_ROUTE_AGENT,
-        remark="it is a command: `metaleg-node apply` reconciles once, for example from a timer",
-    ),
+    Variable("MAX_RECONCILE_WAIT", _ROUTE_AGENT, "reconcile.interval", _MILLISECONDS),
+    Variable("TABLE_WEIGHT", _ROUTE_AGENT, f"{_BGP}.table", _INTEGER),
+    Variable("TABLE_NAME", _ROUTE_AGENT, f"{_BGP}.table", Reader(_table)),
+    Variable("PEER_WEIGHT", _ROUTE_AGENT, f"{_BGP}.peer_weight", _INTEGER),
+    Variable("RULE_PRIORITY", _ROUTE_AGENT, f"{_BGP}.rule_priority", _INTEGER),
+    Variable("RULE_FWMARK", _ROUTE_AGENT, f"{_BGP}.rule_fwmark", _MARK),
+    Variable("DESTINATION", _ROUTE_AGENT, f"{_BGP}.destination", remark=_UNUSED),
+    Variable("PRE_RECONCILE_SCRIPT_PATH", _ROUTE_AGENT, "hooks.pre", remark=_SCRIPT),
+    Variable("POST_RECONCILE_SCRIPT_PATH", _ROUTE_AGENT, "hooks.post", remark=_SCRIPT),
+    Variable("METALLB_CONFIGMAP_NAME", _ROUTE_AGENT, "cluster.metallb_configmap"),
+    Variable("METALLB_STATIC_FILE", _ROUTE_AGENT, "cluster.state_file", remark=_STATIC),
+    Variable("METALLB_STATIC_FILE_WAIT", _ROUTE_AGENT, "", _MILLISECONDS, "a change of the file is noticed at once"),
+    Variable("METALLB_USE_CRDS", _ROUTE_AGENT, "cluster.metallb_config", Reader(lambda _text: "crds")),
+    Variable("LOG_LEVEL", None, "log.level", _words(_LEVELS, ", ".join(_LEVELS))),
+    Variable("CLEANANDEXIT", _ROUTE_AGENT, remark=_CLEANUP),
+    Variable("ONESHOT", _ROUTE_AGENT, remark=_APPLY),
     # network-node-manager
+    Variable("POD_CIDR_IPV4", _NODE_MANAGER, "cluster.pod_cidrs", _pod_network(4, "10.244.0.0/16")),
+    Variable("POD_CIDR_IPV6", _NODE_MANAGER, "cluster.pod_cidrs", _pod_network(6, "2001:db8::/32")),
+    Variable("RULE_DROP_INVALID_INPUT_ENABLE", _NODE_MANAGER, "host.drop_invalid_input", _BOOLEAN),
+    Variable("RULE_DROP_INVALID_INPUT", _NODE_MANAGER, "host.drop_invalid_input", _BOOLEAN),
+    Variable("RULE_EXTERNAL_CLUSTER_ENABLE", _NODE_MANAGER, "external_ip.enabled", _BOOLEAN),
+    Variable("RULE_EXTERNAL_CLUSTER", _NODE_MANAGER, "external_ip.enabled", _BOOLEAN),
     Variable(
-        name="POD_CIDR_IPV4",
-        program=_NODE_MANAGER,
-        key="cluster.pod_cidrs",
-        read=_pod_networks(4),
-        allowed="an IPv4 CIDR such as 10.244.0.0/16",
-    ),
-    Variable(
-        name="POD_CIDR_IPV6",
-        program=_NODE_MANAGER,
-        key="cluster.pod_cidrs",
-        read=_pod_networks(6),
-        allowed="an IPv6 CIDR such as 2001:db8::/32",
-    ),
-    *(
-        Variable(name=name, program=_NODE_MANAGER, key="host.drop_invalid_input", read=_lower_boolean, allowed=_BOOLEAN)
-        for name in ("RULE_DROP_INVALID_INPUT_ENABLE", "RULE_DROP_INVALID_INPUT")
-    ),
-    *(
-        Variable(
-            name=name,
-            program=_NODE_MANAGER,
-            key="external_ip.enabled",
-            read=_lower_boolean,
-            allowed=_BOOLEAN,
-        )
-        for name in ("RULE_EXTERNAL_CLUSTER_ENABLE", "RULE_EXTERNAL_CLUSTER")
-    ),
-    Variable(
-        name="NET_STACK",
-        program=_NODE_MANAGER,
-        read=_stack,
-        allowed="ipv4, ipv6 or both, separated by a comma",
+        "NET_STACK",
+        _NODE_MANAGER,
+        reader=Reader(_stack, "ipv4, ipv6 or both, separated by a comma"),
         remark="both families are always handled",
     ),
-    *(
-        Variable(name=name, program=_NODE_MANAGER, remark=_UNTRACKED)
-        for name in ("RULE_NOT_TRACK_DNS_ENABLE", "RULE_NOT_TRACK_DNS", "RULE_NOT_TRACK_DNS_SERVICES")
-    ),
+    Variable("RULE_NOT_TRACK_DNS_ENABLE", _NODE_MANAGER, remark=_UNTRACKED),
+    Variable("RULE_NOT_TRACK_DNS", _NODE_MANAGER, remark=_UNTRACKED),
+    Variable("RULE_NOT_TRACK_DNS_SERVICES", _NODE_MANAGER, remark=_UNTRACKED),
 )
 """In the order in which a key that several of them set names them."""
 
+_PRIVATE = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10"]
 DEFAULTS = (
     Default(
-        program=_METALEG,
-        variables=("FIREWALL_EXCLUDE_DST_CIDRS",),
-        key="egress.exclude_cidrs",
-        value=[
-            "10.0.0.0/8",
-            "172.16.0.0/12",
-            "192.168.0.0/16",
-            "169.254.0.0/16",
-            "fc00::/7",
-            "fe80::/10",
-        ],
-        remark="without this, private networks outside the cluster see the LoadBalancer address, too",
+        _METALEG,
+        ("FIREWALL_EXCLUDE_DST_CIDRS",),
+        "without this, private networks outside the cluster see the LoadBalancer address, too",
+        "egress.exclude_cidrs",
+        _PRIVATE,
     ),
     Default(
-        program=_METALEG,
-        variables=("METRICS_BIND_ADDRESS",),
-        remark='it served metrics on all addresses: for a Prometheus elsewhere set metrics.listen to "[::]:21793"',
+        _METALEG,
+        ("METRICS_BIND_ADDRESS",),
+        'it served metrics on all addresses: for a Prometheus elsewhere set metrics.listen to "[::]:21793"',
     ),
+    Default(_ROUTE_AGENT, (), "all that it did", f"{_BGP}.enabled", True),
     Default(
-        program=_ROUTE_AGENT,
-        variables=(),
-        key="return_path.bgp.enabled",
-        value=True,
-        remark="all that it did",
-    ),
-    Default(
-        program=_ROUTE_AGENT,
-        variables=("METALLB_NAMESPACE",),
-        remark="it looked for MetalLB in its own namespace: where that is another than metallb-system, set "
+        _ROUTE_AGENT,
+        ("METALLB_NAMESPACE",),
+        "it looked for MetalLB in its own namespace: where that is another than metallb-system, set "
         "cluster.metallb_namespace",
     ),
     Default(
-        program=_NODE_MANAGER,
-        variables=("RULE_DROP_INVALID_INPUT_ENABLE", "RULE_DROP_INVALID_INPUT"),
-        key="host.drop_invalid_input",
-        value=True,
-        remark="against resets of pods' connections",
+        _NODE_MANAGER,
+        ("RULE_DROP_INVALID_INPUT_ENABLE", "RULE_DROP_INVALID_INPUT"),
+        "against resets of pods' connections",
+        "host.drop_invalid_input",
+        True,
     ),
 )
 

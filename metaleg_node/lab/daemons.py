@@ -1,12 +1,11 @@
-"""Real daemons in the nodes of the lab: started, asked, reloaded, stopped or killed like systemd and people do it."""
+"""Real daemons in the nodes of the lab: started, and waited for until they are ready."""
 
 from __future__ import annotations
 
-import json
-import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from socket import AF_INET, SOCK_STREAM
 from typing import Any
@@ -16,12 +15,10 @@ import toml
 from metaleg_node.kernel import process
 from metaleg_node.lab.namespaces import Namespace
 from metaleg_node.lab.plan import LabNode
-from metaleg_node.lab.server import wait_until
 
 _HEALTH_PORT = 21794
 START_TIMEOUT = 20.0
 """Seconds that a daemon may take to be ready; far more than it needs, for machines under load."""
-STOP_TIMEOUT = 10.0
 
 
 class DaemonError(Exception):
@@ -46,11 +43,6 @@ class Daemon:
     @property
     def state_file(self) -> Path:
         return self._directory / "state.yaml"
-
-    @property
-    def process_id(self) -> int:
-        assert self._process, "only a started daemon has a process id"
-        return self._process.pid
 
     @property
     def running(self) -> bool:
@@ -96,43 +88,24 @@ class Daemon:
         except OSError:
             return False
 
-    def status(self) -> dict[str, Any]:
-        """What the daemon wrote into status.json; empty before it did."""
-        path = self._directory / "run" / "status.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-
-    def command(self, *words: str, timeout: float = 60) -> process.Completed:
-        """Runs another command of metaleg-node on this node, with the same files."""
-        return process.run(self._argv(*words), timeout=timeout)
-
-    def reload(self) -> None:
-        self._signal(signal.SIGHUP)
-
-    def stop(self) -> int:
-        """SIGTERM, and the exit status. Raises DaemonError when it takes more than STOP_TIMEOUT seconds."""
-        return self._end(signal.SIGTERM)
-
     def kill(self) -> None:
         """SIGKILL."""
-        self._end(signal.SIGKILL)
-
-    def _signal(self, number: int) -> None:
-        if self._process and self.running:
-            self._process.send_signal(number)
-
-    def _end(self, number: int) -> int:
-        if not self._process:
-            return 0
-        self._signal(number)
-        try:
-            return self._process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
+        if self._process:
             self._process.kill()
             self._process.wait()
-            raise DaemonError(f"metaleg-node on {self._node.name} did not stop; its log:\n{self.log()}") from None
 
     def _argv(self, *words: str) -> list[str]:
         options = ["--config", str(self.config_file)]
         options += ["--runtime-dir", str(self._directory / "run"), "--state-dir", str(self._directory / "lib")]
         enter = [process.find("ip"), "netns", "exec", self._namespace.name]
         return [*enter, self.python, "-m", "metaleg_node", *options, *words]
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, pause: float = 0.005) -> bool:
+    """Asks again and again, `pause` seconds apart, until the condition holds; False when `timeout` seconds pass."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+    return True

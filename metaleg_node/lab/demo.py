@@ -14,9 +14,10 @@ from types import FrameType
 
 from metaleg_node.core.model import FAMILIES, Address, Family
 from metaleg_node.kernel.errors import KernelError
+from metaleg_node.lab import outside
 from metaleg_node.lab.daemons import DaemonError
 from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import NODES, POOL, SERVER, Flavour, LabNode, LabOptions, LabPod, LabService
+from metaleg_node.lab.plan import NODES, POOL, SERVER, LabNode, LabPod, LabService
 from metaleg_node.text import table
 
 _SERVICE = "web"
@@ -62,7 +63,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _show() -> int:
     print(_INTRODUCTION, flush=True)
-    with Lab(LabOptions(flavour=Flavour.NFT)) as lab:
+    with Lab() as lab:
         story = Story(lab)
         story.tell()
     print(table(story.rows, ("step", "gateway", "IPv4 source", "IPv6 source", "milliseconds")))
@@ -124,7 +125,8 @@ class Story:
         self.right &= list(sources) == [str(expected[f]) for f in FAMILIES]
 
     def _sources(self) -> tuple[str, str]:
-        four, six = (self._lab.source_seen(self._pod, family=family, timeout=0.05) for family in FAMILIES)
+        client = self._lab.namespace(self._pod)
+        four, six = (outside.source_seen(client, family, timeout=0.05) for family in FAMILIES)
         return four, six
 
     @staticmethod

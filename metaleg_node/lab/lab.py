@@ -1,63 +1,47 @@
-"""The lab itself: puts the namespaces, rules, servers and daemons together and takes them away again."""
+"""The lab itself: puts the namespaces, links, state files and daemons together and takes them away again."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from metaleg_node.core.model import FAMILIES, Address, Family
-from metaleg_node.lab import cluster_rules, namespaces, objects, probes, topology
+from metaleg_node.lab import namespaces, objects, outside, topology
 from metaleg_node.lab.daemons import Daemon
 from metaleg_node.lab.namespaces import Namespace
-from metaleg_node.lab.plan import (
-    NODES,
-    ROUTER_OUTSIDE,
-    SERVER,
-    SERVER_PORT,
-    Flavour,
-    LabNode,
-    LabOptions,
-    LabPod,
-    LabService,
-    PodTransport,
-)
-from metaleg_node.lab.server import Server
+from metaleg_node.lab.plan import NODES, POD_NETWORK, PODS_PER_NODE, LabNode, LabPod, LabService
 
 _NUMBERS = itertools.count(1)
-_WATCH = "table inet watch"
-_WATCH_RULES = f"""{_WATCH} {{
-    set seen4 {{ type ipv4_addr; size 65535; flags dynamic; }}
-    set seen6 {{ type ipv6_addr; size 65535; flags dynamic; }}
-    chain prerouting {{
-        type filter hook prerouting priority raw;
-        iifname "eth0" add @seen4 {{ ip saddr }}
-        iifname "eth0" add @seen6 {{ ip6 saddr }}
+_MASQUERADE = "".join(
+    f"""\
+table {ip} cni-masquerade {{
+    chain postrouting {{
+        type nat hook postrouting priority srcnat - 5;
+        {ip} saddr {pods} {ip} daddr != {pods} masquerade fully-random
     }}
 }}
 """
+    for ip, pods in (("ip", POD_NETWORK[4]), ("ip6", POD_NETWORK[6]))
+)
 
 
 class Lab:
     """A context manager: the network exists inside the `with` block. Needs root. Raises KernelError and OSError.
 
-    The machines are `outside`, `router`, `switch`, `node1`..`node3` and the pods, `pod1-1` and so on.
+    The machines are `outside`, `router`, `switch`, `node1`..`node3` and the pods, `pod1-1` and so on. A node has no
+    rules but the CNI's masquerade, and what serves, links and sets up a machine is a method: tests have labs with more.
     """
 
-    def __init__(self, options: LabOptions | None = None) -> None:
-        self.options = options or LabOptions()
-        self.pods = tuple(LabPod(node=n, number=i + 1) for n in NODES for i in range(self.options.pods_per_node))
+    def __init__(self) -> None:
+        self.pods = tuple(LabPod(node=node, number=i + 1) for node in NODES for i in range(PODS_PER_NODE))
         self.services: dict[str, LabService] = {}
-        self.daemons: dict[LabNode, Daemon] = {}
-        self.server = Server()
+        self.daemons: Mapping[LabNode, Daemon] = {}
         self._name = f"{namespaces.PREFIX}-{os.getpid()}-{next(_NUMBERS)}"
         self._announced = 0
         self._resources = contextlib.ExitStack()
@@ -83,11 +67,6 @@ class Lab:
         """A node's pod, numbered from 1."""
         return LabPod(node=node, number=number)
 
-    def plug(self, node: LabNode, *, connected: bool) -> None:
-        """Pulls a node's cable out of the switch, or puts it back."""
-        state = "up" if connected else "down"
-        self.namespace("switch").ip([f"link set {topology.switch_port(node.name)} {state}"])
-
     def _build(self) -> None:
         namespaces.remove_stale()
         self._directory = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="metaleg-lab-")))
@@ -95,68 +74,54 @@ class Lab:
         names = [self.namespace(m).name for m in machines]
         self._resources.callback(namespaces.remove, names)
         namespaces.create(names)
-        self._set_sysctls(machines)
+        for machine in machines:
+            self.namespace(machine).sysctl(self._sysctls(machine))
         self._connect()
         self.apply_rules()
-        self.namespace("outside").run("nft", "-f", "-", stdin=_WATCH_RULES)
         self._serve()
-        for node in NODES:
-            daemon = Daemon(node, self.namespace(node), self._directory / node.name)
+        self.daemons = {node: self._daemon(node, self._directory / node.name) for node in NODES}
+        for daemon in self.daemons.values():
             daemon.configure({})
-            self.daemons[node] = daemon
 
-    def _set_sysctls(self, machines: Iterable[str]) -> None:
-        nodes = {node.name for node in NODES}
-        for machine in machines:
-            strictness = self.options.rp_filter if machine in nodes else 0
-            forwarding = machine in nodes or machine == "router"
-            self.namespace(machine).sysctl(topology.machine_sysctls(strictness, forwarding=forwarding))
+    def _sysctls(self, machine: str) -> Mapping[str, int | str]:
+        return topology.machine_sysctls(forwarding=machine.startswith(("node", "router")))
 
     def _connect(self) -> None:
-        naming = lambda machine: self.namespace(machine).name  # noqa: E731
-        self.namespace("switch").ip(topology.switch(naming))
-        self.namespace("router").ip(topology.router(naming))
+        self.namespace("switch").ip(topology.switch(self._naming))
+        self.namespace("router").ip(topology.router(self._naming))
         self.namespace("outside").ip(topology.outside())
         for node in NODES:
-            own = tuple(pod for pod in self.pods if pod.node == node)
-            self.namespace(node).ip(topology.node(node, own, self.options, naming))
-            if self.options.transport is PodTransport.VXLAN:
-                entries = "\n".join(topology.forwarding_entries(node))
-                self.namespace(node).run("bridge", "-batch", "-", stdin=entries)
+            self.namespace(node).ip(self._node_links(node, tuple(pod for pod in self.pods if pod.node == node)))
         for pod in self.pods:
-            self.namespace(pod).ip(topology.pod(pod, self.options))
+            self.namespace(pod).ip(self._pod_links(pod))
+
+    def _naming(self, machine: str) -> str:
+        return self.namespace(machine).name
+
+    def _node_links(self, node: LabNode, pods: tuple[LabPod, ...]) -> Iterator[str]:
+        yield from topology.uplink(node)
+        yield from topology.pod_bridge(node, pods, self._naming)
+        yield from topology.pod_routes(node)
+
+    def _pod_links(self, pod: LabPod) -> Iterator[str]:
+        return topology.pod(pod)
 
     def _serve(self) -> None:
-        self._resources.callback(self.server.stop)
-        self.server.listen(self.namespace("outside"), "outside", SERVER_PORT)
-        self.server.watch_echoes(self.namespace("outside"))
-        for pod in self.pods:
-            self.server.listen(self.namespace(pod), pod.name, SERVER_PORT)
-        self.server.start()
+        self._resources.enter_context(outside.serving(self.namespace("outside")))
+
+    def _daemon(self, node: LabNode, directory: Path) -> Daemon:
+        return Daemon(node, self.namespace(node), directory)
 
     def apply_rules(self) -> None:
-        """(Re)writes the nodes' rules that are not metaleg-node's: kube-proxy's, the CNI's, FORWARD."""
+        """Writes the nodes' rules that are not metaleg-node's."""
         for node in NODES:
-            for family in FAMILIES:
-                self._apply_rules(node, family)
-
-    def _apply_rules(self, node: LabNode, family: Family) -> None:
-        services, namespace = tuple(self.services.values()), self.namespace(node)
-        if self.options.flavour is Flavour.NFT:
-            rules = cluster_rules.nft(node, services, self.options, family)
-            namespace.run("nft", "-f", "-", stdin=rules)
-            return
-        rules = cluster_rules.iptables(node, services, self.options, family)
-        backend = self.options.flavour.removeprefix("iptables-")
-        program = f"{'iptables' if family == 4 else 'ip6tables'}-{backend}-restore"
-        namespace.run(program, "-w", "5", stdin=rules)
+            self.namespace(node).run("nft", "-f", "-", stdin=_MASQUERADE)
 
     # --- the cluster -------------------------------------------------------------------------------------------------
 
     def set_services(self, *services: LabService) -> None:
-        """Replaces all Services: kube-proxy's rules, the router's routes and the state files."""
+        """Replaces all Services: the router's routes and the state files."""
         self.services = {service.name: service for service in services}
-        self.apply_rules()
         for service in services:
             self.announce(service)
         self.write_state()
@@ -198,42 +163,3 @@ class Lab:
             self.daemons[node].start()
         for node in NODES:
             self.daemons[node].wait_ready()
-
-    # --- what can be seen --------------------------------------------------------------------------------------------
-
-    def ask(
-        self,
-        client: str | LabNode | LabPod,
-        protocol: str = "tcp",
-        family: Family = 4,
-        timeout: float = 1.0,
-        to: tuple[Address, int] | None = None,
-    ) -> probes.Answer:
-        """One new connection (tcp, udp or icmp) to the server outside, or tcp and udp to another (address, port)."""
-        destination, port = to or (SERVER[family], SERVER_PORT)
-        namespace = self.namespace(client)
-        match protocol:
-            case "tcp":
-                return probes.tcp(namespace, destination, port, timeout)
-            case "udp":
-                return probes.udp(namespace, destination, port, timeout)
-            case _:
-                return probes.icmp(namespace, destination, timeout, self.server.echo_source)
-
-    def source_seen(
-        self, client: str | LabNode | LabPod, protocol: str = "tcp", family: Family = 4, timeout: float = 1.0
-    ) -> str:
-        """The source address that the server outside sees, or why it sees none (see `probes.Answer`)."""
-        return str(self.ask(client, protocol, family, timeout))
-
-    def seen(self) -> set[Address]:
-        """The sources of all packets that have reached the server outside, whatever their protocol, since
-        `reset_seen`; without the router's own and link-local ones."""
-        listing = json.loads(self.namespace("outside").run("nft", "-j", "list", "table", "inet", "watch"))
-        elements = (e for item in listing["nftables"] for e in item.get("set", {}).get("elem", ()))
-        found = {ip_address(e["elem"]["val"] if isinstance(e, dict) else e) for e in elements}
-        return {a for a in found if a not in ROUTER_OUTSIDE.values() and not a.is_link_local and not a.is_unspecified}
-
-    def reset_seen(self) -> None:
-        flushes = "".join(f"flush set inet watch seen{family}\n" for family in FAMILIES)
-        self.namespace("outside").run("nft", "-f", "-", stdin=flushes)

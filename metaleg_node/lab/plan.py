@@ -5,13 +5,11 @@ Outside networks are the ones set aside for documentation (RFC 5737, RFC 3849), 
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
 from metaleg_node.core.model import FAMILIES, Address, Family, Network
 
-NODE_NUMBERS = (1, 2, 3)
 NODE_NETWORK: dict[Family, Network] = {4: ip_network("192.168.10.0/24"), 6: ip_network("fd00:10::/64")}
 POD_NETWORK: dict[Family, Network] = {4: ip_network("10.244.0.0/16"), 6: ip_network("fd00:244::/48")}
 SERVICE_NETWORK: dict[Family, Network] = {4: ip_network("10.96.0.0/16"), 6: ip_network("fd00:96::/112")}
@@ -24,44 +22,7 @@ SERVER: dict[Family, Address] = {4: ip_address("198.51.100.10"), 6: ip_address("
 SERVER_PORT = 8080
 """Where the server outside and every pod answer, TCP and UDP."""
 SERVICE_PORT = 80
-HOST_MTU = 1500
-VXLAN_MTU = 1450
-VXLAN_DEVICE = "flannel.1"
-
-
-class PodTransport(enum.StrEnum):
-    """How packets between pods of different nodes travel."""
-
-    HOST_GW = "host-gw"
-    VXLAN = "vxlan"
-
-
-class Attachment(enum.StrEnum):
-    """How a pod is connected to its node."""
-
-    BRIDGE = "bridge"
-    ROUTED = "routed"
-
-
-class Flavour(enum.StrEnum):
-    """What the stand-ins for the CNI's masquerade and for kube-proxy write their rules with."""
-
-    IPTABLES_NFT = "iptables-nft"
-    IPTABLES_LEGACY = "iptables-legacy"
-    NFT = "nft"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabOptions:
-    """What kind of cluster the lab imitates; `rp_filter` is set on all interfaces of the nodes."""
-
-    pods_per_node: int = 2
-    transport: PodTransport = PodTransport.HOST_GW
-    attachment: Attachment = Attachment.BRIDGE
-    flavour: Flavour = Flavour.IPTABLES_NFT
-    masquerade: bool = True
-    rp_filter: int = 0
-    forward_drop: bool = False
+PODS_PER_NODE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -81,10 +42,6 @@ class LabNode:
     @property
     def pod_networks(self) -> dict[Family, Network]:
         return {4: ip_network(f"10.244.{self.number}.0/24"), 6: ip_network(f"fd00:244:0:{self.number}::/64")}
-
-    @property
-    def vxlan_mac(self) -> str:
-        return f"02:00:0a:f4:{self.number:02x}:00"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -134,4 +91,4 @@ class LabService:
         return 30080 + self.number
 
 
-NODES = tuple(LabNode(number=number) for number in NODE_NUMBERS)
+NODES = tuple(LabNode(number=number) for number in (1, 2, 3))

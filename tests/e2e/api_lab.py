@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.plan import NODES, ROUTER_LAN, LabNode, LabService
 from tests.api.certificates import Authority
 from tests.api.harness import write_kubeconfig
 from tests.api.server import ApiServer, Object
+from tests.lab.lab import Lab
 
 TOKEN = "token-of-the-lab"
 PORT = 6443

@@ -6,9 +6,10 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import NODES, Flavour, LabOptions, LabService
+from metaleg_node.lab.plan import NODES, LabService
 from tests.e2e.scenario import egress_service
+from tests.lab.lab import Lab
+from tests.lab.plan import Flavour, LabOptions
 
 
 @pytest.fixture

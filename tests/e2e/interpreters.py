@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from metaleg_node.lab.daemons import Daemon
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.namespaces import Namespace
-from metaleg_node.lab.server import wait_until
+from tests.lab.daemons import Daemon
 
 _RUN = """
 sys.argv = ["metaleg-node", *sys.argv[3:]]

@@ -9,21 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from metaleg_node.core.model import FAMILIES, Address, Family
-from metaleg_node.lab import cluster_rules
-from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import (
-    NODES,
-    POD_NETWORK,
-    SERVER_PORT,
-    SERVICE_PORT,
-    Attachment,
-    Flavour,
-    LabNode,
-    LabOptions,
-    LabPod,
-    LabService,
-)
+from metaleg_node.lab.plan import NODES, POD_NETWORK, SERVER_PORT, SERVICE_PORT, LabNode, LabPod, LabService
 from tests.kernel_modules import needed
+from tests.lab import cluster_rules
+from tests.lab.lab import Lab
+from tests.lab.plan import Attachment, Flavour, LabOptions
 
 DEVICE = "kube-ipvs0"
 _SWITCHES = {"tcp": "-t", "udp": "-u"}

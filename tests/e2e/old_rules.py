@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from metaleg_node.core.model import FAMILIES, Family
-from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import NODES, Flavour, LabNode, LabPod, LabService
+from metaleg_node.lab.plan import NODES, LabNode, LabPod, LabService
+from tests.lab.lab import Lab
+from tests.lab.plan import Flavour
 
 EXCLUDED: dict[Family, tuple[str, ...]] = {
     4: ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),

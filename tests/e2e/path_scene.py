@@ -8,12 +8,14 @@ from contextlib import ExitStack
 from typing import Any
 
 from metaleg_node.core.model import FAMILIES, Family
-from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import NODES, SERVER_PORT, SERVICE_PORT, LabNode, LabOptions, LabService
-from metaleg_node.lab.server import Server, wait_until
+from metaleg_node.lab.daemons import wait_until
+from metaleg_node.lab.plan import NODES, SERVER_PORT, SERVICE_PORT, LabNode, LabService
 from tests.e2e import second_way
 from tests.e2e.scenario import NODE1, NODE2, NODE3, SETTLED
 from tests.e2e.second_way import BOTH_POOLS, HostPod, SecondWay
+from tests.lab.lab import Lab
+from tests.lab.plan import LabOptions
+from tests.lab.server import Server
 from tests.patience import patient
 
 ALL = {(p, f): True for p in second_way.PROTOCOLS for f in FAMILIES}

@@ -12,10 +12,12 @@ from types import TracebackType
 from typing import Self
 
 from metaleg_node.core.model import FAMILIES, ROUTE_PROTOCOL, Address, Family
-from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.namespaces import Namespace
-from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, Flavour, LabNode, LabPod, LabService
-from metaleg_node.lab.server import ADDRESS_FAMILY, wait_until
+from metaleg_node.lab.outside import ADDRESS_FAMILY
+from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, LabNode, LabPod, LabService
+from tests.lab.lab import Lab
+from tests.lab.plan import Flavour
 from tests.patience import patient
 
 NODE1, NODE2, NODE3 = NODES

@@ -20,11 +20,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from metaleg_node.core.model import FAMILIES, Address, Family, Network
-from metaleg_node.lab import namespaces, probes
-from metaleg_node.lab.lab import Lab
+from metaleg_node.lab import namespaces
 from metaleg_node.lab.namespaces import Namespace
 from metaleg_node.lab.plan import NODES, SERVICE_PORT, LabNode, LabPod, LabService
-from metaleg_node.lab.topology import machine_sysctls
+from tests.lab import probes
+from tests.lab.lab import Lab
+from tests.lab.topology import machine_sysctls
 from tests.patience import patient
 
 POOL_NETWORK: dict[Family, Network] = {4: ip_network("192.0.2.0/24"), 6: ip_network("2001:db8:2::/64")}

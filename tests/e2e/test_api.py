@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.plan import NODES, LabNode
-from metaleg_node.lab.server import wait_until
 from tests.e2e.api_lab import ApiLab, api_lab
 from tests.e2e.scenario import NODE1, NODE2, NODE3, SETTLED, egress_service, expect, ours, sources, texts
+from tests.lab.lab import Lab
 
 DEBIAN = "/usr/bin/python3"
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from metaleg_node.core.model import Family
-from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.plan import LabService
-from metaleg_node.lab.server import wait_until
 from tests.e2e.api_lab import ApiLab, api_lab
 from tests.e2e.path_scene import ALL, NONE
 from tests.e2e.scenario import NODE1, NODE2, SETTLED, ours
 from tests.e2e.second_way import SecondWay
 from tests.e2e.test_bgp_return_path import BGP, BGP_POOLS, peers
+from tests.lab.lab import Lab
 
 
 @pytest.fixture

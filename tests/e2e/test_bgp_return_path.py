@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from metaleg_node.core.model import FAMILIES
-from metaleg_node.lab.plan import Flavour, LabOptions, LabService
-from metaleg_node.lab.server import wait_until
+from metaleg_node.lab.daemons import wait_until
+from metaleg_node.lab.plan import LabService
 from tests.e2e import second_way
 from tests.e2e.path_scene import ALL, NONE, Scene, scene, status_of
 from tests.e2e.scenario import NODE1, SETTLED, ours
 from tests.e2e.second_way import BOTH_POOLS, OTHER_ROUTER2, ROUTER2
+from tests.lab.plan import Flavour, LabOptions
 from tests.patience import patient
 
 BGP: dict[str, Any] = {"return_path": {"bgp": {"enabled": True}, "match": ["conntrack"]}}

@@ -10,10 +10,8 @@ import pytest
 
 from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.lab import objects
-from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.plan import SERVER, SERVER_PORT, LabNode, LabService
-from metaleg_node.lab.probes import open_tcp
-from metaleg_node.lab.server import wait_until
 from tests.e2e.scenario import (
     NODE1,
     NODE2,
@@ -25,6 +23,8 @@ from tests.e2e.scenario import (
     sources,
     texts,
 )
+from tests.lab.lab import Lab
+from tests.lab.probes import open_tcp
 
 
 def test_F2_the_ready_and_newest_of_several_announcements_wins(running: Lab, web: LabService) -> None:

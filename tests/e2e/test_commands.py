@@ -18,12 +18,12 @@ import pytest
 from metaleg_node import cli
 from metaleg_node.kernel import process
 from metaleg_node.lab import objects
-from metaleg_node.lab.daemons import Daemon
-from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.namespaces import Namespace
-from metaleg_node.lab.plan import Flavour, LabOptions
-from metaleg_node.lab.server import wait_until
 from tests.e2e.scenario import NODE1, NODE3, SETTLED, egress_service, foreign, ours
+from tests.lab.daemons import Daemon
+from tests.lab.lab import Lab
+from tests.lab.plan import Flavour, LabOptions
 from tests.unit.test_hooks import wait_until_gone
 
 

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from metaleg_node.lab import demo, namespaces
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.server import wait_until
 from tests.netns import execute
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from metaleg_node.kernel import process
-from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import Flavour, LabNode, LabOptions
-from metaleg_node.lab.server import wait_until
+from metaleg_node.lab.daemons import wait_until
+from metaleg_node.lab.plan import LabNode
 from tests.e2e.scenario import NODE1, NODE2, SECOND, SETTLED, egress_service, expect, foreign, ours, texts
+from tests.lab.lab import Lab
+from tests.lab.plan import Flavour, LabOptions
 
 TABLE = "inet metaleg_node"
 

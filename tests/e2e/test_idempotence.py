@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from metaleg_node.kernel import process
-from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import NODES, Flavour, LabNode, LabOptions, LabService
-from metaleg_node.lab.server import wait_until
+from metaleg_node.lab.daemons import wait_until
+from metaleg_node.lab.plan import NODES, LabNode, LabService
 from tests.e2e.scenario import NODE1, NODE3, SETTLED, egress_service, expect, ours, texts
+from tests.lab.lab import Lab
+from tests.lab.plan import Flavour, LabOptions
 
 _MARKS = {"begin": "192.0.2.1", "end": "192.0.2.2"}
 """Routes and tables that the test itself makes, to know that both monitors have told everything so far."""

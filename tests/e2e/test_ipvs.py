@@ -9,10 +9,8 @@ from contextlib import ExitStack
 import pytest
 
 from metaleg_node.core.model import FAMILIES, Family
-from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.outside import ADDRESS_FAMILY
 from metaleg_node.lab.plan import SERVER, SERVICE_PORT, LabNode, LabPod, LabService
-from metaleg_node.lab.probes import open_tcp
-from metaleg_node.lab.server import ADDRESS_FAMILY
 from tests.e2e.ipvs import IpvsLab
 from tests.e2e.path_scene import ALL, Scene, scene
 from tests.e2e.scenario import (
@@ -26,6 +24,8 @@ from tests.e2e.scenario import (
     texts,
 )
 from tests.e2e.second_way import l2
+from tests.lab.lab import Lab
+from tests.lab.probes import open_tcp
 from tests.patience import patient
 
 PORT = 7000

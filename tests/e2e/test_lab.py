@@ -11,20 +11,12 @@ import pytest
 
 from metaleg_node.core.model import FAMILIES
 from metaleg_node.lab import namespaces
-from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.namespaces import Namespace
-from metaleg_node.lab.plan import (
-    SERVER,
-    SERVER_PORT,
-    SERVICE_PORT,
-    Attachment,
-    Flavour,
-    LabOptions,
-    LabService,
-    PodTransport,
-)
-from metaleg_node.lab.server import wait_until
+from metaleg_node.lab.plan import SERVER, SERVER_PORT, SERVICE_PORT, LabService
 from tests.e2e.scenario import NODE1, NODE2, NODE3, PROTOCOLS, Flows, egress_service, sources, texts
+from tests.lab.lab import Lab
+from tests.lab.plan import Attachment, Flavour, LabOptions, PodTransport
 from tests.netns import execute
 
 KINDS = (

@@ -12,19 +12,10 @@ from dataclasses import dataclass
 import pytest
 
 from metaleg_node.core.model import FAMILIES, Family
-from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import (
-    SERVER_PORT,
-    SERVICE_PORT,
-    Attachment,
-    Flavour,
-    LabNode,
-    LabOptions,
-    LabPod,
-    LabService,
-    PodTransport,
-)
+from metaleg_node.lab.plan import SERVER_PORT, SERVICE_PORT, LabNode, LabPod, LabService
 from tests.e2e.scenario import NODE1, NODE2, NODE3, PROTOCOLS, egress_service, foreign, ours, sources, texts
+from tests.lab.lab import Lab
+from tests.lab.plan import Attachment, Flavour, LabOptions, PodTransport
 
 KINDS = (
     LabOptions(flavour=Flavour.IPTABLES_NFT, rp_filter=1, forward_drop=True),

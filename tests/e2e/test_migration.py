@@ -16,11 +16,8 @@ import pytest
 
 from metaleg_node.core.model import FAMILIES
 from metaleg_node.import_env.translation import Environment, translate
-from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.namespaces import Namespace
-from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, Flavour, LabNode, LabOptions, LabService
-from metaleg_node.lab.probes import open_tcp
-from metaleg_node.lab.server import Server
+from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, LabNode, LabService
 from tests.e2e import old_rules, second_way
 from tests.e2e.scenario import (
     NODE1,
@@ -36,6 +33,10 @@ from tests.e2e.scenario import (
     texts,
 )
 from tests.e2e.second_way import L2_PATH, POOL_NETWORK, ROUTER2, SecondWay, l2
+from tests.lab.lab import Lab
+from tests.lab.plan import Flavour, LabOptions
+from tests.lab.probes import open_tcp
+from tests.lab.server import Server
 from tests.netns import Netns
 
 ROOT = Path(__file__).parent.parent.parent

@@ -17,12 +17,10 @@ from pathlib import Path
 import pytest
 
 from metaleg_node.core.model import FAMILIES, Family
-from metaleg_node.lab import objects, topology
-from metaleg_node.lab.daemons import START_TIMEOUT, Daemon
-from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, Flavour, LabNode, LabOptions, LabPod, LabService
-from metaleg_node.lab.probes import open_tcp
-from metaleg_node.lab.server import ADDRESS_FAMILY, wait_until
+from metaleg_node.lab import objects
+from metaleg_node.lab.daemons import START_TIMEOUT, wait_until
+from metaleg_node.lab.outside import ADDRESS_FAMILY
+from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, LabNode, LabPod, LabService
 from tests.e2e.interpreters import Applying, Mortal
 from tests.e2e.scenario import (
     NODE1,
@@ -38,6 +36,11 @@ from tests.e2e.scenario import (
     sources,
     texts,
 )
+from tests.lab import topology
+from tests.lab.daemons import Daemon
+from tests.lab.lab import Lab
+from tests.lab.plan import Flavour, LabOptions
+from tests.lab.probes import open_tcp
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 import pytest
 
 from metaleg_node.core.model import FAMILIES, Family
-from metaleg_node.lab import probes
-from metaleg_node.lab.plan import SERVER_PORT, SERVICE_PORT, Flavour, LabOptions, LabService
-from metaleg_node.lab.server import ADDRESS_FAMILY, Server, wait_until
+from metaleg_node.lab.daemons import wait_until
+from metaleg_node.lab.outside import ADDRESS_FAMILY
+from metaleg_node.lab.plan import SERVER_PORT, SERVICE_PORT, LabService
 from tests.e2e import second_way
 from tests.e2e.path_scene import ALL, NONE, Scene, reaches_node, scene, status_of
 from tests.e2e.scenario import NODE1, NODE2, SECOND, SETTLED, foreign, ours
@@ -25,6 +25,9 @@ from tests.e2e.second_way import (
     SecondWay,
     l2,
 )
+from tests.lab import probes
+from tests.lab.plan import Flavour, LabOptions
+from tests.lab.server import Server
 from tests.patience import patient
 
 

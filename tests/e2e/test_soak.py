@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from metaleg_node.lab import objects
-from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.plan import NODES, LabService
-from metaleg_node.lab.server import wait_until
 from tests.api import faults
 from tests.e2e.api_lab import ApiLab, api_lab
 from tests.e2e.interpreters import held, telling
 from tests.e2e.scenario import NODE1, NODE2, NODE3, Flows, egress_service, expect, texts
+from tests.lab.lab import Lab
 from tests.patience import patient
 
 ROUNDS = 3

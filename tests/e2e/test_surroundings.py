@@ -16,8 +16,8 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from metaleg_node.core.model import FAMILIES, Address, Family, Network
-from metaleg_node.lab import cluster_rules
-from metaleg_node.lab.lab import Lab
+from metaleg_node.lab.daemons import wait_until
+from metaleg_node.lab.outside import ADDRESS_FAMILY
 from metaleg_node.lab.plan import (
     NODES,
     OUTSIDE_NETWORK,
@@ -26,15 +26,9 @@ from metaleg_node.lab.plan import (
     SERVER,
     SERVER_PORT,
     SERVICE_PORT,
-    Attachment,
-    Flavour,
-    LabOptions,
     LabPod,
     LabService,
-    PodTransport,
 )
-from metaleg_node.lab.probes import open_tcp
-from metaleg_node.lab.server import ADDRESS_FAMILY, wait_until
 from metaleg_node.lab.topology import DEFAULT_ROUTE
 from tests.e2e.scenario import (
     NODE1,
@@ -49,6 +43,10 @@ from tests.e2e.scenario import (
     sources,
     texts,
 )
+from tests.lab import cluster_rules
+from tests.lab.lab import Lab
+from tests.lab.plan import Attachment, Flavour, LabOptions, PodTransport
+from tests.lab.probes import open_tcp
 
 KINDS = (
     LabOptions(flavour=Flavour.IPTABLES_LEGACY, rp_filter=1),

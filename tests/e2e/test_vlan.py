@@ -6,11 +6,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from metaleg_node.lab.plan import Flavour, LabOptions
 from tests.e2e.path_scene import ALL, NONE, reaches_node, scene, status_of
 from tests.e2e.scenario import NODE1
 from tests.e2e.second_way import L2_PATH, l2
 from tests.kernel_modules import needed
+from tests.lab.plan import Flavour, LabOptions
 from tests.patience import patient
 
 VLAN = "eth1.100"

@@ -10,9 +10,10 @@ import pytest
 
 from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.kernel.nftables import backend as nftables
-from metaleg_node.lab import cluster_rules
-from metaleg_node.lab.plan import NODES, LabOptions, LabPod, LabService
+from metaleg_node.lab.plan import NODES, LabPod, LabService
 from tests.firewalls import FIREWALLS
+from tests.lab import cluster_rules
+from tests.lab.plan import LabOptions
 from tests.netns import Netns
 
 

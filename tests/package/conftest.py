@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import pytest
 
-from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import Flavour, LabOptions
+from tests.lab.lab import Lab
+from tests.lab.plan import Flavour, LabOptions
 from tests.package import node, tree, unprepared
 from tests.package.archive import Archive, Unavailable, default_cache
 from tests.package.container import BootError

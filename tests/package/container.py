@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.namespaces import Namespace
-from metaleg_node.lab.server import wait_until
 from tests.package.archive import install_command
 from tests.patience import patient
 

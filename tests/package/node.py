@@ -17,10 +17,10 @@ from typing import Any, Self
 import toml
 
 from metaleg_node.core.model import FAMILIES, Family
-from metaleg_node.lab import probes
-from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, LabPod
 from tests.e2e.scenario import NODE1, NODE2, NODE3, SETTLED, egress_service, expect, texts
+from tests.lab import probes
+from tests.lab.lab import Lab
 from tests.package.cgroups import own_group
 from tests.package.container import Container
 

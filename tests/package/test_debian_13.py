@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import Flavour, LabOptions
 from tests.e2e.scenario import NODE1, ours, texts
+from tests.lab.lab import Lab
+from tests.lab.plan import Flavour, LabOptions
 from tests.package import node, tree
 from tests.package.conftest import archive_of
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.plan import SERVER
-from metaleg_node.lab.server import wait_until
 from tests.e2e.scenario import NODE1, NODE3, texts
 from tests.package import tree
 from tests.package.node import CONFIG, Node, Stream

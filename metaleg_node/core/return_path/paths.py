@@ -99,12 +99,6 @@ def _yielding(path: Path, taken: dict[Network, Path]) -> Path:
     return replace(path, unrouted=path.unrouted.union(yielded), notes=(*path.notes, note))
 
 
-def without_slot(path: Path) -> Path:
-    """A path for which no mark was left."""
-    detail = "no mark is left for it: all values under firewall.mark_mask are taken"
-    return Path(wanted=path.wanted, obstacle=detail, notes=path.notes)
-
-
 def _l2(path: WantedPath, host: Host) -> Path:
     assert path.settings
     if obstacle := _l2_obstacle(path, host):

@@ -72,9 +72,6 @@ class Piece:
     marked: Mapping[int, str] = field(default_factory=dict)
 
 
-NO_PIECE = Piece()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """The table as it should be or as it is. `strange` is what else was found in it, which this program never puts

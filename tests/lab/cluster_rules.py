@@ -9,16 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from metaleg_node.core.model import Family
-from metaleg_node.lab.plan import (
-    POD_NETWORK,
-    SERVER_PORT,
-    SERVICE_PORT,
-    LabNode,
-    LabOptions,
-    LabPod,
-    LabService,
-    PodTransport,
-)
+from metaleg_node.lab.plan import POD_NETWORK, SERVER_PORT, SERVICE_PORT, LabNode, LabPod, LabService
+from tests.lab.plan import LabOptions, PodTransport
 
 _PROTOCOLS = ("tcp", "udp")
 _LOOPBACK: dict[Family, str] = {4: "127.0.0.0/8", 6: "::1"}

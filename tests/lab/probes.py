@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from metaleg_node.core.model import Address, Family
 from metaleg_node.lab.namespaces import Namespace
-from metaleg_node.lab.server import ADDRESS_FAMILY
+from metaleg_node.lab.outside import ADDRESS_FAMILY
 
 _ECHO: dict[Family, tuple[int, int]] = {4: (socket.IPPROTO_ICMP, 8), 6: (socket.IPPROTO_ICMPV6, 128)}
 _WORDS = {

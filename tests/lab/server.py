@@ -11,14 +11,13 @@ import os
 import selectors
 import socket
 import threading
-import time
 from collections.abc import Callable
 from ipaddress import ip_address
 
 from metaleg_node.core.model import Address, Family
 from metaleg_node.lab.namespaces import Namespace
+from metaleg_node.lab.outside import ADDRESS_FAMILY
 
-ADDRESS_FAMILY: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ICMP: dict[Family, int] = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 _ECHO_REQUEST: dict[Family, int] = {4: 8, 6: 128}
 
@@ -128,13 +127,3 @@ def _bound(namespace: Namespace, family: int, kind: int, port: int) -> socket.so
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     sock.bind(("", port))
     return sock
-
-
-def wait_until(condition: Callable[[], bool], timeout: float, pause: float = 0.005) -> bool:
-    """Asks again and again, `pause` seconds apart, until the condition holds; False when `timeout` seconds pass."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(pause)
-    return True

@@ -1,0 +1,49 @@
+"""What kinds of cluster the tests' lab imitates. Pure values: nothing here touches the kernel."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from metaleg_node.lab.plan import LabNode
+
+VXLAN_MTU = 1450
+VXLAN_DEVICE = "flannel.1"
+
+
+class PodTransport(enum.StrEnum):
+    """How packets between pods of different nodes travel."""
+
+    HOST_GW = "host-gw"
+    VXLAN = "vxlan"
+
+
+class Attachment(enum.StrEnum):
+    """How a pod is connected to its node."""
+
+    BRIDGE = "bridge"
+    ROUTED = "routed"
+
+
+class Flavour(enum.StrEnum):
+    """What the stand-ins for the CNI's masquerade and for kube-proxy write their rules with."""
+
+    IPTABLES_NFT = "iptables-nft"
+    IPTABLES_LEGACY = "iptables-legacy"
+    NFT = "nft"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabOptions:
+    """What kind of cluster the lab imitates; `rp_filter` is set on all interfaces of the nodes."""
+
+    transport: PodTransport = PodTransport.HOST_GW
+    attachment: Attachment = Attachment.BRIDGE
+    flavour: Flavour = Flavour.IPTABLES_NFT
+    masquerade: bool = True
+    rp_filter: int = 0
+    forward_drop: bool = False
+
+
+def vxlan_mac(node: LabNode) -> str:
+    return f"02:00:0a:f4:{node.number:02x}:00"

@@ -1,0 +1,82 @@
+"""Other ways between the pods of the lab than the demo's, as commands of ip(8). Pure text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from metaleg_node.core.model import FAMILIES, Family
+from metaleg_node.lab import topology
+from metaleg_node.lab.plan import NODES, LabNode, LabPod
+from metaleg_node.lab.topology import DEFAULT_ROUTE, Naming
+from tests.lab.plan import VXLAN_DEVICE, VXLAN_MTU, Attachment, LabOptions, PodTransport, vxlan_mac
+
+ROUTED_GATEWAY: dict[Family, str] = {4: "169.254.1.1", 6: "fe80::1"}
+"""What pods attached by a routed veth pair have as their gateway; every node's end has the same."""
+
+
+def machine_sysctls(rp_filter: int, *, forwarding: bool) -> Mapping[str, int | str]:
+    """Of the demo's machines, but with this rp_filter, and everybody may ping."""
+    return {
+        **topology.machine_sysctls(forwarding=forwarding),
+        "ipv4/conf/all/rp_filter": rp_filter,
+        "ipv4/conf/default/rp_filter": rp_filter,
+        "ipv4/ping_group_range": "0 2147483647",
+    }
+
+
+def node(me: LabNode, pods: tuple[LabPod, ...], options: LabOptions, naming: Naming) -> Iterator[str]:
+    """A node with its end of its pods' links; the pods' own ends come from `pod`."""
+    yield from topology.uplink(me)
+    if options.attachment is Attachment.BRIDGE:
+        yield from topology.pod_bridge(me, pods, naming)
+    else:
+        for pod in pods:
+            yield from _routed_pair(pod, naming)
+    if options.transport is PodTransport.HOST_GW:
+        yield from topology.pod_routes(me)
+    else:
+        bridge = ["cni0"] if options.attachment is Attachment.BRIDGE else []
+        yield from (f"link set {device} mtu {VXLAN_MTU}" for device in [*(f"veth{p.number}" for p in pods), *bridge])
+        yield from _overlay(me)
+
+
+def pod(me: LabPod, options: LabOptions) -> Iterator[str]:
+    if options.transport is PodTransport.VXLAN:
+        yield f"link set eth0 mtu {VXLAN_MTU}"
+    if options.attachment is Attachment.BRIDGE:
+        yield from topology.pod(me)
+        return
+    yield "link set eth0 up"
+    for f in FAMILIES:
+        yield f"address add {me.addresses[f]} dev eth0{' nodad' if f == 6 else ''}"
+        yield f"route add {DEFAULT_ROUTE[f]} via {ROUTED_GATEWAY[f]} dev eth0 onlink"
+
+
+def forwarding_entries(me: LabNode) -> Iterator[str]:
+    """Commands of bridge(8): behind which node each VXLAN address is (the overlay learns nothing by itself)."""
+    for peer in _peers(me):
+        yield f"fdb append {vxlan_mac(peer)} dev {VXLAN_DEVICE} dst {peer.addresses[4]}"
+
+
+def _peers(me: LabNode) -> tuple[LabNode, ...]:
+    return tuple(node for node in NODES if node != me)
+
+
+def _routed_pair(pod: LabPod, naming: Naming) -> Iterator[str]:
+    end = f"veth{pod.number}"
+    yield f"link add {end} up type veth peer name eth0 netns {naming(pod.name)}"
+    yield f"address add {ROUTED_GATEWAY[4]}/32 dev {end} scope link"
+    yield f"address add {ROUTED_GATEWAY[6]}/64 dev {end} nodad"
+    yield from (f"route add {pod.addresses[f]} dev {end}" for f in FAMILIES)
+
+
+def _overlay(me: LabNode) -> Iterator[str]:
+    """As flannel lays it out: each node's VXLAN end has its pod network's first address, neighbours are permanent."""
+    device = f"{VXLAN_DEVICE} address {vxlan_mac(me)} mtu {VXLAN_MTU}"
+    yield f"link add {device} up type vxlan id 1 dstport 8472 nolearning local {me.addresses[4]} dev eth0"
+    yield f"address add {me.pod_networks[4].network_address}/32 dev {VXLAN_DEVICE}"
+    for peer in _peers(me):
+        for f in FAMILIES:
+            first = peer.pod_networks[f].network_address
+            yield f"neighbour add {first} lladdr {vxlan_mac(peer)} dev {VXLAN_DEVICE} nud permanent"
+            yield f"route add {peer.pod_networks[f]} via {first} dev {VXLAN_DEVICE} onlink"
