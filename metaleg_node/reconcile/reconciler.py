@@ -87,7 +87,7 @@ class Outcome:
 
 @dataclass(slots=True, kw_only=True)
 class _Known:
-    """What follows from one state of the cluster, and from which Services' gateways are `awaited`; `decided` is the last
+    """What follows from one state of the cluster, while these Services' gateways are `awaited`; `decided` is the last
     decision, with the facts that it rests on."""
 
     cluster: ClusterState

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -504,6 +505,60 @@ def test_while_a_gateway_is_awaited_claims_stay_as_they_were() -> None:
     headless = cluster(services=[replace(old, type="ClusterIP"), young], slices=slices)
     found = take(headless, config(), frozenset({old.ref})).services
     assert [one.service.ref.name for one in found if one.pods] == ["web"], "a real change is no gateway that is away"
+
+
+DYING = {"ready": False, "serving": False, "terminating": True}
+DRAINING = {"ready": False, "serving": True, "terminating": True}
+STARTING = {"ready": False, "serving": False}
+LIVELIER: dict[str, tuple[dict[str, bool], dict[str, bool]]] = {
+    "ready, not dying": ({}, DYING),
+    "ready, not draining": ({}, DRAINING),
+    "starting, not draining": (STARTING, DRAINING),
+    "ready, not starting": ({}, STARTING),
+    "draining, not dying": (DRAINING, DYING),
+}
+
+
+@pytest.mark.parametrize("name", LIVELIER)
+@pytest.mark.parametrize("pods", [("new", "old"), ("web-0", "web-0")], ids=["another pod", "the same pod"])
+def test_a_live_endpoint_beats_a_dying_one_whatever_the_order(name: str, pods: tuple[str, str]) -> None:
+    live, dying = (
+        endpoint("10.244.1.5", node=node, name=pod, conditions=conditions)
+        for node, pod, conditions in zip("ab", pods, LIVELIER[name], strict=True)
+    )
+    for slices in ([endpoint_slice(live), endpoint_slice(dying)], [endpoint_slice(dying), endpoint_slice(live)]):
+        found = take(cluster(slices=slices), config())
+        assert [(pod.node, pod.pod) for one in found.services for pod in one.pods] == [("a", pods[0])]
+        assert not found.rejections
+
+
+def two_owners(old: Endpoint, young: Endpoint, said: Sequence[str] = ("old", "web")) -> ClusterState:
+    return cluster(
+        services=[service("old"), service("web", created=LATE, ingress=("192.0.2.201",))],
+        slices=[endpoint_slice(old, service="old"), endpoint_slice(young)],
+        announcements=[announced("c", service=name) for name in said],
+    )
+
+
+def test_an_address_that_is_a_new_pods_belongs_to_the_new_pods_service() -> None:
+    old, young = endpoint("10.244.1.5", name="old-0", conditions=DYING), endpoint("10.244.1.5", name="web-0")
+    state = two_owners(old, young)
+    assert claimed(state) == {"old": [], "web": ["10.244.1.5"]}
+    assert not take(state, config()).rejections, "pods end every day"
+    nameless = two_owners(endpoint("10.244.1.5", kind=None, conditions=DYING), endpoint("10.244.1.5", kind=None))
+    assert claimed(nameless) == {"old": [], "web": ["10.244.1.5"]}
+    held = two_owners(old, young, ["old"])
+    assert claimed(held) == {"old": [], "web": ["10.244.1.5"]}, "held, rather than out with the other's address"
+
+
+def test_a_pod_that_ends_stays_with_its_service_while_no_other_can_serve_it() -> None:
+    """The slices of its Services do not change in the same moment."""
+    old, young = endpoint("10.244.1.5", conditions=DYING), endpoint("10.244.1.5")
+    assert claimed(two_owners(old, young, ["old"])) == {"old": ["10.244.1.5"], "web": []}
+    assert claimed(two_owners(old, endpoint("10.244.1.6"))) == {"old": ["10.244.1.5"], "web": ["10.244.1.6"]}
+    both = two_owners(old, endpoint("10.244.1.5", conditions=DYING))
+    assert claimed(both) == {"old": ["10.244.1.5"], "web": []}
+    assert len(take(both, config()).rejections) == 1
 
 
 def test_one_address_in_two_slices_of_a_service_is_one_pod() -> None:

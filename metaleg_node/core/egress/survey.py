@@ -20,6 +20,7 @@ from metaleg_node.core.model import (
     AnnouncedBy,
     Announcement,
     ClusterState,
+    Endpoint,
     EndpointSlice,
     Family,
     Network,
@@ -269,15 +270,17 @@ class _Claim(NamedTuple):
     """An address that a Service's EndpointSlice names."""
 
     request: _Request
-    named_by: EndpointSlice
+    named_by: ObjectRef
+    endpoint: Endpoint
     pod: PodAddress
 
     @property
     def precedence(self) -> tuple[object, ...]:
-        """The smallest gets the address."""
-        service = self.request.service
+        """The smallest gets the address, whatever the order in which the slices come."""
+        service, endpoint = self.request.service, self.endpoint
         serves = self.request.serves(self.pod.address.version)
-        return (not serves, service.created, service.ref, self.named_by.ref)
+        who = (not serves, endpoint.terminating, service.created, service.ref)
+        return (*who, not endpoint.ready, not endpoint.serving, self.named_by, self.pod.node or "", self.pod.pod)
 
 
 def _request(service: Service, gateway: Gateway | Obstacle, checks: _Checks, *, awaited: bool) -> _Request:
@@ -300,8 +303,9 @@ def _request(service: Service, gateway: Gateway | Obstacle, checks: _Checks, *, 
 def _claims(
     requests: Iterable[_Request], cluster: ClusterState, checks: _Checks
 ) -> tuple[dict[ObjectRef, dict[Address, PodAddress]], list[Rejection]]:
-    """The pods of each Service. An address belongs to one: to a Service that can have egress before one that cannot,
-    so that a claim that cannot be served takes nothing from one that can; then to the older; then by name."""
+    """The pods of each Service. An address belongs to one. One that was a pod's that is ending and is now a live one's
+    belongs to the live. Else a Service that can have egress comes before one that cannot, so that a claim that cannot
+    be served takes nothing from one that can; then a live endpoint, the older Service, the name."""
     slices: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
     for endpoint_slice in cluster.endpoint_slices:
         slices[endpoint_slice.ref.namespace, endpoint_slice.service].append(endpoint_slice)
@@ -311,26 +315,39 @@ def _claims(
     for request in requests:
         pods[request.service.ref] = {}
         for endpoint_slice in slices[_key(request.service)]:
-            for pod, problem in checks.claims(endpoint_slice):
+            for endpoint, pod, problem in checks.claims(endpoint_slice):
                 if problem:
                     rejections.append(Rejection(ref=endpoint_slice.ref, reason=problem))
                 else:
-                    claims[pod.address].append(_Claim(request, endpoint_slice, pod))
+                    claims[pod.address].append(_Claim(request, endpoint_slice.ref, endpoint, pod))
     for address, claimed in claims.items():
-        owner = claimed[0] if len(claimed) == 1 else min(claimed, key=lambda one: one.precedence)
+        owner = claimed[0]
+        if len(claimed) > 1:
+            owner = _first(claimed)
+            rejections += _lost(owner, claimed)
         pods[owner.request.service.ref][address] = owner.pod
-        rejections += _lost(owner, claimed)
     return pods, rejections
 
 
+def _first(claimed: Sequence[_Claim]) -> _Claim:
+    """Linear, since anybody can name one address as often as he likes."""
+    live = {one.endpoint.target for one in claimed if not one.endpoint.terminating}
+
+    def outlived(one: _Claim) -> bool:
+        return one.endpoint.terminating and (None in live or bool(live - {one.endpoint.target}))
+
+    return min((one for one in claimed if not outlived(one)), key=lambda one: one.precedence)
+
+
 def _lost(owner: _Claim, claimed: Iterable[_Claim]) -> Iterator[Rejection]:
-    """What other Services miss by it: nothing where they could have had no egress."""
+    """What others miss by it: nothing where they could have had no egress, or with a pod that is ending."""
     address, ours = owner.pod.address, owner.request
     for claim in claimed:
         theirs = claim.request
-        if theirs is not ours and theirs.serves(address.version):
+        ending = claim.endpoint.terminating and not owner.endpoint.terminating
+        if theirs is not ours and not ending and theirs.serves(address.version):
             reason = f"{address} belongs to {ours.service.ref}, which is older"
-            yield Rejection(ref=claim.named_by.ref, reason=reason)
+            yield Rejection(ref=claim.named_by, reason=reason)
 
 
 class _Checks:
@@ -351,7 +368,7 @@ class _Checks:
                 self._pods_with[address].add(pod.ref)
         self._cluster_ips = frozenset(a for service in cluster.services for a in service.cluster_ips)
 
-    def claims(self, endpoint_slice: EndpointSlice) -> Iterator[tuple[PodAddress, str]]:
+    def claims(self, endpoint_slice: EndpointSlice) -> Iterator[tuple[Endpoint, PodAddress, str]]:
         """Each address of the slice with the reason why it is not taken, empty for one that is."""
         namespace = endpoint_slice.ref.namespace
         for endpoint in endpoint_slice.endpoints:
@@ -360,7 +377,7 @@ class _Checks:
             for address in endpoint.addresses:
                 pod = PodAddress(address=address, node=endpoint.node, pod=target.name if target and of_pod else "")
                 problem = self._problem(address, target, of_pod=of_pod, controlled=endpoint_slice.controlled)
-                yield pod, problem or self._taken(address, target, namespace)
+                yield endpoint, pod, problem or self._taken(address, target, namespace)
 
     def _taken(self, address: Address, target: ObjectRef | None, namespace: str) -> str:
         """Why an address is not the endpoint's, where the Pods are known: whoever may write an EndpointSlice can claim
