@@ -61,11 +61,7 @@ def _state_problems(cluster: ClusterState, config: Config) -> tuple[Problem, ...
     return (
         *((Problem(code=Code.INCOMPLETE_STATE, text=gap),) if gap else ()),
         *(one.problem(one.obstacle) for one in surveyed.services if one.obstacle),
-        *(
-            Problem(code=Code.PATH_PARTIAL, subject=f"return path {path.name}", text=note)
-            for path in wanted.paths
-            for note in path.notes
-        ),
+        *(problem for path in wanted.paths for problem in path.problems),
         *report.rejections((*cluster.rejections, *surveyed.rejections, *wanted.rejections)),
     )
 

@@ -104,11 +104,15 @@ class Service:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One endpoint of a slice: its addresses, the node it runs on and the object behind it, where the slice tells."""
+    """One endpoint of a slice: its addresses, the node it runs on and the object behind it, where the slice tells.
+    `ready`, `serving` and `terminating` are its conditions."""
 
     addresses: tuple[Address, ...]
     node: NodeName | None
     target: ObjectRef | None
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ networks are a hundred times slower.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv6Address, collapse_addresses, ip_address, ip_network, summarize_address_range
@@ -108,8 +109,35 @@ def merged_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
 
 def without(ranges: Iterable[Range], taken: Iterable[Range]) -> tuple[Range, ...]:
     """The ranges less the addresses that are taken."""
-    holes = merged_ranges(taken)
-    return tuple(left for one in merged_ranges(ranges) for left in _cut(one, holes))
+    holes = Ranges(taken)
+    return tuple(left for one in merged_ranges(ranges) for left in _cut(one, holes.meeting(one)))
+
+
+class Ranges:
+    """Some ranges, among which those that meet another are found quickly."""
+
+    def __init__(self, ranges: Iterable[Range]) -> None:
+        self._ranges = merged_ranges(ranges)
+        self._ends = [(last.version, int(last)) for _, last in self._ranges]
+
+    def meet(self, one: Range) -> bool:
+        """Whether any shares an address with this one."""
+        family = one[0].version
+        index = bisect_left(self._ends, (family, int(one[0])))
+        if index == len(self._ranges):
+            return False
+        begin = self._ranges[index][0]
+        return begin.version == family and int(begin) <= int(one[1])
+
+    def meeting(self, one: Range) -> Iterator[Range]:
+        """Those that share addresses with this one, in order."""
+        first, last = one
+        family, end = first.version, int(last)
+        for index in range(bisect_left(self._ends, (family, int(first))), len(self._ranges)):
+            begin = self._ranges[index][0]
+            if begin.version != family or int(begin) > end:
+                return
+            yield self._ranges[index]
 
 
 def range_of(network: Network) -> Range:
@@ -120,8 +148,6 @@ def range_of(network: Network) -> Range:
 def _cut(one: Range, holes: Iterable[Range]) -> Iterator[Range]:
     first, last = one
     for begin, end in holes:
-        if begin.version != first.version or int(end) < int(first) or int(begin) > int(last):
-            continue
         if int(begin) > int(first):
             yield first, begin - 1
         if int(end) >= int(last):

@@ -57,6 +57,7 @@ class Code(enum.StrEnum):
     # Return paths.
     PATH_INACTIVE = "path-inactive"
     PATH_PARTIAL = "path-partial"
+    PATH_OVERLAP = "path-overlap"
 
     @property
     def severity(self) -> Severity:
@@ -95,6 +96,7 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.NO_EXIT: (Severity.ERROR, "The return path by which the address must leave does not work."),
     Code.PATH_INACTIVE: (Severity.ERROR, "A return path does nothing."),
     Code.PATH_PARTIAL: (Severity.ERROR, "A part of a return path does not work."),
+    Code.PATH_OVERLAP: (Severity.WARNING, "A pool holds addresses of nodes, pods or Services, which are left out."),
 }
 
 _FAILS_FROM = {"check": Severity.WARNING, "status": Severity.ERROR}

@@ -22,6 +22,7 @@ class Event(enum.StrEnum):
     RELOAD = "reload"
     CONFIGURATION = "configuration changed"
     RETRY = "retry"
+    GATEWAY = "a gateway stays away"
     STOP = "stop"
 
 

@@ -200,6 +200,7 @@ class Service:
         else:
             self._events.schedule(Event.RETRY, self._retry_after * random.uniform(0.8, 1.2))
             self._retry_after = min(self._retry_after * 2, _RETRY_LAST)
+        self._events.schedule(Event.GATEWAY, self._reconciler.wait or 0)
         self._teller.reconciled(outcome, reason=reason, seconds=seconds)
         self._publish()
         if outcome.ok:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -15,12 +15,13 @@ from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
 from metaleg_node.core.egress import survey
-from metaleg_node.core.model import ClusterState, Host, NextHop, NodeName, Questions
+from metaleg_node.core.model import ClusterState, Host, NextHop, NodeName, ObjectRef, Questions
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.reconcile.machine import Machine
+from metaleg_node.reconcile.patience import Patience
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +87,11 @@ class Outcome:
 
 @dataclass(slots=True, kw_only=True)
 class _Known:
-    """What follows from one state of the cluster; `decided` is the last decision, with the facts that it rests on."""
+    """What follows from one state of the cluster, while these Services' gateways are `awaited`; `decided` is the last
+    decision, with the facts that it rests on."""
 
     cluster: ClusterState
+    awaited: Set[ObjectRef]
     survey: survey.Survey
     paths: pools.WantedPaths
     questions: Questions
@@ -103,6 +106,12 @@ class Reconciler:
         self._config = config
         self.node = node_name(config)
         self._known: _Known | None = None
+        self._patience = Patience()
+
+    @property
+    def wait(self) -> float | None:
+        """Seconds until the same facts may lead to another plan, since a gateway is no longer awaited; None: never."""
+        return self._patience.wait
 
     def plan(self, cluster: ClusterState) -> Plan:
         """Compares the kernel with what this state of the cluster asks for. Raises KernelError, and IncompleteError
@@ -159,11 +168,22 @@ class Reconciler:
         return replace(swept, flushed=swept.flushed + outcome.flushed, done=outcome.done)
 
     def _know(self, cluster: ClusterState) -> _Known:
-        if self._known is None or self._known.cluster is not cluster:
-            surveyed, paths = survey.take(cluster, self._config), pools.read(cluster, self._config, self.node)
+        awaited = self._patience.awaited
+        known = self._known
+        if known is None or known.cluster is not cluster or known.awaited != awaited:
+            surveyed = survey.take(cluster, self._config, awaited)
+            self._patience.look(surveyed)
+            paths = pools.read(cluster, self._config, self.node)
             questions = assembly.questions(surveyed, paths, self._config, self.node)
-            self._known = _Known(cluster=cluster, survey=surveyed, paths=paths, questions=questions)
-        return self._known
+            known = _Known(
+                cluster=cluster,
+                awaited=self._patience.awaited,
+                survey=surveyed,
+                paths=paths,
+                questions=questions,
+            )
+            self._known = known
+        return known
 
     def _decide(self, known: _Known, host: Host, held: assembly.Held, *, lost: bool) -> Desired:
         """The same facts lead to the same decision, and most events change none: a route of others, for example.

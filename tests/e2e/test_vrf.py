@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.plan import Flavour, LabOptions
-from metaleg_node.lab.server import wait_until
 from tests.e2e.path_scene import ALL, scene, status_of
 from tests.e2e.scenario import NODE1, SETTLED
 from tests.e2e.second_way import l2

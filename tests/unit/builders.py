@@ -93,11 +93,18 @@ def service(
 
 
 def endpoint(
-    *texts: str, node: str | None = None, kind: str | None = "Pod", namespace: str = "shop", name: str = "web-0"
+    *texts: str,
+    node: str | None = None,
+    kind: str | None = "Pod",
+    namespace: str = "shop",
+    name: str = "web-0",
+    conditions: Mapping[str, bool] | None = None,
 ) -> Endpoint:
     """`kind` None: no targetRef."""
     target = ObjectRef(kind=kind, namespace=namespace, name=name) if kind else None
-    return Endpoint(addresses=addresses(texts), node=NodeName(node) if node else None, target=target)
+    return Endpoint(
+        addresses=addresses(texts), node=NodeName(node) if node else None, target=target, **(conditions or {})
+    )
 
 
 def endpoint_slice(

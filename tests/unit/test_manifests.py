@@ -711,3 +711,31 @@ def test_an_object_with_very_many_problems_tells_the_first_ones() -> None:
     reasons = [one.reason for one in parse(changed(service(), "spec.externalIPs", list(range(1000)))).rejections]
     assert len(reasons) == MAX_REJECTIONS + 1
     assert reasons[-1] == f"and {1000 - MAX_REJECTIONS} more problems"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        (None, (True, True, False)),
+        ({}, (True, True, False)),
+        ({"ready": False}, (False, False, False)),
+        ({"ready": None, "serving": None, "terminating": None}, (True, True, False)),
+        ({"ready": False, "serving": True, "terminating": True}, (False, True, True)),
+    ],
+)
+def test_what_conditions_of_an_endpoint_leave_open(
+    conditions: dict[str, object] | None, expected: tuple[bool, bool, bool]
+) -> None:
+    found = only(changed(endpoint_slice(), "endpoints", [{"addresses": ["10.244.1.5"], "conditions": conditions}]))
+    (endpoint,) = found.endpoints
+    assert (endpoint.ready, endpoint.serving, endpoint.terminating) == expected
+
+
+def test_a_condition_that_is_neither_true_nor_false_is_told_and_left_open() -> None:
+    raw = changed(
+        endpoint_slice(), "endpoints", [{"addresses": ["10.244.1.5"], "conditions": {"terminating": "true", "x": 1}}]
+    )
+    found = parse(raw)
+    assert [one.reason for one in found.rejections] == [
+        "endpoints[0].conditions.terminating: 'true' is not true or false; it is left out"
+    ]

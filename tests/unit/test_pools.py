@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from metaleg_node.core.model import AddressPool, Advertisement, BGPPeer, ClusterState, Node, NodeName
 from metaleg_node.core.objects.manifests import parse
+from metaleg_node.core.problems import Code
 from metaleg_node.core.return_path import wanted as pools
 from tests.unit.builders import A, config
 
@@ -319,3 +321,95 @@ def test_a_hint_where_packets_may_pass_netfilter_by(name: str) -> None:
     found = pools.unseen(interfaces, config(text))
     assert ("interface cilium_host says that Cilium is here" in found) == hint
     assert bool(found) == hint
+
+
+# --- what is inside the cluster --------------------------------------------------------------------------------------
+
+GATEWAY = '[[return_path.l2]]\nname = "one"\ninterface = "eth1"\npools = ["p"]\ngateways = ["10.1.0.1"]\n'
+NODE = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {"name": "a", "labels": {}},
+    "spec": {"podCIDRs": ["10.244.1.0/24"]},
+    "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.2"}]},
+}
+HELD: dict[str, tuple[str, str, list[str], str]] = {
+    "a node's address in a pool": (
+        GATEWAY,
+        "192.0.2.0/29",
+        ["192.0.2.0/31", "192.0.2.3/32", "192.0.2.4/30"],
+        "192.0.2.2 is the address of Node a, but IPAddressPool metallb-system/p holds it; it is left out",
+    ),
+    "a node's address in a pool of BGP": (
+        BGP,
+        "192.0.2.2-192.0.2.3",
+        ["192.0.2.3/32"],
+        "192.0.2.2 is the address of Node a, but IPAddressPool metallb-system/p holds it; it is left out",
+    ),
+    "a pod network in a pool": (
+        GATEWAY,
+        "10.244.0.0/23",
+        ["10.244.0.0/24"],
+        "10.244.1.0/24 is a pod network of Node a, but IPAddressPool metallb-system/p holds it; it is left out",
+    ),
+    "a pool in a pod network": (
+        GATEWAY,
+        "10.244.1.7-10.244.2.0",
+        ["10.244.2.0/32"],
+        "10.244.1.0/24 is a pod network of Node a, but IPAddressPool metallb-system/p holds it; it is left out",
+    ),
+    "a pod network of the configuration in cidrs": (
+        GATEWAY.replace('pools = ["p"]', 'cidrs = ["172.16.0.0/15"]') + 'cluster.pod_cidrs = ["172.17.0.0/16"]',
+        "192.0.2.100/32",
+        ["172.16.0.0/16"],
+        "172.17.0.0/16 is a pod network of cluster.pod_cidrs, but cidrs (172.16.0.0/15) holds it; it is left out",
+    ),
+    "a Service network": (
+        GATEWAY + 'cluster.service_cidrs = ["10.96.0.0/30"]',
+        "10.96.0.0/29",
+        ["10.96.0.4/30"],
+        "10.96.0.0/30 is a Service network of cluster.service_cidrs, but IPAddressPool metallb-system/p holds it; "
+        "it is left out",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_no_path_takes_what_nodes_and_pods_send(name: str) -> None:
+    text, addresses, owned, told = HELD[name]
+    text = "\n".join(sorted(text.splitlines(), key=lambda line: not line.startswith("cluster.")))
+    raws = [pool("p", addresses), advertise(), peer("x", "10.9.9.9"), NODE]
+    (path,) = read(*raws, text=text).paths
+    assert sorted(map(str, path.owned)) == owned
+    (problem,) = path.problems
+    assert (problem.code, problem.text) == (Code.PATH_OVERLAP, told)
+    assert problem.subject == f"return path {path.name}"
+
+
+def test_a_path_without_a_gateway_takes_nothing_that_nodes_send() -> None:
+    without = GATEWAY.replace('gateways = ["10.1.0.1"]\n', "")
+    (path,) = read(pool("p", "192.0.2.0/29"), NODE, text=without).paths
+    assert not [*path.problems]
+    assert sorted(map(str, path.on_link)) == ["192.0.2.0/29"], "a node may be on the path's link"
+
+
+def test_pods_are_on_no_paths_link() -> None:
+    without = GATEWAY.replace('gateways = ["10.1.0.1"]\n', "")
+    (path,) = read(pool("p", "10.244.0.0/23"), NODE, text=without).paths
+    assert sorted(map(str, path.on_link)) == ["10.244.0.0/24"]
+    assert [one.code for one in path.problems] == [Code.PATH_OVERLAP]
+
+
+def test_of_many_addresses_of_the_cluster_only_some_are_named() -> None:
+    nodes = []
+    for number in range(1, 101):
+        raw = copy.deepcopy(NODE)
+        raw["metadata"] = {"name": f"n{number}", "labels": {}}
+        raw["status"] = {"addresses": [{"type": "InternalIP", "address": f"192.0.2.{number}"}]}
+        raw["spec"] = {}
+        nodes.append(raw)
+    (path,) = read(pool("p", "192.0.2.0/24"), *nodes, text=GATEWAY).paths
+    assert sum(network.num_addresses for network in path.owned) == 156
+    told = [problem.text for problem in path.problems]
+    assert len(told) == 11
+    assert told[-1] == "and 90 more addresses and networks of the cluster"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -23,7 +24,9 @@ from metaleg_node.core.model import (
     Endpoint,
     EndpointSlice,
     NodeName,
+    ObjectRef,
     Pod,
+    Service,
     ServicePort,
 )
 from metaleg_node.core.networks import Membership, merged
@@ -421,12 +424,141 @@ CREATED = {
 def test_F28_a_pod_claimed_twice_goes_with(name: str) -> None:
     (first, t1), (second, t2) = CREATED[name]
     state = cluster(
-        services=[service(second, created=t2), service(first, created=t1)],
+        services=[service(second, created=t2, ingress=("192.0.2.201",)), service(first, created=t1)],
         slices=[endpoint_slice(endpoint("10.244.1.5"), service=s) for s in (second, first)],
+        announcements=[announced("c", service=s) for s in (first, second)],
     )
     assert claimed(state) == {first: ["10.244.1.5"], second: []}
     (rejection,) = take(state, config()).rejections
     assert rejection.reason == f"10.244.1.5 belongs to Service shop/{first}, which is older"
+
+
+CANNOT: dict[str, tuple[Service, list[Announcement], Code]] = {
+    "headless": (service("old", type="ClusterIP", ingress=()), [], Code.NOT_LOAD_BALANCER),
+    "without an address": (service("old", ingress=()), [announced("b", service="old")], Code.NO_ADDRESS),
+    "with a node's address": (
+        service("old", ingress=("10.0.0.1",)),
+        [announced("b", service="old")],
+        Code.BAD_ADDRESS,
+    ),
+    "with a bad annotation": (
+        service("old", annotations={ONLY_ANNOTATION: "x"}),
+        [announced("b", service="old")],
+        Code.BAD_ANNOTATION,
+    ),
+    "without a gateway": (service("old"), [], Code.NO_GATEWAY),
+    "with a gateway that is no node": (service("old"), [announced("z", service="old")], Code.UNKNOWN_NODE),
+    "with two gateways by BGP": (
+        service("old"),
+        [announced(n, service="old", source=BGP) for n in "ab"],
+        Code.SEVERAL_GATEWAYS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CANNOT)
+def test_a_claim_that_cannot_be_served_takes_nothing_from_one_that_can(name: str) -> None:
+    old, said, code = CANNOT[name]
+    young = service("web", created=LATE)
+    slices = [endpoint_slice(endpoint("10.244.1.5"), service=s) for s in ("old", "web")]
+    for services in ([old, young], [young, old]):
+        state = cluster(services=services, slices=slices, announcements=[announced("c"), *said])
+        assert claimed(state) == {"old": [], "web": ["10.244.1.5"]}
+        found = take(state, config())
+        assert [one.obstacle and one.obstacle.code for one in found.services] == [code, None]
+        assert not found.rejections, "the older Service's own problem is told, and nothing else is wrong"
+    alone = cluster(services=[old], slices=slices, announcements=said)
+    assert claimed(alone) == {"old": ["10.244.1.5"]}, "its pods are held while nobody else claims them"
+
+
+def test_a_gateway_that_no_pods_node_can_reach_is_none() -> None:
+    nodes = [node("a"), node("b", ips=["fd00::2"]), node("c")]
+    state = cluster(
+        services=[service("old"), service("web", created=LATE)],
+        slices=[endpoint_slice(endpoint("10.244.1.5"), service=s) for s in ("old", "web")],
+        announcements=[announced("b", service="old"), announced("c")],
+        nodes=nodes,
+    )
+    assert claimed(state) == {"old": [], "web": ["10.244.1.5"]}
+
+
+def test_each_family_has_its_own_owner() -> None:
+    old, young = service("old"), service("web", created=LATE, ingress=("192.0.2.201", LB6))
+    both = [endpoint("10.244.1.5"), endpoint("fd00:10:244:1::5")]
+    state = cluster(
+        services=[old, young],
+        slices=[endpoint_slice(*both, service=s) for s in ("old", "web")],
+        announcements=[announced("c", service="old"), announced("c")],
+    )
+    assert claimed(state) == {"old": ["10.244.1.5"], "web": ["fd00:10:244:1::5"]}
+
+
+def test_while_a_gateway_is_awaited_claims_stay_as_they_were() -> None:
+    old, young = service("old"), service("web", created=LATE, ingress=("192.0.2.201",))
+    slices = [endpoint_slice(endpoint("10.244.1.5"), service=s) for s in ("old", "web")]
+    away = cluster(services=[old, young], slices=slices)
+    owners = [
+        [one.service.ref.name for one in take(away, config(), awaited).services if one.pods]
+        for awaited in (frozenset[ObjectRef](), frozenset({old.ref}))
+    ]
+    assert owners == [["web"], ["old"]]
+    headless = cluster(services=[replace(old, type="ClusterIP"), young], slices=slices)
+    found = take(headless, config(), frozenset({old.ref})).services
+    assert [one.service.ref.name for one in found if one.pods] == ["web"], "a real change is no gateway that is away"
+
+
+DYING = {"ready": False, "serving": False, "terminating": True}
+DRAINING = {"ready": False, "serving": True, "terminating": True}
+STARTING = {"ready": False, "serving": False}
+LIVELIER: dict[str, tuple[dict[str, bool], dict[str, bool]]] = {
+    "ready, not dying": ({}, DYING),
+    "ready, not draining": ({}, DRAINING),
+    "starting, not draining": (STARTING, DRAINING),
+    "ready, not starting": ({}, STARTING),
+    "draining, not dying": (DRAINING, DYING),
+}
+
+
+@pytest.mark.parametrize("name", LIVELIER)
+@pytest.mark.parametrize("pods", [("new", "old"), ("web-0", "web-0")], ids=["another pod", "the same pod"])
+def test_a_live_endpoint_beats_a_dying_one_whatever_the_order(name: str, pods: tuple[str, str]) -> None:
+    live, dying = (
+        endpoint("10.244.1.5", node=node, name=pod, conditions=conditions)
+        for node, pod, conditions in zip("ab", pods, LIVELIER[name], strict=True)
+    )
+    for slices in ([endpoint_slice(live), endpoint_slice(dying)], [endpoint_slice(dying), endpoint_slice(live)]):
+        found = take(cluster(slices=slices), config())
+        assert [(pod.node, pod.pod) for one in found.services for pod in one.pods] == [("a", pods[0])]
+        assert not found.rejections
+
+
+def two_owners(old: Endpoint, young: Endpoint, said: Sequence[str] = ("old", "web")) -> ClusterState:
+    return cluster(
+        services=[service("old"), service("web", created=LATE, ingress=("192.0.2.201",))],
+        slices=[endpoint_slice(old, service="old"), endpoint_slice(young)],
+        announcements=[announced("c", service=name) for name in said],
+    )
+
+
+def test_an_address_that_is_a_new_pods_belongs_to_the_new_pods_service() -> None:
+    old, young = endpoint("10.244.1.5", name="old-0", conditions=DYING), endpoint("10.244.1.5", name="web-0")
+    state = two_owners(old, young)
+    assert claimed(state) == {"old": [], "web": ["10.244.1.5"]}
+    assert not take(state, config()).rejections, "pods end every day"
+    nameless = two_owners(endpoint("10.244.1.5", kind=None, conditions=DYING), endpoint("10.244.1.5", kind=None))
+    assert claimed(nameless) == {"old": [], "web": ["10.244.1.5"]}
+    held = two_owners(old, young, ["old"])
+    assert claimed(held) == {"old": [], "web": ["10.244.1.5"]}, "held, rather than out with the other's address"
+
+
+def test_a_pod_that_ends_stays_with_its_service_while_no_other_can_serve_it() -> None:
+    """The slices of its Services do not change in the same moment."""
+    old, young = endpoint("10.244.1.5", conditions=DYING), endpoint("10.244.1.5")
+    assert claimed(two_owners(old, young, ["old"])) == {"old": ["10.244.1.5"], "web": []}
+    assert claimed(two_owners(old, endpoint("10.244.1.6"))) == {"old": ["10.244.1.5"], "web": ["10.244.1.6"]}
+    both = two_owners(old, endpoint("10.244.1.5", conditions=DYING))
+    assert claimed(both) == {"old": ["10.244.1.5"], "web": []}
+    assert len(take(both, config()).rejections) == 1
 
 
 def test_one_address_in_two_slices_of_a_service_is_one_pod() -> None:

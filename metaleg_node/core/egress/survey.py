@@ -7,8 +7,9 @@ address. What this node has to do about it is decided in `egress`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core.cluster_networks import NEVER_EGRESS, ClusterNetworks, cluster_networks
@@ -19,6 +20,7 @@ from metaleg_node.core.model import (
     AnnouncedBy,
     Announcement,
     ClusterState,
+    Endpoint,
     EndpointSlice,
     Family,
     Network,
@@ -87,8 +89,8 @@ class EgressService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The result of `take`; `services` are in order of age, which is also their precedence. `served` are the ports
-    on which their pods take datagrams (UDP, SCTP)."""
+    """The result of `take`; `services` are in order of age. `served` are the ports on which their pods take datagrams
+    (UDP, SCTP)."""
 
     services: tuple[EgressService, ...]
     served: frozenset[int]
@@ -112,8 +114,9 @@ class Survey:
         return ""
 
 
-def take(cluster: ClusterState, config: Config) -> Survey:
-    """Works out what the opted-in Services ask for."""
+def take(cluster: ClusterState, config: Config, awaited: Set[ObjectRef] = frozenset()) -> Survey:
+    """Works out what the opted-in Services ask for. Those that are `awaited` had a gateway a moment ago: while they
+    have none, their claims count as if they had."""
     nodes = {node.name: node for node in cluster.nodes}
     networks = cluster_networks(cluster, config)
     opted_in = sorted(
@@ -125,13 +128,14 @@ def take(cluster: ClusterState, config: Config) -> Survey:
     for announcement in told:
         announcements[announcement.service].append(announcement)
     checks = _Checks(networks, cluster)
-    pods, refused = _claims(opted_in, cluster, checks)
-    rejections += refused
-    rejections += _unclear_labels(cluster.services, config.egress.label)
-    services: list[EgressService] = []
+    requests = []
     for service in opted_in:
         gateway = choose_gateway(_about(service, announcements[_key(service)]), nodes, config.egress.gateway_source)
-        services += _families(service, pods[service.ref].values(), gateway, checks)
+        requests.append(_request(service, gateway, checks, awaited=service.ref in awaited))
+    pods, refused = _claims(requests, cluster, checks)
+    rejections += refused
+    rejections += _unclear_labels(cluster.services, config.egress.label)
+    services = [one for request in requests for one in _families(request, pods[request.service.ref].values())]
     return Survey(
         services=tuple(_told_apart(services)),
         served=_served(opted_in, cluster.endpoint_slices),
@@ -221,27 +225,129 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
+# --- whose claim counts ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What one Service can have, before it is known which pods are its own. `obstacle` is one of the whole Service;
+    `sources` has each family that it has an address of."""
+
+    service: Service
+    filter: DestinationFilter
+    obstacle: Obstacle | None
+    sources: Mapping[Family, Address | Obstacle]
+    gateway: Gateway | Obstacle
+    awaited: bool
+
+    def source(self, family: Family) -> Address | Obstacle:
+        """The LoadBalancer address, or why there is none to leave with."""
+        if self.obstacle:
+            return self.obstacle
+        detail = f"the Service has no IPv{family} address in status.loadBalancer.ingress"
+        return self.sources.get(family, Obstacle(code=Code.NO_ADDRESS, detail=detail))
+
+    def serves(self, family: Family) -> bool:
+        """Whether its pods can have egress, as far as that is the same on every node."""
+        if isinstance(self.source(family), Obstacle):
+            return False
+        if isinstance(self.gateway, Obstacle):
+            return self.awaited
+        return any(address.version == family for address in self.gateway.node.internal_ips)
+
+    def is_same(self, other: _Request, family: Family) -> bool:
+        """Whether it makes no difference which of the two has a pod."""
+        return (
+            self.source(family) == other.source(family)
+            and self.filter == other.filter
+            and isinstance(self.gateway, Gateway)
+            and isinstance(other.gateway, Gateway)
+            and self.gateway.node.name == other.gateway.node.name
+        )
+
+
+class _Claim(NamedTuple):
+    """An address that a Service's EndpointSlice names."""
+
+    request: _Request
+    named_by: ObjectRef
+    endpoint: Endpoint
+    pod: PodAddress
+
+    @property
+    def precedence(self) -> tuple[object, ...]:
+        """The smallest gets the address, whatever the order in which the slices come."""
+        service, endpoint = self.request.service, self.endpoint
+        serves = self.request.serves(self.pod.address.version)
+        who = (not serves, endpoint.terminating, service.created, service.ref)
+        return (*who, not endpoint.ready, not endpoint.serving, self.named_by, self.pod.node or "", self.pod.pod)
+
+
+def _request(service: Service, gateway: Gateway | Obstacle, checks: _Checks, *, awaited: bool) -> _Request:
+    try:
+        destinations, obstacle = _filter(service.annotations), None
+    except ValueError as error:
+        destinations = DestinationFilter()
+        obstacle = Obstacle(code=Code.BAD_ANNOTATION, detail=str(error))
+    if service.type != "LoadBalancer":
+        detail = f"spec.type is {service.type or 'missing'}, must be LoadBalancer"
+        obstacle = Obstacle(code=Code.NOT_LOAD_BALANCER, detail=detail)
+    sources: dict[Family, Address | Obstacle] = {}
+    for address in service.ingress:
+        sources.setdefault(address.version, checks.source(address))
+    return _Request(
+        service=service, filter=destinations, obstacle=obstacle, sources=sources, gateway=gateway, awaited=awaited
+    )
+
+
 def _claims(
-    services: Sequence[Service], cluster: ClusterState, checks: _Checks
+    requests: Iterable[_Request], cluster: ClusterState, checks: _Checks
 ) -> tuple[dict[ObjectRef, dict[Address, PodAddress]], list[Rejection]]:
-    """The pods of each Service, oldest Service first; an address belongs to the first that claims it."""
+    """The pods of each Service. An address belongs to one. One that was a pod's that is ending and is now a live one's
+    belongs to the live. Else a Service that can have egress comes before one that cannot, so that a claim that cannot
+    be served takes nothing from one that can; then a live endpoint, the older Service, the name."""
     slices: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
     for endpoint_slice in cluster.endpoint_slices:
         slices[endpoint_slice.ref.namespace, endpoint_slice.service].append(endpoint_slice)
-    owners: dict[Address, ObjectRef] = {}
+    claims: dict[Address, list[_Claim]] = defaultdict(list)
     pods: dict[ObjectRef, dict[Address, PodAddress]] = {}
     rejections: list[Rejection] = []
-    for service in services:
-        own = pods.setdefault(service.ref, {})
-        for endpoint_slice in slices[_key(service)]:
-            for pod, problem in checks.claims(endpoint_slice):
-                owner = service.ref if problem else owners.setdefault(pod.address, service.ref)
-                older = f"{pod.address} belongs to {owner}, which is older" if owner is not service.ref else ""
-                if problem or older:
-                    rejections.append(Rejection(ref=endpoint_slice.ref, reason=problem or older))
+    for request in requests:
+        pods[request.service.ref] = {}
+        for endpoint_slice in slices[_key(request.service)]:
+            for endpoint, pod, problem in checks.claims(endpoint_slice):
+                if problem:
+                    rejections.append(Rejection(ref=endpoint_slice.ref, reason=problem))
                 else:
-                    own[pod.address] = pod
+                    claims[pod.address].append(_Claim(request, endpoint_slice.ref, endpoint, pod))
+    for address, claimed in claims.items():
+        owner = claimed[0]
+        if len(claimed) > 1:
+            owner = _first(claimed)
+            rejections += _lost(owner, claimed)
+        pods[owner.request.service.ref][address] = owner.pod
     return pods, rejections
+
+
+def _first(claimed: Sequence[_Claim]) -> _Claim:
+    """Linear, since anybody can name one address as often as he likes."""
+    live = {one.endpoint.target for one in claimed if not one.endpoint.terminating}
+
+    def outlived(one: _Claim) -> bool:
+        return one.endpoint.terminating and (None in live or bool(live - {one.endpoint.target}))
+
+    return min((one for one in claimed if not outlived(one)), key=lambda one: one.precedence)
+
+
+def _lost(owner: _Claim, claimed: Iterable[_Claim]) -> Iterator[Rejection]:
+    """What others miss by it: nothing where they could have had no egress, or with a pod that is ending."""
+    address, ours = owner.pod.address, owner.request
+    for claim in claimed:
+        theirs = claim.request
+        ending = claim.endpoint.terminating and not owner.endpoint.terminating
+        if theirs is not ours and not ending and theirs.serves(address.version):
+            reason = f"{address} belongs to {ours.service.ref}, which is older"
+            yield Rejection(ref=claim.named_by, reason=reason)
 
 
 class _Checks:
@@ -262,7 +368,7 @@ class _Checks:
                 self._pods_with[address].add(pod.ref)
         self._cluster_ips = frozenset(a for service in cluster.services for a in service.cluster_ips)
 
-    def claims(self, endpoint_slice: EndpointSlice) -> Iterator[tuple[PodAddress, str]]:
+    def claims(self, endpoint_slice: EndpointSlice) -> Iterator[tuple[Endpoint, PodAddress, str]]:
         """Each address of the slice with the reason why it is not taken, empty for one that is."""
         namespace = endpoint_slice.ref.namespace
         for endpoint in endpoint_slice.endpoints:
@@ -271,7 +377,7 @@ class _Checks:
             for address in endpoint.addresses:
                 pod = PodAddress(address=address, node=endpoint.node, pod=target.name if target and of_pod else "")
                 problem = self._problem(address, target, of_pod=of_pod, controlled=endpoint_slice.controlled)
-                yield pod, problem or self._taken(address, target, namespace)
+                yield endpoint, pod, problem or self._taken(address, target, namespace)
 
     def _taken(self, address: Address, target: ObjectRef | None, namespace: str) -> str:
         """Why an address is not the endpoint's, where the Pods are known: whoever may write an EndpointSlice can claim
@@ -296,11 +402,8 @@ class _Checks:
             return f"{address} is in no pod network (Node spec.podCIDRs, cluster.pod_cidrs)"
         return ""
 
-    def source(self, address: Address | None, family: Family) -> Address | Obstacle:
-        """The LoadBalancer address of one family, or what is wrong with it."""
-        if address is None:
-            detail = f"the Service has no IPv{family} address in status.loadBalancer.ingress"
-            return Obstacle(code=Code.NO_ADDRESS, detail=detail)
+    def source(self, address: Address) -> Address | Obstacle:
+        """The LoadBalancer address, or what is wrong with it."""
         wrong = ""
         if address in self._node_addresses:
             wrong = "is a node's own"
@@ -315,31 +418,19 @@ class _Checks:
         return address
 
 
-def _families(
-    service: Service, pods: Iterable[PodAddress], gateway: Gateway | Obstacle, checks: _Checks
-) -> Iterator[EgressService]:
+def _families(request: _Request, pods: Iterable[PodAddress]) -> Iterator[EgressService]:
     """The Service once for each family that it has pods or an address in, or once if there is nothing at all."""
-    try:
-        destinations, obstacle = _filter(service.annotations), None
-    except ValueError as error:
-        destinations = DestinationFilter()
-        obstacle = Obstacle(code=Code.BAD_ANNOTATION, detail=str(error))
-    if service.type != "LoadBalancer":
-        detail = f"spec.type is {service.type or 'missing'}, must be LoadBalancer"
-        obstacle = Obstacle(code=Code.NOT_LOAD_BALANCER, detail=detail)
     by_family = {f: tuple(p for p in pods if p.address.version == f) for f in FAMILIES}
-    addresses: dict[Family, Address] = {}
-    for address in service.ingress:
-        addresses.setdefault(address.version, address)
-    present = [f for f in FAMILIES if by_family[f] or f in addresses] or FAMILIES[:1]
+    present = [f for f in FAMILIES if by_family[f] or f in request.sources] or FAMILIES[:1]
+    gateway = request.gateway
     for family in present:
-        source = obstacle or checks.source(addresses.get(family), family)
+        source = request.source(family)
         problem = source if isinstance(source, Obstacle) else gateway if isinstance(gateway, Obstacle) else None
         yield EgressService(
-            service=service,
+            service=request.service,
             family=family,
             pods=by_family[family],
-            filter=destinations,
+            filter=request.filter,
             source=None if isinstance(source, Obstacle) else source,
             gateway=None if isinstance(gateway, Obstacle) else gateway,
             obstacle=problem,

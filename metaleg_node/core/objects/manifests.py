@@ -278,7 +278,8 @@ def _endpoint_slice(reader: Reader) -> EndpointSlice | None:
 
 
 def _endpoints(reader: Reader, family: Family) -> Iterable[Endpoint]:
-    """Ready or not: a pod that is starting or ending already, or still, sends."""
+    """Ready or not: a pod that is starting or ending already, or still, sends. What conditions leave open counts as
+    Kubernetes' API reference says (EndpointConditions): ready, serving if ready, and not terminating."""
     for field, entry in reader.entries("endpoints"):
         values = entry.get("addresses")
         if not isinstance(values, list):
@@ -287,11 +288,28 @@ def _endpoints(reader: Reader, family: Family) -> Iterable[Endpoint]:
         addresses = reader.addresses(values, f"{field}.addresses", family)
         if addresses:
             node = reader.name_in(entry.get("nodeName"), f"{field}.nodeName")
+            conditions = _conditions(reader, entry.get("conditions"), f"{field}.conditions")
+            ready = conditions.get("ready", True)
             yield Endpoint(
                 addresses=addresses,
                 node=NodeName(node) if node else None,
                 target=_target(reader, entry.get("targetRef"), f"{field}.targetRef"),
+                ready=ready,
+                serving=conditions.get("serving", ready),
+                terminating=conditions.get("terminating", False),
             )
+
+
+def _conditions(reader: Reader, value: object, field: str) -> Mapping[str, bool]:
+    if value is None:
+        return {}
+    found = {}
+    for name, flag in reader.entry(value, field).items():
+        if isinstance(flag, bool):
+            found[name] = flag
+        elif flag is not None and name in ("ready", "serving", "terminating"):
+            reader.reject(f"{field}.{name}", flag, "true or false")
+    return found
 
 
 def _target(reader: Reader, value: object, field: str) -> ObjectRef | None:
@@ -543,7 +561,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
 _READ_WORDS: Final = """
 apiVersion kind metadata name namespace labels annotations creationTimestamp spec status
 type clusterIPs clusterIP externalIPs ports port protocol loadBalancer ingress ip hostname
-addressType endpoints addresses nodeName targetRef
+addressType endpoints addresses nodeName targetRef ready serving terminating
 address podCIDRs podCIDR conditions hostNetwork phase podIPs podIP cidrs
 node reason regarding involvedObject note message
 series lastObservedTime lastTimestamp deprecatedLastTimestamp eventTime

@@ -48,6 +48,7 @@ class PathDecision:
         if path.obstacle and (path.wanted.kind is PathKind.L2 or path.wanted.routers):
             yield Problem(code=Code.PATH_INACTIVE, subject=subject, text=path.obstacle)
         yield from (Problem(code=Code.PATH_PARTIAL, subject=subject, text=note) for note in path.notes)
+        yield from (one for one in path.wanted.problems if one.code is Code.PATH_OVERLAP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -256,10 +256,10 @@ def in_main(path: Path) -> list[Network]:
 
 
 def networks_on_link(path: Path, families: frozenset[Family]) -> list[Network]:
-    """In order. All addresses that there are cannot be on one link: their route is the default route."""
+    """In order."""
     if not families or path.obstacle or not path.wanted.settings or not path.wanted.settings.connected_route:
         return []
-    found = [network for network in path.wanted.networks if network.version in families and network.prefixlen]
+    found = [network for network in path.wanted.on_link if network.version in families]
     return sorted(found, key=lambda n: (n.version, int(n.network_address)))
 
 
