@@ -166,7 +166,7 @@ class ReturnPathSettings:
     match: tuple[Match, ...] = setting(
         ["conntrack", "source"],
         Many(item=s.choice(Match), needed=True),
-        "how replies are known; source: for host addresses; rules: where netfilter sees no packets (Cilium BPF)",
+        "how replies are known; source: host addresses; rules: no netfilter (Cilium BPF)",
     )
     exclude_cidrs: tuple[Network, ...] = setting(
         [], Many(item=s.NETWORK), "destinations that stay on the main table, beside the cluster's own"

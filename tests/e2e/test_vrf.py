@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from metaleg_node.lab.daemons import wait_until
-from metaleg_node.lab.plan import Flavour, LabOptions
 from tests.e2e.path_scene import ALL, scene, status_of
 from tests.e2e.scenario import NODE1, SETTLED
 from tests.e2e.second_way import l2
 from tests.kernel_modules import needed
+from tests.lab.plan import Flavour, LabOptions
 
 
 def test_an_interface_in_a_vrf_is_refused_until_it_is_taken_out() -> None:
