@@ -9,14 +9,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from metaleg_node.core.cluster_networks import NEVER_EGRESS
-from metaleg_node.core.firewall.egress import DestinationFilter, Egress, EgressPod, Treatment
+from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.invalid_input import InvalidInput
 from metaleg_node.core.firewall.local_answers import LocalAnswers
 from metaleg_node.core.firewall.part import Firewall, Part
 from metaleg_node.core.firewall.return_paths import ReturnPath, ReturnPaths
 from metaleg_node.core.firewall.reverse_path import ReversePathCheck
 from metaleg_node.core.firewall.transit import Transit
-from metaleg_node.core.model import MARKING, Address, Holder, Match, Network, NodeName, Slot
+from metaleg_node.core.model import MARKING, Address, DestinationFilter, Holder, Match, Network, NodeName, Slot
 from metaleg_node.core.networks import merged
 
 MASK = 0x3F000000

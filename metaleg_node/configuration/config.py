@@ -120,6 +120,9 @@ class EgressSettings:
     when_unavailable: WhenUnavailable = setting(
         "reject", s.choice(WhenUnavailable), "pods' outward traffic without a gateway; allow: with the node's address"
     )
+    max_networks: int = setting(
+        16384, s.integer(0, 1 << 20), "networks in the annotations of all Services; the newest beyond that are held"
+    )
     gateway_source: tuple[AnnouncedBy, ...] = setting(
         [word.value for word in AnnouncedBy],
         Many(item=s.choice(AnnouncedBy), needed=True),

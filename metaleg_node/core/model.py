@@ -8,6 +8,7 @@ Nothing here reads, writes or decides.
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -88,14 +89,36 @@ class ServicePort:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DestinationFilter:
+    """Destinations that stay as they are, and (when not empty) the only ones that count. `key` is a short name, the
+    same for the same networks; empty for a filter that lets everything count."""
+
+    exclude: frozenset[Network] = frozenset()
+    only: frozenset[Network] = frozenset()
+    key: str = field(init=False, compare=False, default="")
+
+    def __post_init__(self) -> None:
+        if self.exclude or self.only:
+            text = ";".join(",".join(sorted(map(str, nets))) for nets in (self.exclude, self.only))
+            object.__setattr__(self, "key", hashlib.sha256(text.encode()).hexdigest()[:12])
+
+    @property
+    def size(self) -> int:
+        """How many networks it names."""
+        return len(self.exclude) + len(self.only)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A Service; `created` is its creationTimestamp in RFC 3339 form, which sorts as text."""
+    """A Service; `created` is its creationTimestamp in RFC 3339 form, which sorts as text. `destinations` is what its
+    annotations of ours mean, or what is wrong with them."""
 
     ref: ObjectRef
     created: str
     type: str
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
+    destinations: DestinationFilter | str = DestinationFilter()
     cluster_ips: tuple[Address, ...]
     external_ips: tuple[Address, ...]
     ingress: tuple[Address, ...]

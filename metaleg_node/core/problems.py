@@ -44,6 +44,7 @@ class Code(enum.StrEnum):
     # Egress: why a Service has none.
     NOT_LOAD_BALANCER = "not-load-balancer"
     BAD_ANNOTATION = "bad-annotation"
+    TOO_MANY_NETWORKS = "too-many-networks"
     NO_ADDRESS = "no-address"
     BAD_ADDRESS = "bad-address"
     NO_GATEWAY = "no-gateway"
@@ -84,6 +85,7 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.UNEXPECTED: (Severity.ERROR, "A fault of this program."),
     Code.NOT_LOAD_BALANCER: (Severity.WARNING, "A labelled Service is not of type LoadBalancer."),
     Code.BAD_ANNOTATION: (Severity.WARNING, "An annotation of a labelled Service cannot be understood."),
+    Code.TOO_MANY_NETWORKS: (Severity.WARNING, "The networks in annotations are more than egress.max_networks."),
     Code.NO_ADDRESS: (Severity.WARNING, "A labelled Service has no LoadBalancer address of this family."),
     Code.BAD_ADDRESS: (Severity.WARNING, "A Service's LoadBalancer address can be nobody's source address."),
     Code.NO_GATEWAY: (Severity.ERROR, "No node announces the Service's address."),

@@ -17,9 +17,9 @@ from ipaddress import ip_address
 import pytest
 
 from metaleg_node.core.compare import flows
-from metaleg_node.core.firewall.egress import DestinationFilter, EgressPod, Treatment
+from metaleg_node.core.firewall.egress import EgressPod, Treatment
 from metaleg_node.core.firewall.return_paths import ReturnPath
-from metaleg_node.core.model import Holder, Match, Slot
+from metaleg_node.core.model import DestinationFilter, Holder, Match, Slot
 from metaleg_node.kernel.netlink import conntrack
 from metaleg_node.kernel.nftables import backend as nftables
 from tests.firewalls import MASK, addresses, flat, networks

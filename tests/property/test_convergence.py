@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.compare import diff
 from metaleg_node.core.egress import survey
-from metaleg_node.core.egress.survey import EXCLUDE_ANNOTATION, ONLY_ANNOTATION
 from metaleg_node.core.firewall.egress import EgressPod, Treatment
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import (
@@ -31,6 +30,8 @@ from metaleg_node.core.model import (
     Slot,
 )
 from metaleg_node.core.node_state import NodeState
+from metaleg_node.core.objects.annotations import EXCLUDE as EXCLUDE_ANNOTATION
+from metaleg_node.core.objects.annotations import ONLY as ONLY_ANNOTATION
 from metaleg_node.core.routes import UNREACHABLE_METRIC
 from tests.fake_kernel import FakeKernel, holds, in_place_of
 from tests.firewalls import EXCEPT, MASK, RESTRICTED, E, R, flat, wall

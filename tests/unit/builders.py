@@ -27,6 +27,7 @@ from metaleg_node.core.model import (
     ServicePort,
     Slot,
 )
+from metaleg_node.core.objects.annotations import destinations
 from metaleg_node.core.return_path.wanted import WantedPaths
 from metaleg_node.kernel.nftables.backend import Nftables
 
@@ -85,6 +86,7 @@ def service(
         type=type,
         labels=labels,
         annotations=annotations or {},
+        destinations=destinations(annotations or {}),
         cluster_ips=addresses(cluster_ips),
         external_ips=(),
         ingress=addresses(ingress),

@@ -7,9 +7,19 @@ import time
 from ipaddress import IPv4Address, ip_address, ip_network
 
 from metaleg_node.core.compare import diff
-from metaleg_node.core.firewall.egress import DestinationFilter, EgressPod, Treatment
+from metaleg_node.core.firewall.egress import EgressPod, Treatment
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import Address, ForeignItem, NextHop, NodeName, Route, Routing, Rule, Slot
+from metaleg_node.core.model import (
+    Address,
+    DestinationFilter,
+    ForeignItem,
+    NextHop,
+    NodeName,
+    Route,
+    Routing,
+    Rule,
+    Slot,
+)
 from metaleg_node.core.node_state import NodeState
 from tests.firewalls import ELSEWHERE, EXCEPT, FULL, HOLD, RESTRICTED, SNAT4, STEER, but, flat, pods
 from tests.unit.builders import A, announced, cluster, decide

@@ -11,7 +11,7 @@ import pytest
 
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.egress import node as egress
-from metaleg_node.core.egress.survey import EXCLUDE_ANNOTATION, take
+from metaleg_node.core.egress.survey import take
 from metaleg_node.core.firewall.egress import EgressPod, Treatment
 from metaleg_node.core.model import (
     FAMILIES,
@@ -26,6 +26,7 @@ from metaleg_node.core.model import (
     Rule,
     Slot,
 )
+from metaleg_node.core.objects.annotations import EXCLUDE as EXCLUDE_ANNOTATION
 from metaleg_node.core.problems import Code
 from metaleg_node.core.return_path import wanted
 from tests.firewalls import flat, wall
@@ -202,6 +203,11 @@ def no_exit() -> Desired:
     return assembled(surveyed, settings, A, here, paths=wanted.read(state, settings, A))
 
 
+def too_many_networks() -> Desired:
+    services = [service(annotations={EXCLUDE_ANNOTATION: "192.0.2.0/28,198.51.100.0/28"})]
+    return decide(cluster(services=services), A, "egress.max_networks = 1")
+
+
 def from_a(**parts: object) -> Callable[[], Desired]:
     return lambda: decide(cluster(**parts), A)  # type: ignore[arg-type]
 
@@ -221,6 +227,7 @@ CASES: dict[Code, tuple[Callable[[], Desired], str]] = {
         from_a(services=[service(annotations={EXCLUDE_ANNOTATION: "x"})]),
         "annotation metaleg.de/exclude-cidrs: 'x' is no network",
     ),
+    Code.TOO_MANY_NETWORKS: (too_many_networks, "older Services' annotations name all of the 1 networks"),
     Code.NO_ADDRESS: (from_a(services=[service(ingress=())]), "no IPv4 address in status.loadBalancer.ingress"),
     Code.BAD_ADDRESS: (from_a(services=[service(ingress=["10.0.0.1"])]), "10.0.0.1 is a node's own"),
     Code.NO_GATEWAY: (from_a(announcements=[]), "no node announces it"),

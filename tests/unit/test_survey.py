@@ -9,14 +9,13 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from metaleg_node.core.egress.survey import (
-    EXCLUDE_ANNOTATION,
-    ONLY_ANNOTATION,
     EgressService,
     Gateway,
     Obstacle,
     choose_gateway,
     take,
 )
+from metaleg_node.core.firewall.egress import Egress
 from metaleg_node.core.model import (
     AnnouncedBy,
     Announcement,
@@ -30,7 +29,10 @@ from metaleg_node.core.model import (
     ServicePort,
 )
 from metaleg_node.core.networks import Membership, merged
+from metaleg_node.core.objects.annotations import EXCLUDE as EXCLUDE_ANNOTATION
+from metaleg_node.core.objects.annotations import ONLY as ONLY_ANNOTATION
 from metaleg_node.core.problems import Code
+from metaleg_node.kernel.nftables.layout import render
 from tests.unit.builders import (
     DUAL,
     LB4,
@@ -42,6 +44,7 @@ from tests.unit.builders import (
     announced,
     cluster,
     config,
+    decide,
     endpoint,
     endpoint_slice,
     host_pod,
@@ -305,6 +308,92 @@ def test_filters_have_one_key_for_the_same_networks_and_none_for_nothing() -> No
     assert key() == ""
     assert key(exclude="10.0.0.0/8,11.0.0.0/8") == key(exclude="11.0.0.0/8,10.0.0.0/8") == key(exclude="10.0.0.0/7")
     assert len({key(exclude="10.0.0.0/8"), key(only="10.0.0.0/8"), key(exclude="10.0.0.0/9")}) == 3
+
+
+def many(number: int, first: int = 0) -> str:
+    """That many networks that cannot be merged."""
+    start = int(ip_address("100.64.0.0"))
+    return ",".join(f"{ip_address(start + 2 * n)}" for n in range(first, first + number))
+
+
+@pytest.mark.parametrize(
+    ("annotations", "flaw"),
+    [
+        ({ONLY_ANNOTATION: many(256)}, ""),
+        ({ONLY_ANNOTATION: many(128), EXCLUDE_ANNOTATION: many(128, 128)}, ""),
+        ({ONLY_ANNOTATION: many(257)}, "metaleg.de/only-cidrs has 257 networks, at most 256"),
+        (
+            {ONLY_ANNOTATION: many(129), EXCLUDE_ANNOTATION: many(128)},
+            "metaleg.de/exclude-cidrs and metaleg.de/only-cidrs have together 257 networks, at most 256",
+        ),
+        ({ONLY_ANNOTATION: "10.0.0.0/8" + " " * 4086}, ""),
+        ({ONLY_ANNOTATION: "10.0.0.0/8" + " " * 4087}, "has 4097 bytes, at most 4096"),
+        ({ONLY_ANNOTATION: "10.0.0.0/8", EXCLUDE_ANNOTATION: "x" * 4096}, "have together 4106 bytes, at most 4096"),
+        ({ONLY_ANNOTATION: "10.0.0.0/8,,,,"}, ""),
+    ],
+)
+def test_what_one_service_may_name_is_bounded(annotations: dict[str, str], flaw: str) -> None:
+    found = only(cluster(services=[service(annotations=annotations)]))
+    if flaw:
+        assert found.obstacle
+        assert found.obstacle.code is Code.BAD_ANNOTATION
+        assert flaw in found.obstacle.detail
+        assert not found.filter.size
+    else:
+        assert not found.obstacle
+
+
+def held_back(state: ClusterState, text: str) -> dict[str, int]:
+    """How many networks the packet filter gets of each Service; -1: it is told that there is no room for it."""
+    found = take(state, config(text)).services
+    return {
+        one.service.ref.name: -1 if one.obstacle and one.obstacle.code is Code.TOO_MANY_NETWORKS else one.filter.size
+        for one in found
+    }
+
+
+def test_what_all_services_may_name_together_is_bounded_and_the_newest_are_held() -> None:
+    services = [
+        service(name, created=f"2024-01-0{day}T00:00:00Z", annotations={ONLY_ANNOTATION: text})
+        for day, (name, text) in enumerate(
+            {"new": many(3, 7), "one": many(3), "two": many(3, 3), "same": many(3), "big": many(200)}.items(), 1
+        )
+    ]
+    services[0] = replace(services[0], created="2024-02-01T00:00:00Z")
+    said = [announced("c", service=one.ref.name) for one in services]
+    state = cluster(services=services, announcements=said)
+    room = "[egress]\nmax_networks = {}\n".format
+    assert held_back(state, room(9)) == {"one": 3, "two": 3, "same": 3, "big": -1, "new": 3}
+    assert held_back(state, room(8)) == {"one": 3, "two": 3, "same": 3, "big": -1, "new": -1}
+    assert held_back(state, room(5)) == {"one": 3, "two": -1, "same": 3, "big": -1, "new": -1}
+    assert held_back(state, room(0)) == {"one": -1, "two": -1, "same": -1, "big": -1, "new": -1}
+    sick = cluster(services=services, announcements=[one for one in said if one.service[1] != "one"])
+    assert held_back(sick, room(5)) == {"one": -1, "two": 3, "same": -1, "big": -1, "new": -1}
+
+
+def test_a_service_beyond_the_bound_is_held_for_all_destinations() -> None:
+    one = only(cluster(services=[service(annotations={ONLY_ANNOTATION: many(3)})]), "egress.max_networks = 2")
+    assert one.obstacle
+    assert "egress.max_networks" in one.obstacle.detail
+    assert (one.filter.key, len(one.pods)) == ("", 2)
+
+
+def test_40_tenants_with_17000_networks_each_bring_nothing_to_the_packet_filter() -> None:
+    """What one of them costs another is what its reconcile has to handle."""
+    greedy = [service(f"greedy{n}", annotations={EXCLUDE_ANNOTATION: many(17_000, 17_000 * n)}) for n in range(40)]
+    slices = [endpoint_slice(endpoint("10.244.1.5", node="a"))]
+    slices += [endpoint_slice(endpoint(f"10.244.2.{n + 5}", node="b"), service=f"greedy{n}") for n in range(40)]
+    said = [announced("c"), *(announced("c", service=f"greedy{n}") for n in range(40))]
+    state = cluster(services=[service(), *greedy], slices=slices, announcements=said)
+    wall = decide(state, A).state.firewall
+    assert wall
+    table = render(wall)
+    alone = decide(cluster(slices=slices[:1]), A).state.firewall
+    assert alone
+    more = {name: len(found.elements) - len(render(alone).elements(name)) for name, found in table.sets.items()}
+    assert {name: number for name, number in more.items() if number} == {"pods4": 40}
+    assert set(table.sets) == set(render(alone).sets)
+    assert all(str(pod.treatment) == "elsewhere" for a, pod in wall.part(Egress).pods.items() if str(a) > "10.244.2")
 
 
 # --- claims on pods --------------------------------------------------------------------------------------------------

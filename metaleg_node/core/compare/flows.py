@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from metaleg_node.core.firewall.egress import DestinationFilter, Egress, Treatment
+from metaleg_node.core.firewall.egress import Egress, Treatment
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import Address, Flow
+from metaleg_node.core.model import Address, DestinationFilter, Flow
 from metaleg_node.core.networks import Membership
 
 LONG_LIVED = frozenset({"tcp", "sctp", "dccp"})

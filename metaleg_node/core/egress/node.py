@@ -14,11 +14,12 @@ from metaleg_node.configuration.config import Config
 from metaleg_node.core.contribution import Contribution
 from metaleg_node.core.egress.survey import EgressService, Obstacle, PodAddress, Survey
 from metaleg_node.core.exits import Exit, ExitOf
-from metaleg_node.core.firewall.egress import DestinationFilter, Egress, EgressPod, Treatment
+from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.local_answers import LocalAnswers
 from metaleg_node.core.firewall.transit import Transit
 from metaleg_node.core.model import (
     Address,
+    DestinationFilter,
     Family,
     Holder,
     HolderKind,

@@ -13,29 +13,25 @@ from typing import NamedTuple
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core.cluster_networks import NEVER_EGRESS, ClusterNetworks, cluster_networks
-from metaleg_node.core.firewall.egress import DestinationFilter
 from metaleg_node.core.model import (
     FAMILIES,
     Address,
     AnnouncedBy,
     Announcement,
     ClusterState,
+    DestinationFilter,
     Endpoint,
     EndpointSlice,
     Family,
-    Network,
     Node,
     NodeName,
     ObjectRef,
     Rejection,
     Service,
 )
-from metaleg_node.core.networks import Membership, merged, parse_network
+from metaleg_node.core.networks import Membership
 from metaleg_node.core.objects import metallb
 from metaleg_node.core.problems import Code, Problem
-
-EXCLUDE_ANNOTATION = "metaleg.de/exclude-cidrs"
-ONLY_ANNOTATION = "metaleg.de/only-cidrs"
 
 _SECOND = len("2024-05-01T08:00:00")
 
@@ -132,6 +128,7 @@ def take(cluster: ClusterState, config: Config, awaited: Set[ObjectRef] = frozen
     for service in opted_in:
         gateway = choose_gateway(_about(service, announcements[_key(service)]), nodes, config.egress.gateway_source)
         requests.append(_request(service, gateway, checks, awaited=service.ref in awaited))
+    requests = _within_quota(requests, config.egress.max_networks)
     pods, refused = _claims(requests, cluster, checks)
     rejections += refused
     rejections += _unclear_labels(cluster.services, config.egress.label)
@@ -284,11 +281,11 @@ class _Claim(NamedTuple):
 
 
 def _request(service: Service, gateway: Gateway | Obstacle, checks: _Checks, *, awaited: bool) -> _Request:
-    try:
-        destinations, obstacle = _filter(service.annotations), None
-    except ValueError as error:
-        destinations = DestinationFilter()
-        obstacle = Obstacle(code=Code.BAD_ANNOTATION, detail=str(error))
+    destinations, obstacle = DestinationFilter(), None
+    if isinstance(service.destinations, str):
+        obstacle = Obstacle(code=Code.BAD_ANNOTATION, detail=service.destinations)
+    else:
+        destinations = service.destinations
     if service.type != "LoadBalancer":
         detail = f"spec.type is {service.type or 'missing'}, must be LoadBalancer"
         obstacle = Obstacle(code=Code.NOT_LOAD_BALANCER, detail=detail)
@@ -298,6 +295,30 @@ def _request(service: Service, gateway: Gateway | Obstacle, checks: _Checks, *, 
     return _Request(
         service=service, filter=destinations, obstacle=obstacle, sources=sources, gateway=gateway, awaited=awaited
     )
+
+
+def _within_quota(requests: Sequence[_Request], most: int) -> list[_Request]:
+    """The same requests in their order; those whose networks are more than the packet filter may hold get none. Whoever
+    can have egress comes first, then the older. Filters that are the same are held once."""
+    held: set[str] = set()
+    beyond: set[ObjectRef] = set()
+    room = most
+    for request in sorted(requests, key=lambda one: not any(one.serves(family) for family in FAMILIES)):
+        key, size = request.filter.key, request.filter.size
+        if not key or key in held:
+            continue
+        if size > room:
+            beyond.add(request.service.ref)
+        else:
+            held.add(key)
+            room -= size
+    return [_beyond(one, most) if one.service.ref in beyond else one for one in requests]
+
+
+def _beyond(request: _Request, most: int) -> _Request:
+    detail = f"older Services' annotations name all of the {most} networks that there is room for (egress.max_networks)"
+    obstacle = Obstacle(code=Code.TOO_MANY_NETWORKS, detail=detail)
+    return replace(request, filter=DestinationFilter(), obstacle=obstacle)
 
 
 def _claims(
@@ -435,26 +456,3 @@ def _families(request: _Request, pods: Iterable[PodAddress]) -> Iterator[EgressS
             gateway=None if isinstance(gateway, Obstacle) else gateway,
             obstacle=problem,
         )
-
-
-def _filter(annotations: Mapping[str, str]) -> DestinationFilter:
-    """Raises ValueError naming the annotation and the value."""
-    return DestinationFilter(
-        exclude=_annotated(annotations, EXCLUDE_ANNOTATION), only=_annotated(annotations, ONLY_ANNOTATION)
-    )
-
-
-def _annotated(annotations: Mapping[str, str], name: str) -> frozenset[Network]:
-    if name not in annotations:
-        return frozenset()
-    words = [word.strip() for word in annotations[name].split(",")]
-    networks = []
-    for word in filter(None, words):
-        try:
-            networks.append(parse_network(word))
-        except ValueError as error:
-            hint = str(error) or "expected a network in CIDR form, such as 10.0.0.0/8 or 2001:db8::/32"
-            raise ValueError(f"annotation {name}: {word[:60]!r} is no network: {hint}") from None
-    if not networks:
-        raise ValueError(f"annotation {name} is empty; give networks such as 10.0.0.0/8, or remove it")
-    return merged(networks)

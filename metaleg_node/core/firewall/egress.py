@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import enum
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from metaleg_node.core.changes import Action, Change, between, change, listed
 from metaleg_node.core.firewall.part import Numbers, Part, collection, option
-from metaleg_node.core.model import Address, Holder, Network, Slot
+from metaleg_node.core.model import Address, DestinationFilter, Holder, Network, Slot
 
 
 class Treatment(enum.StrEnum):
@@ -35,26 +34,6 @@ class EgressPod:
     source: Address | None = None
     filter: str = ""
     local: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DestinationFilter:
-    """A Service's annotations: destinations that stay as they are, and (when not empty) the only ones that count."""
-
-    exclude: frozenset[Network] = frozenset()
-    only: frozenset[Network] = frozenset()
-
-    @property
-    def key(self) -> str:
-        """A short name, the same for the same networks; empty for a filter that lets everything count."""
-        if not self.exclude and not self.only:
-            return ""
-        text = ";".join(",".join(sorted(map(str, nets))) for nets in (self.exclude, self.only))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def __str__(self) -> str:
-        texts = [f"except {listed(self.exclude)}"] if self.exclude else []
-        return " ".join([*texts, *([f"only {listed(self.only)}"] if self.only else [])])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +73,7 @@ class Egress(Part):
         for key in sorted({*before.filters, *self.filters}):
             was, will = before.filters.get(key), self.filters.get(key)
             if was != will:
-                yield change(between(was, will), "destinations", will or was)
+                yield change(between(was, will), "destinations", _in_words(will or was or DestinationFilter()))
 
     def _pods(self, before: Egress, numbers: Numbers) -> Iterator[Change]:
         for address in sorted(self.moved(before), key=lambda a: (a.version, int(a))):
@@ -120,3 +99,8 @@ class Egress(Part):
                 return f"is held: {self.hold}{some}"
             case Treatment.ELSEWHERE:
                 return f"is another node's: dropped if it comes here{some}"
+
+
+def _in_words(destinations: DestinationFilter) -> str:
+    texts = [f"except {listed(destinations.exclude)}"] if destinations.exclude else []
+    return " ".join([*texts, *([f"only {listed(destinations.only)}"] if destinations.only else [])])

@@ -35,6 +35,7 @@ from metaleg_node.core.model import (
     ServiceCIDR,
     ServicePort,
 )
+from metaleg_node.core.objects.annotations import destinations
 from metaleg_node.core.objects.fields import (
     NAME_SYNTAX,
     NAMESPACE_SYNTAX,
@@ -213,12 +214,14 @@ def _service(reader: Reader) -> Service:
     kind = reader.text("spec.type") or "ClusterIP"
     if kind not in _SERVICE_TYPES:
         raise UnusableError(f"spec.type: {show(kind)} is not one of {', '.join(_SERVICE_TYPES)}")
+    annotations = reader.annotations(ANNOTATION_PREFIX)
     return Service(
         ref=reader.ref,
         created=reader.timestamp("metadata.creationTimestamp"),
         type=kind,
         labels=reader.labels(),
-        annotations=reader.annotations(ANNOTATION_PREFIX),
+        annotations=annotations,
+        destinations=destinations(annotations),
         cluster_ips=_cluster_ips(reader),
         external_ips=reader.addresses(reader.items("spec.externalIPs"), "spec.externalIPs"),
         ingress=_ingress(reader),

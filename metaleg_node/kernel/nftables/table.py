@@ -146,7 +146,7 @@ def number(value: int) -> str:
     return f"{value:#010x}"
 
 
-@lru_cache(1 << 14)
+@lru_cache(1 << 15)
 def network_text(network: Network) -> str:
     """A network as nft lists it: a single address without its length."""
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
@@ -180,7 +180,7 @@ def address_of(text: str) -> Address | None:
         return None
 
 
-@lru_cache(1 << 14)
+@lru_cache(1 << 15)
 def network_of(text: str) -> Network | None:
     """The network that an element is. Remembered: every comparison reads the same thousand networks again."""
     try:

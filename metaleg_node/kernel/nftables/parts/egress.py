@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
-from metaleg_node.core.firewall.egress import DestinationFilter, Egress, EgressPod, Treatment
+from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.transit import Transit
-from metaleg_node.core.model import CONNTRACK_LABEL, Address, Holder, Slot
+from metaleg_node.core.model import CONNTRACK_LABEL, Address, DestinationFilter, Holder, Network, Slot
 from metaleg_node.kernel.nftables.table import (
     DROP,
     HOLDER,
@@ -91,9 +92,15 @@ def _sets(egress: Egress) -> dict[str, Set]:
         sets[f"next_hops{version}"] = address_set(version, egress.next_hops)
         sets[f"inside{version}"] = network_set(version, egress.inside)
         for key, destinations in egress.filters.items():
-            sets[f"exclude{version}_f{key}"] = network_set(version, destinations.exclude)
-            sets[f"only{version}_f{key}"] = network_set(version, destinations.only)
+            sets[f"exclude{version}_f{key}"] = _filter_set(version, destinations.exclude)
+            sets[f"only{version}_f{key}"] = _filter_set(version, destinations.only)
     return sets
+
+
+@lru_cache(1 << 9)
+def _filter_set(version: int, networks: frozenset[Network]) -> Set:
+    """Remembered: one Service's change does not cost what all others' annotations name."""
+    return network_set(version, networks)
 
 
 def _prerouting(transit: Transit) -> Iterator[str]:
