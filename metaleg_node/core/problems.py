@@ -1,7 +1,7 @@
 """What is wrong, as values: a code for machines, a severity, what it is about, and a sentence for people.
 
 The codes stand in one table, from which log, status, check, metrics and the documentation derive what they tell. So
-does which severity makes a command fail, see `fails`.
+does which severity makes a command fail, see `fails`. What changes nothing for anybody is no problem at all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 class Severity(enum.IntEnum):
     """How much a problem matters to who runs this node."""
 
+    NOTE = 0
+    """Nothing is amiss, but somebody may have meant something else."""
     WARNING = 1
     """Somebody's object does not get what it asks for, through its own fault; all others do."""
     ERROR = 2
@@ -36,6 +38,7 @@ class Code(enum.StrEnum):
     STALE_STATE = "stale-state"
     INCOMPLETE_STATE = "incomplete-state"
     OBJECT_NOT_USED = "object-not-used"
+    NO_EFFECT = "no-effect"
     # The kernel.
     KERNEL = "kernel"
     SYSCTL_RECORD = "sysctl-record"
@@ -79,6 +82,7 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.STALE_STATE: (Severity.ERROR, "The last known state is in force, since the API does not answer."),
     Code.INCOMPLETE_STATE: (Severity.ERROR, "The cluster's state lacks what every decision needs."),
     Code.OBJECT_NOT_USED: (Severity.WARNING, "An object, or a part of one, is not used."),
+    Code.NO_EFFECT: (Severity.NOTE, "A part of an object, or an object, has no effect here."),
     Code.KERNEL: (Severity.ERROR, "The kernel refused something."),
     Code.SYSCTL_RECORD: (Severity.ERROR, "The record of changed sysctls cannot be read or written."),
     Code.INTERFACE_NAME: (Severity.ERROR, "The packet filter cannot name an interface."),
@@ -102,7 +106,8 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
 }
 
 _FAILS_FROM = {"check": Severity.WARNING, "status": Severity.ERROR}
-"""`check` finds all that its caller could mend; `status`, on every node, does not fail for one tenant's mistake."""
+"""`check` finds all that its caller could mend; `status`, on every node, does not fail for one tenant's mistake. Neither
+fails for a note."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

@@ -96,7 +96,8 @@ def problems(plan: Plan) -> Iterator[Problem]:
 def rejections(found: Iterable[Rejection]) -> Iterator[Problem]:
     """What is not used of the cluster's objects, and why."""
     for rejection in found:
-        yield Problem(code=Code.OBJECT_NOT_USED, subject=str(rejection.ref), text=rejection.reason)
+        code = Code.NO_EFFECT if rejection.harmless else Code.OBJECT_NOT_USED
+        yield Problem(code=code, subject=str(rejection.ref), text=rejection.reason)
 
 
 def shown(found: Iterable[Problem]) -> list[Problem]:

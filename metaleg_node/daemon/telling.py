@@ -13,7 +13,7 @@ import metaleg_node
 from metaleg_node.configuration.config import Config
 from metaleg_node.configuration.options import Options
 from metaleg_node.core.model import ClusterState, NodeName
-from metaleg_node.core.problems import Code, Problem, fails
+from metaleg_node.core.problems import Code, Problem, Severity, fails
 from metaleg_node.daemon import report, status
 from metaleg_node.daemon.cluster_source import ClusterSource
 from metaleg_node.daemon.metrics import Metrics
@@ -125,7 +125,8 @@ def _log(problems: Sequence[Problem], told: Set[Problem]) -> frozenset[Problem]:
     now = frozenset(problems)
     for problem in problems:
         if problem not in told:
-            log.warning("%s", problem.line)
+            level = logging.INFO if problem.severity is Severity.NOTE else logging.WARNING
+            log.log(level, "%s", problem.line)
     for problem in sorted(told - now):
         log.info("solved: %s", problem.line)
     return now

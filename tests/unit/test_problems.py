@@ -7,7 +7,7 @@ import pytest
 from metaleg_node.core.problems import Code, Problem, Severity, fails
 from tools.generate import ROOT
 
-WORST = {Severity.WARNING: Code.NO_ADDRESS, Severity.ERROR: Code.KERNEL}
+WORST = {Severity.NOTE: Code.NO_EFFECT, Severity.WARNING: Code.NO_ADDRESS, Severity.ERROR: Code.KERNEL}
 
 
 def test_the_documentation_has_the_table() -> None:
@@ -21,6 +21,7 @@ def test_the_documentation_has_the_table() -> None:
     ("severities", "check", "status"),
     [
         ([], False, False),
+        ([Severity.NOTE], False, False),
         ([Severity.WARNING], True, False),
         ([Severity.ERROR], True, True),
         ([Severity.WARNING, Severity.ERROR], True, True),

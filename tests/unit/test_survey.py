@@ -522,6 +522,27 @@ def test_F28_a_pod_claimed_twice_goes_with(name: str) -> None:
     assert rejection.reason == f"10.244.1.5 belongs to Service shop/{first}, which is older"
 
 
+SAME: dict[str, tuple[Service, Announcement, bool]] = {
+    "the TCP and the UDP half of one thing": (service("udp"), announced("c", service="udp"), True),
+    "other destinations": (
+        service("udp", annotations={ONLY_ANNOTATION: "10.0.0.0/7"}),
+        announced("c", service="udp"),
+        False,
+    ),
+    "another source": (service("udp", ingress=("192.0.2.201",)), announced("c", service="udp"), False),
+    "another gateway": (service("udp"), announced("b", service="udp"), False),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_an_overlap_that_changes_nothing_is_no_problem(name: str) -> None:
+    other, said, same = SAME[name]
+    slices = [endpoint_slice(endpoint("10.244.1.5"), service=s) for s in ("web", "udp")]
+    found = take(cluster(services=[service(), other], slices=slices, announcements=[announced("c"), said]), config())
+    assert not any(one.obstacle for one in found.services)
+    assert bool(found.rejections) is not same
+
+
 CANNOT: dict[str, tuple[Service, list[Announcement], Code]] = {
     "headless": (service("old", type="ClusterIP", ingress=()), [], Code.NOT_LOAD_BALANCER),
     "without an address": (service("old", ingress=()), [announced("b", service="old")], Code.NO_ADDRESS),

@@ -361,12 +361,14 @@ def _first(claimed: Sequence[_Claim]) -> _Claim:
 
 
 def _lost(owner: _Claim, claimed: Iterable[_Claim]) -> Iterator[Rejection]:
-    """What others miss by it: nothing where they could have had no egress, or with a pod that is ending."""
+    """What others miss by it: nothing where they could have had no egress, or the very same, or with a pod that is
+    ending."""
     address, ours = owner.pod.address, owner.request
     for claim in claimed:
         theirs = claim.request
-        ending = claim.endpoint.terminating and not owner.endpoint.terminating
-        if theirs is not ours and not ending and theirs.serves(address.version):
+        if theirs is ours or not theirs.serves(address.version) or theirs.is_same(ours, address.version):
+            continue
+        if owner.endpoint.terminating or not claim.endpoint.terminating:
             reason = f"{address} belongs to {ours.service.ref}, which is older"
             yield Rejection(ref=claim.named_by, reason=reason)
 
