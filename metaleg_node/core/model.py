@@ -261,10 +261,11 @@ ClusterObject = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """An object, or a part of one, that is not used, and why. Never a reason to stop."""
+    """An object, or a part of one, that is not used, and why. Never a reason to stop. `harmless`: few miss it."""
 
     ref: ObjectRef
     reason: str
+    harmless: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,8 +106,8 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
 }
 
 _FAILS_FROM = {"check": Severity.WARNING, "status": Severity.ERROR}
-"""`check` finds all that its caller could mend; `status`, on every node, does not fail for one tenant's mistake. Neither
-fails for a note."""
+"""`check` finds all that its caller could mend; `status`, on every node, does not fail for one tenant's mistake. No
+note makes either fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

@@ -10,7 +10,7 @@ from metaleg_node.core.egress.node import ServiceDecision
 from metaleg_node.core.firewall.egress import Egress
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import Rejection, Slot
-from metaleg_node.core.problems import Code, Problem
+from metaleg_node.core.problems import Code, Problem, Severity
 from metaleg_node.core.return_path.node import PathDecision
 from metaleg_node.core.slots import mark_of
 from metaleg_node.daemon.status import (
@@ -26,22 +26,40 @@ from metaleg_node.text import counted
 
 _SHOWN = 20
 """Problems of one kind that are told one by one; tenants may have made thousands."""
+_IN_SHORT = 5
+"""Problems in one line."""
 
 
 def services(plan: Plan) -> list[ServiceStatus]:
-    """One entry for each opted-in Service and family."""
-    return [
-        ServiceStatus(
-            service=service_name(report),
-            family=report.service.family,
-            source=str(report.service.source) if report.service.source else None,
-            gateway=report.service.gateway.node.name if report.service.gateway else None,
-            pods=report.pods,
-            state="unavailable" if report.obstacle else "active",
-            reason=_reason(report),
-        )
-        for report in plan.desired.services
-    ]
+    """One entry for each opted-in Service and family; of those that are unavailable for one reason only the first, see
+    `unlisted`."""
+    reasons: Counter[Code] = Counter()
+    found = []
+    for report in plan.desired.services:
+        if report.obstacle:
+            reasons[report.obstacle.code] += 1
+            if reasons[report.obstacle.code] > _SHOWN:
+                continue
+        found.append(_service(report))
+    return found
+
+
+def unlisted(plan: Plan) -> dict[str, int]:
+    """How many more Services are unavailable, by reason."""
+    reasons = Counter(report.obstacle.code for report in plan.desired.services if report.obstacle)
+    return {code.value: number - _SHOWN for code, number in sorted(reasons.items()) if number > _SHOWN}
+
+
+def _service(report: ServiceDecision) -> ServiceStatus:
+    return ServiceStatus(
+        service=service_name(report),
+        family=report.service.family,
+        source=str(report.service.source) if report.service.source else None,
+        gateway=report.service.gateway.node.name if report.service.gateway else None,
+        pods=report.pods,
+        state="unavailable" if report.obstacle else "active",
+        reason=_reason(report),
+    )
 
 
 def gateways(plan: Plan, config: Config) -> list[GatewayStatus]:
@@ -66,7 +84,7 @@ def _path(report: PathDecision, plan: Plan, config: Config) -> PathStatus:
         name=path.wanted.name,
         kind=path.wanted.kind.value,
         state="inactive" if path.obstacle else "active",
-        reason="; ".join(filter(None, (path.obstacle, *path.notes, *path.remarks))),
+        reason=in_short([*filter(None, (path.obstacle, *path.notes, *path.remarks))]),
         slot=report.slot,
         mark=None if mark is None else f"{mark:#010x}",
         table=report.table,
@@ -134,7 +152,17 @@ def status_line(plan: Plan | None, source: SourceStatus, found: Sequence[Problem
         text = ", ".join(parts)
     else:
         text = "nothing is applied yet"
-    return f"{text}; {counted(len(found), 'problem')}: {'; '.join(map(str, found))}" if found else text
+    wrong = [problem for problem in found if problem.severity > Severity.NOTE]
+    if not wrong:
+        return text
+    worst_first = sorted(wrong, key=lambda problem: -problem.severity)
+    return f"{text}; {counted(len(wrong), 'problem')}: {in_short([*map(str, worst_first)])}"
+
+
+def in_short(texts: Sequence[str]) -> str:
+    """The first of some texts in one line, and how many more there are."""
+    rest = [f"and {len(texts) - _IN_SHORT} more"] if len(texts) > _IN_SHORT else []
+    return "; ".join([*texts[:_IN_SHORT], *rest])
 
 
 def count_services(reports: Iterable[ServiceDecision]) -> int:

@@ -22,7 +22,7 @@ from metaleg_node.configuration.settings import SLOTS
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
-from metaleg_node.daemon import health, notify
+from metaleg_node.daemon import health, notify, report
 from metaleg_node.daemon import log as logs
 from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource, needs
 from metaleg_node.daemon.events import Event, Events
@@ -299,7 +299,8 @@ class Service:
     def _ready(self) -> tuple[bool, str]:
         """An API that is gone is told, but costs no readiness: the kernel keeps what it holds."""
         applied = "applied" if self._complete_once else "nothing was applied completely yet"
-        return self._complete_once, "; ".join([applied, *map(str, self._source.problems)])
+        texts = [*map(str, self._source.problems)]
+        return self._complete_once, f"{applied}; {report.in_short(texts)}" if texts else applied
 
     def _publish(self) -> None:
         facts = Facts(

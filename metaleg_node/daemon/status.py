@@ -93,7 +93,8 @@ class ProblemStatus(TypedDict):
 
 class StatusDocument(TypedDict):
     """The file's content, also what `status --json` prints. Times are RFC 3339; `repaired` counts, by kind, what was
-    put back after others had changed it."""
+    put back after others had changed it; `unlisted`, by reason, the unavailable Services that are not in `services`,
+    of which there are only some for each reason."""
 
     version: str
     pid: int
@@ -104,6 +105,7 @@ class StatusDocument(TypedDict):
     source: SourceStatus
     last_reconcile: LastReconcile | None
     services: list[ServiceStatus]
+    unlisted: dict[str, int]
     gateways: list[GatewayStatus]
     paths: list[PathStatus]
     problems: list[ProblemStatus]
@@ -152,6 +154,9 @@ def render(document: StatusDocument, now: datetime) -> str:
     parts = [_summary(document, now)]
     if document["services"]:
         parts.append(table(map(_service_row, document["services"]), _SERVICE_HEADER))
+    if document["unlisted"]:
+        more = ", ".join(f"{reason} {number}" for reason, number in document["unlisted"].items())
+        parts.append(f"More Services are unavailable: {more}")
     if document["gateways"]:
         parts.append(table(map(_gateway_row, document["gateways"]), _GATEWAY_HEADER))
     if document["paths"]:

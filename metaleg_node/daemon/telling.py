@@ -97,7 +97,7 @@ class Teller:
         shown = report.shown(problems)
         self._told = _log(shown, self._told)
         self._metrics.show(facts.plan, problems)
-        self._notifier.status(report.status_line(facts.plan, source, shown))
+        self._notifier.status(report.status_line(facts.plan, source, problems))
 
     def _document(
         self, facts: Facts, problems: Sequence[Problem], source: status.SourceStatus
@@ -113,6 +113,7 @@ class Teller:
             source=source,
             last_reconcile=self._last,
             services=report.services(plan) if plan else [],
+            unlisted=report.unlisted(plan) if plan else {},
             gateways=report.gateways(plan, facts.config) if plan else [],
             paths=report.paths(plan, facts.config) if plan else [],
             problems=report.problem_list(report.shown(problems)),

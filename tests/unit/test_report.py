@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon.cluster_source import Freshness
-from metaleg_node.daemon.report import services, shown, status_line
+from metaleg_node.daemon.report import in_short, problem_list, problems, services, shown, status_line, unlisted
 from metaleg_node.daemon.status import SourceStatus
 from metaleg_node.reconcile.reconciler import Plan
-from tests.unit.builders import A, announced, cluster, decide
+from tests.unit.builders import A, announced, cluster, decide, service
 
 PLAN = Plan(desired=Desired(state=NodeState()), steps=())
 
@@ -53,3 +55,32 @@ def test_of_very_many_problems_of_one_kind_the_first_are_told_and_the_number_of_
     *first, rest = shown([*many, other])
     assert first == [*many[:20], other]
     assert (rest.code, "and 5 more" in rest.text) == (Code.OBJECT_NOT_USED, True)
+
+
+def test_5000_sick_services_are_counted_and_not_written_one_by_one() -> None:
+    sick = [service(f"s{number}", ingress=()) for number in range(5000)]
+    found = decide(cluster(services=[service(), *sick]), A)
+    plan = Plan(desired=found, steps=())
+    listed = services(plan)
+    assert [one["state"] for one in listed] == [*["unavailable"] * 20, "active"]
+    assert unlisted(plan) == {"no-address": 4980}
+    told = [*problems(plan)]
+    assert len(told) == 5000
+    assert len(json.dumps([listed, problem_list(shown(told))])) < 20_000
+    source = SourceStatus(kind="state file", place="/s.yaml", state="live", since=None, missing=[])
+    line = status_line(plan, source, told)
+    assert "5000 problems: " in line
+    assert line.endswith("; and 4995 more")
+    assert len(line) < 1000
+
+
+def test_the_worst_comes_first_in_the_status_line_and_notes_do_not_come() -> None:
+    told = [Problem(code=code, text=code) for code in (Code.NO_EFFECT, Code.NO_ADDRESS, Code.KERNEL)]
+    source = SourceStatus(kind="state file", place="/s.yaml", state="live", since=None, missing=[])
+    assert status_line(PLAN, source, told) == "0 services, 0 pod addresses; 2 problems: kernel; no-address"
+    assert status_line(PLAN, source, told[:1]) == "0 services, 0 pod addresses"
+
+
+def test_a_path_with_a_thousand_notes_has_a_short_reason() -> None:
+    assert in_short(["a", "b"]) == "a; b"
+    assert in_short([*map(str, range(1000))]) == "0; 1; 2; 3; 4; and 995 more"

@@ -54,6 +54,7 @@ DOCUMENT: status.StatusDocument = {
             "reason": "no LoadBalancer address of this family",
         },
     ],
+    "unlisted": {},
     "gateways": [
         {
             "node": "node-b",
@@ -219,3 +220,9 @@ def test_a_place_that_cannot_be_written_or_read_is_named(tmp_path: Path) -> None
     (tmp_path / "status.json").mkdir()
     with pytest.raises(status.StatusError, match=r"cannot read .*/status.json: Is a directory"):
         status.read(tmp_path)
+
+
+def test_services_that_are_not_listed_are_counted() -> None:
+    document: status.StatusDocument = {**DOCUMENT, "unlisted": {"no-address": 4980, "no-gateway": 7}}
+    assert "More Services are unavailable: no-address 4980, no-gateway 7\n" in status.render(document, NOW)
+    assert "More Services" not in status.render(DOCUMENT, NOW)
