@@ -28,7 +28,6 @@ from tests.lab.lab import Lab
 from tests.lab.probes import open_tcp
 from tests.patience import patient
 
-PORT = 7000
 CONNECTIONS = 10
 """In each family."""
 
@@ -124,7 +123,8 @@ def _say(sock: socket.socket) -> list[bytes]:
 def test_established_connections_survive_a_failover_whoever_speaks_first(ipvs: Lab, first: str) -> None:
     web = ipvs.services["web"]
     with ExitStack() as stack:
-        pairs = [_connection(ipvs, stack, web.pods[0], f, PORT + n) for f in FAMILIES for n in range(CONNECTIONS)]
+        ends = [(f, f * 1000 + n) for f in FAMILIES for n in range(CONNECTIONS)]
+        pairs = [_connection(ipvs, stack, web.pods[0], family, port) for family, port in ends]
         ipvs.failover("web", NODE3)
         for pod in web.pods:
             expect(ipvs, pod, texts(web.addresses))
