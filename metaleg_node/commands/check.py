@@ -60,7 +60,7 @@ def _state_problems(cluster: ClusterState, config: Config) -> tuple[Problem, ...
     gap = surveyed.gap(me)
     return (
         *((Problem(code=Code.INCOMPLETE_STATE, text=gap),) if gap else ()),
-        *(one.problem(one.obstacle) for one in surveyed.services if one.obstacle),
+        *(problem for one in surveyed.services for problem in one.problems(one.obstacle)),
         *(problem for path in wanted.paths for problem in path.problems),
         *report.rejections((*cluster.rejections, *surveyed.rejections, *wanted.rejections)),
     )

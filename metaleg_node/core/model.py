@@ -118,7 +118,7 @@ class Service:
     type: str
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
-    destinations: DestinationFilter | str = DestinationFilter()
+    destinations: DestinationFilter | str = field(default=DestinationFilter(), compare=False)
     cluster_ips: tuple[Address, ...]
     external_ips: tuple[Address, ...]
     ingress: tuple[Address, ...]
@@ -141,13 +141,14 @@ class Endpoint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointSlice:
     """An EndpointSlice; `service` is the value of the label kubernetes.io/service-name, `controlled` tells that
-    Kubernetes' own controller manages it (label endpointslice.kubernetes.io/managed-by); `ports` are those on which
-    the endpoints listen."""
+    Kubernetes' own controller manages it (label endpointslice.kubernetes.io/managed-by), `mirrored` that it is made
+    from an Endpoints object that somebody wrote; `ports` are those on which the endpoints listen."""
 
     ref: ObjectRef
     service: str
     controlled: bool
     endpoints: tuple[Endpoint, ...]
+    mirrored: bool = False
     ports: tuple[ServicePort, ...] = ()
 
 
@@ -235,21 +236,24 @@ class AddressPool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advertisement:
-    """A BGPAdvertisement or L2Advertisement: which pools it announces."""
+    """A BGPAdvertisement or L2Advertisement: which pools it announces; `peers`: only to some peers."""
 
     ref: ObjectRef
     pools: tuple[str, ...]
     pool_selectors: tuple[LabelSelector, ...]
+    peers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BGPPeer:
-    """A BGPPeer of any version, or a `peers` entry of the old configuration. `vrf` is the VRF of the session; empty:
+    """A BGPPeer of any version, or a `peers` entry of the old configuration. `has_address`: there is
+    one, even if it is none that can be used. `vrf` is the VRF of the session; empty:
     none."""
 
     ref: ObjectRef
     labels: Mapping[str, str]
     address: Address | None
+    has_address: bool = True
     node_selectors: tuple[LabelSelector, ...]
     vrf: str = ""
 

@@ -58,6 +58,8 @@ class Code(enum.StrEnum):
     NO_ROUTE = "no-route"
     NO_SLOT = "no-slot"
     NO_EXIT = "no-exit"
+    # Egress that works, but.
+    SPLIT_ADDRESS = "split-address"
     # Return paths.
     PATH_INACTIVE = "path-inactive"
     PATH_PARTIAL = "path-partial"
@@ -100,6 +102,7 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.NO_ROUTE: (Severity.ERROR, "This node has no route to the gateway."),
     Code.NO_SLOT: (Severity.ERROR, "All values under firewall.mark_mask are taken."),
     Code.NO_EXIT: (Severity.ERROR, "The return path by which the address must leave does not work."),
+    Code.SPLIT_ADDRESS: (Severity.WARNING, "Several nodes announce one address, for several Services."),
     Code.PATH_INACTIVE: (Severity.ERROR, "A return path does nothing."),
     Code.PATH_PARTIAL: (Severity.ERROR, "A part of a return path does not work."),
     Code.PATH_OVERLAP: (Severity.WARNING, "A pool holds addresses of nodes, pods or Services, which are left out."),

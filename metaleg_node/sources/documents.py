@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
@@ -17,6 +18,7 @@ import yaml
 
 from metaleg_node.core.model import ObjectRef, Rejection
 from metaleg_node.core.objects.manifests import NOTHING, Parsed, merge, parse
+from metaleg_node.core.objects.spelling import misspelt
 
 MAX_DEPTH: Final = 100
 """How deep a document may be nested; Kubernetes objects stay below 20."""
@@ -79,7 +81,7 @@ def read_json(text: str, configmap: tuple[str, str]) -> list[Parsed]:
             raise DocumentError(_NO_OBJECT, line=line, document=len(parts) + 1)
         if flaw := _flaw(raw):
             raise DocumentError(flaw, line=text.count("\n", 0, position) + 1, document=len(parts) + 1)
-        parts.append(translate(raw, configmap))
+        parts.append(_of_file(raw, configmap))
         position = _skip_blanks(text, end)
     return parts
 
@@ -92,7 +94,7 @@ def _skip_blanks(text: str, position: int) -> int:
 
 def read_yaml(text: str, configmap: tuple[str, str]) -> list[Parsed]:
     """The documents of a YAML text; empty ones give an empty result each. Raises DocumentError."""
-    return [translate(raw, configmap) for raw in _documents(text)]
+    return [_of_file(raw, configmap) for raw in _documents(text)]
 
 
 def item_lists(document: bytes) -> Iterator[bytes]:
@@ -152,6 +154,11 @@ def _flaw(raw: object) -> str:
     if isinstance(raw.get("items"), list) and not is_list and kind is not None:
         return f"kind {str(kind)[:60]} with a list of items; was the text cut off? kind List is expected"
     return ""
+
+
+def _of_file(raw: object, configmap: tuple[str, str]) -> Parsed:
+    found, strange = translate(raw, configmap), tuple(misspelt(raw))
+    return replace(found, rejections=(*found.rejections, *strange)) if strange else found
 
 
 def translate(raw: object, configmap: tuple[str, str]) -> Parsed:

@@ -26,7 +26,7 @@ from metaleg_node.core.model import (
     ServicePort,
 )
 from metaleg_node.core.objects.fields import MAX_REJECTIONS, address_of, network_of, range_of, show, timestamp_of
-from metaleg_node.core.objects.manifests import parse, pruned
+from metaleg_node.core.objects.manifests import Parsed, parse, pruned
 
 Raw = dict[str, Any]
 
@@ -508,7 +508,7 @@ def test_what_is_of_no_use_is_skipped_silently(raw: object) -> None:
         (node(), "metadata.name", "worker 1", "metadata.name: 'worker 1' is not"),
         (endpoint_slice(), "addressType", "IPv5", "addressType: 'IPv5' is not"),
         (endpoint_slice(), "metadata.labels", {}, "metadata.labels[kubernetes.io/service-name]: nothing"),
-        (l2_status(), "status", {}, "status.node: nothing is not"),
+        (l2_status(), "status", {"node": "a b"}, "status.node: 'a b' is not"),
         (l2_status(), "status.node", "}; flush ruleset", "status.node: '}; flush ruleset' is not"),
         (l2_status(), "metadata.labels", {}, "[metallb.io/service-name]: nothing, nothing are not"),
         (event(), "message", "hello", "message: 'hello' does not tell a node"),
@@ -739,3 +739,36 @@ def test_a_condition_that_is_neither_true_nor_false_is_told_and_left_open() -> N
     assert [one.reason for one in found.rejections] == [
         "endpoints[0].conditions.terminating: 'true' is not true or false; it is left out"
     ]
+
+
+@pytest.mark.parametrize("node", [DELETE, "", None])
+def test_a_status_that_is_just_being_made_is_nothing(node: object) -> None:
+    assert parse(changed(l2_status(), "status.node", node)) == Parsed()
+
+
+@pytest.mark.parametrize(
+    ("manager", "mirrored"),
+    [("endpointslicemirroring-controller.k8s.io", True), ("endpointslice-controller.k8s.io", False), ("me", False)],
+)
+def test_a_slice_tells_that_it_is_mirrored(manager: str, mirrored: bool) -> None:
+    raw = endpoint_slice()
+    raw["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] = manager
+    assert only(raw).mirrored is mirrored
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "words", "harmless"),
+    [
+        ("AddressPool", "metallb.io/v1beta1", "make it an IPAddressPool", False),
+        ("AddressPool", "metallb.io/v1alpha1", "make it an IPAddressPool", False),
+        ("Endpoints", "v1", "the Service's EndpointSlices are", True),
+    ],
+)
+def test_old_kinds_are_told_with_what_to_do(kind: str, version: str, words: str, harmless: bool) -> None:
+    raw = {"apiVersion": version, "kind": kind, "metadata": {"name": "x", "namespace": "y"}}
+    for one in (raw, {"apiVersion": "v1", "kind": "List", "items": [raw]}):
+        (told,) = parse(one).rejections
+        assert str(told.ref) == f"{kind} y/x"
+        assert words in told.reason
+        assert told.harmless is harmless
+    assert parse(raw | {"apiVersion": "example.org/v1"}) == Parsed()

@@ -219,6 +219,7 @@ def test_which_peers_are_next_hops(name: str) -> None:
 BAD_PEERS: dict[str, tuple[dict[str, Any], dict[str, int], str]] = {
     "in a VRF": (peer("p", "10.0.0.1", vrf="red"), {}, "is a peer in VRF red (spec.vrf)"),
     "N3 unnumbered": (peer("p", None, interface="eth1"), {}, "has no address (unnumbered)"),
+    "a refused address": (peer("p", "fe80::1"), {}, "its spec.peerAddress cannot be used, so it is no next hop"),
     "weight 0": (peer("p", "10.0.0.1", {pools.WEIGHT: "0"}), {"10.0.0.1": 100}, "'0' is not a number from 1 to 256"),
     "weight 257": (peer("p", "10.0.0.1", {pools.WEIGHT: "257"}), {"10.0.0.1": 100}, "'257' is not a number"),
     "weight in words": (peer("p", "10.0.0.1", {pools.WEIGHT: "much"}), {"10.0.0.1": 100}, "has the weight 100"),
@@ -233,6 +234,17 @@ def test_a_peer_that_is_not_as_it_should_be_is_told(name: str) -> None:
     assert hops(found) == wanted
     assert [str(r.ref) for r in found.rejections] == ["BGPPeer metallb-system/p"]
     assert reason in found.rejections[0].reason
+
+
+def test_an_advertisement_to_some_peers_only_is_told_and_no_problem() -> None:
+    (told,) = read(peer("p", "10.0.0.1"), *POOLS, advertise(peers=["p"])).rejections
+    assert (str(told.ref), told.harmless) == ("BGPAdvertisement metallb-system/all", True)
+    assert "spec.peers is not looked at" in told.reason
+
+
+def test_objects_of_another_namespace_are_told_with_what_to_do() -> None:
+    (told,) = read(peer("p", "10.0.0.1"), text='cluster.metallb_namespace = "lb"\n' + BGP).rejections
+    assert told.reason.endswith("; where MetalLB runs in metallb-system, set that")
 
 
 def test_N4_the_configured_weight_counts_where_no_label_says_otherwise() -> None:

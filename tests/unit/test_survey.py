@@ -250,6 +250,36 @@ def test_F9_one_address_of_two_services_that_two_nodes_announce_is_told() -> Non
     assert not any(one.gateway and one.gateway.ambiguous for one in agreed)
 
 
+def test_F9_a_sibling_without_the_label_that_another_node_announces_is_told_too() -> None:
+    state = cluster(
+        services=[service(), service("sibling", labels={}), service("elsewhere", labels={}, ingress=("192.0.2.9",))],
+        announcements=[announced("a"), announced("b", service="sibling"), announced("c", service="elsewhere")],
+    )
+    one = only(state)
+    assert one.gateway
+    assert (one.gateway.node.name, one.gateway.ambiguous) == (A, True)
+    (problem,) = one.problems(None)
+    assert problem.code is Code.SPLIT_ADDRESS
+    assert problem.text == f"{LB4} is announced by b for Service shop/sibling, too: only one gets the answers"
+    together = replace(state, announcements=(announced("a"), announced("a", service="sibling")))
+    assert not [*only(together).problems(None)]
+
+
+def test_of_two_addresses_of_a_family_it_is_said_which_is_used() -> None:
+    found = take(cluster(services=[service(ingress=("192.0.2.9", LB6, "192.0.2.8"))]), config())
+    (told,) = found.rejections
+    assert told.harmless
+    assert told.reason == "its pods leave as 192.0.2.9, the first of its IPv4 addresses, not as 192.0.2.8"
+
+
+@pytest.mark.parametrize("namespace", ["metallb-system", "lb"])
+def test_no_gateway_names_the_namespace_that_was_searched(namespace: str) -> None:
+    obstacle = only(cluster(announcements=[]), f'cluster.metallb_namespace = "{namespace}"').obstacle
+    assert obstacle
+    assert obstacle.code is Code.NO_GATEWAY
+    assert f"in namespace {namespace} (cluster.metallb_namespace)" in obstacle.detail
+
+
 # --- annotations -----------------------------------------------------------------------------------------------------
 
 
@@ -470,6 +500,12 @@ def test_a_slice_by_hand_counts_when_it_names_pods_of_its_namespace() -> None:
     assert claimed(cluster(slices=[endpoint_slice(endpoint("10.244.1.5"), controlled=False)])) == {
         "web": ["10.244.1.5"]
     }
+
+
+def test_a_mirrored_slice_is_called_one() -> None:
+    mirrored = replace(endpoint_slice(endpoint("10.244.1.5", kind=None), controlled=False), mirrored=True)
+    (told,) = take(cluster(slices=[mirrored]), config()).rejections
+    assert "10.244.1.5 has no targetRef to a pod, and the slice mirrors an Endpoints object" in told.reason
 
 
 def test_a_slice_of_another_namespace_does_not_count() -> None:

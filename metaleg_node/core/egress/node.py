@@ -80,9 +80,9 @@ class ServiceDecision:
         return f"{service.service.ref} as {service.source}" + (f": {service.gateway.why}" if service.gateway else "")
 
     @property
-    def problem(self) -> Problem | None:
-        """What keeps it from having egress here."""
-        return self.service.problem(self.obstacle) if self.obstacle else None
+    def problems(self) -> Iterator[Problem]:
+        """What keeps it from having egress here, or may keep answers from it."""
+        return self.service.problems(self.obstacle)
 
     def treated(self) -> Iterator[tuple[Iterable[Address], EgressPod]]:
         """Its pods' addresses by their treatment."""
@@ -253,7 +253,7 @@ def decide(undecided: Undecided, granted: Granted) -> Decided:
         parts=(egress, _local_answers(survey), _transit(undecided)),
         sysctls=_sysctls(undecided),
         rejections=survey.rejections,
-        problems=(*_unnamed(undecided), *(one.problem for one in services if one.problem)),
+        problems=(*_unnamed(undecided), *(problem for one in services for problem in one.problems)),
     )
     return Decided(contribution=contribution, services=services, owners=owners)
 

@@ -64,7 +64,8 @@ class PodAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EgressService:
-    """One opted-in Service in one family. Either `gateway` and `source` are set, or `obstacle` is."""
+    """One opted-in Service in one family. Either `gateway` and `source` are set, or `obstacle` is. `split`: another
+    node announces its address, too, for another Service."""
 
     service: Service
     family: Family
@@ -73,14 +74,19 @@ class EgressService:
     source: Address | None = None
     gateway: Gateway | None = None
     obstacle: Obstacle | None = None
+    split: str = ""
 
     @property
     def key(self) -> tuple[ObjectRef, Family]:
         return self.service.ref, self.family
 
-    def problem(self, obstacle: Obstacle) -> Problem:
-        """What keeps it from having egress."""
-        return Problem(code=obstacle.code, subject=f"{self.service.ref} (IPv{self.family})", text=obstacle.detail)
+    def problems(self, obstacle: Obstacle | None) -> Iterator[Problem]:
+        """What keeps it from having egress, or may keep answers from it."""
+        subject = f"{self.service.ref} (IPv{self.family})"
+        if obstacle:
+            yield Problem(code=obstacle.code, subject=subject, text=obstacle.detail)
+        elif self.split:
+            yield Problem(code=Code.SPLIT_ADDRESS, subject=subject, text=self.split)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,15 +132,25 @@ def take(cluster: ClusterState, config: Config, awaited: Set[ObjectRef] = frozen
     checks = _Checks(networks, cluster)
     requests = []
     for service in opted_in:
-        gateway = choose_gateway(_about(service, announcements[_key(service)]), nodes, config.egress.gateway_source)
+        gateway = _gateway(service, announcements[_key(service)], nodes, config)
         requests.append(_request(service, gateway, checks, awaited=service.ref in awaited))
     requests = _within_quota(requests, config.egress.max_networks)
     pods, refused = _claims(requests, cluster, checks)
     rejections += refused
     rejections += _unclear_labels(cluster.services, config.egress.label)
+    rejections += [rejection for request in requests for rejection in _second_addresses(request)]
     services = [one for request in requests for one in _families(request, pods[request.service.ref].values())]
+    sources = {one.source for one in services if one.source}
+    siblings = [
+        (address, gateway.node.name, service.ref)
+        for service in cluster.services
+        if service.ref not in pods
+        for address in sources.intersection(service.ingress)
+        if isinstance(gateway := _gateway(service, announcements[_key(service)], nodes, config), Gateway)
+    ]
+    services = [*_told_apart(services, siblings)]
     return Survey(
-        services=tuple(_told_apart(services)),
+        services=tuple(services),
         served=_served(opted_in, cluster.endpoint_slices),
         networks=networks,
         nodes=nodes,
@@ -142,20 +158,33 @@ def take(cluster: ClusterState, config: Config, awaited: Set[ObjectRef] = frozen
     )
 
 
-def _told_apart(services: Sequence[EgressService]) -> Iterator[EgressService]:
-    """The same Services. Those that share a LoadBalancer address should be announced by one node, since answers reach
-    only one (F9); where they are not, that is told."""
-    announcers: dict[Address, dict[NodeName, ObjectRef]] = defaultdict(dict)
+def _told_apart(
+    services: Sequence[EgressService], others: Iterable[tuple[Address, NodeName, ObjectRef]]
+) -> Iterator[EgressService]:
+    """The same Services. Those that share a LoadBalancer address, `others` without the label too, should be announced
+    by one node, since answers reach only one (F9); where they are not, that is told."""
+    nodes: dict[Address, dict[NodeName, ObjectRef]] = defaultdict(dict)
     for one in services:
         if one.source and one.gateway:
-            announcers[one.source].setdefault(one.gateway.node.name, one.service.ref)
+            nodes[one.source].setdefault(one.gateway.node.name, one.service.ref)
+    for address, node, ref in others:
+        nodes[address].setdefault(node, ref)
     for one in services:
-        if one.source and one.gateway and len(announcers[one.source]) > 1:
-            others = [f"{n} for {ref}" for n, ref in announcers[one.source].items() if n != one.gateway.node.name]
-            why = f"{one.gateway.why}; but {one.source} is announced by {_some(others)}, too: only one gets the answers"
-            yield replace(one, gateway=replace(one.gateway, why=why, ambiguous=True))
+        if one.source and one.gateway and nodes[one.source].keys() - {one.gateway.node.name}:
+            also = [f"{n} for {ref}" for n, ref in nodes[one.source].items() if n != one.gateway.node.name]
+            split = f"{one.source} is announced by {_some(also)}, too: only one gets the answers"
+            why = f"{one.gateway.why}; but {split}"
+            yield replace(one, gateway=replace(one.gateway, why=why, ambiguous=True), split=split)
         else:
             yield one
+
+
+def _second_addresses(request: _Request) -> Iterator[Rejection]:
+    for family, source in request.sources.items():
+        others = [str(a) for a in request.service.ingress if a.version == family and a != source]
+        if others and not isinstance(source, Obstacle):
+            reason = f"its pods leave as {source}, the first of its IPv{family} addresses, not as {_some(others)}"
+            yield Rejection(ref=request.service.ref, reason=reason, harmless=True)
 
 
 def _served(services: Iterable[Service], slices: Iterable[EndpointSlice]) -> frozenset[int]:
@@ -179,6 +208,16 @@ def _about(service: Service, announcements: Iterable[Announcement]) -> list[Anno
         for one in announcements
         if one.source is not AnnouncedBy.EVENTS or not one.since or one.since[:_SECOND] >= service.created[:_SECOND]
     ]
+
+
+def _gateway(
+    service: Service, announcements: Iterable[Announcement], nodes: Mapping[NodeName, Node], config: Config
+) -> Gateway | Obstacle:
+    found = choose_gateway(_about(service, announcements), nodes, config.egress.gateway_source)
+    if isinstance(found, Obstacle) and found.code is Code.NO_GATEWAY:
+        where = f"status objects count in namespace {config.cluster.metallb_namespace} (cluster.metallb_namespace)"
+        return replace(found, detail=f"{found.detail}; {where}")
+    return found
 
 
 def choose_gateway(
@@ -399,7 +438,7 @@ class _Checks:
             of_pod = target is not None and target.kind == "Pod" and target.namespace == namespace
             for address in endpoint.addresses:
                 pod = PodAddress(address=address, node=endpoint.node, pod=target.name if target and of_pod else "")
-                problem = self._problem(address, target, of_pod=of_pod, controlled=endpoint_slice.controlled)
+                problem = self._problem(address, target, endpoint_slice, of_pod=of_pod)
                 yield endpoint, pod, problem or self._taken(address, target, namespace)
 
     def _taken(self, address: Address, target: ObjectRef | None, namespace: str) -> str:
@@ -412,11 +451,14 @@ class _Checks:
         rightly = target in pods if target else any(pod.namespace == namespace for pod in pods)
         return "" if rightly else f"{address} is the address of {min(pods)}"
 
-    def _problem(self, address: Address, target: ObjectRef | None, *, of_pod: bool, controlled: bool) -> str:
+    def _problem(
+        self, address: Address, target: ObjectRef | None, endpoint_slice: EndpointSlice, *, of_pod: bool
+    ) -> str:
         if target and not of_pod:
             return f"{address} is said to be of {target}, which is no pod of this namespace"
-        if not (of_pod or controlled):
-            return f"{address} has no targetRef to a pod, and the slice is not managed by Kubernetes"
+        if not (of_pod or endpoint_slice.controlled):
+            made = "mirrors an Endpoints object that somebody wrote" if endpoint_slice.mirrored else ""
+            return f"{address} has no targetRef to a pod, and the slice {made or 'is not managed by Kubernetes'}"
         if target and self._addresses_of and address not in self._addresses_of.get(target, (address,)):
             return f"{address} is not an address of {target}"
         if address in self._host_addresses:

@@ -143,20 +143,20 @@ def _list(raw: Mapping[str, object], kind: str, read_config_map: ConfigMapReader
 
 def _object(raw: Mapping[str, object], kind: object, version: object, read_config_map: ConfigMapReader) -> Parsed:
     if not isinstance(kind, str) or not kind:
-        return _unusable(_ref_for_message(raw, "object"), f"kind: {show(kind)} is not the kind of a Kubernetes object")
+        return _unusable(ref_for_message(raw, "object"), f"kind: {show(kind)} is not the kind of a Kubernetes object")
     if kind == "List":
         return _unusable(
-            _ref_for_message(raw, kind), "a List inside a List is not read; put its items into the outer one"
+            ref_for_message(raw, kind), "a List inside a List is not read; put its items into the outer one"
         )
     if kind == "ConfigMap":
         return read_config_map(raw)
-    known = _KINDS.get(kind)
-    if known is None or (version is not None and _group(version) not in known.groups):
-        return NOTHING
+    if not is_known(kind, version):
+        return _not_read(raw, kind, version)
+    known = _KINDS[kind]
     try:
         reader = Reader(raw, _ref(raw, kind, known.namespaced))
     except UnusableError as error:
-        return _unusable(_ref_for_message(raw, kind), f"{error}; the object is left out")
+        return _unusable(ref_for_message(raw, kind), f"{error}; the object is left out")
     return _read(known.read, reader)
 
 
@@ -171,8 +171,13 @@ def _read(read: Callable[[Reader], ClusterObject | None], reader: Reader) -> Par
     return Parsed(objects=(found,), rejections=reader.rejections)
 
 
-def _unusable(ref: ObjectRef, reason: str) -> Parsed:
-    return Parsed(rejections=(Rejection(ref=ref, reason=reason),))
+def _not_read(raw: Mapping[str, object], kind: str, version: object) -> Parsed:
+    reason = _INSTEAD.get((kind, _group(version)))
+    return _unusable(ref_for_message(raw, kind), reason, harmless=kind == "Endpoints") if reason else NOTHING
+
+
+def _unusable(ref: ObjectRef, reason: str, *, harmless: bool = False) -> Parsed:
+    return Parsed(rejections=(Rejection(ref=ref, reason=reason, harmless=harmless),))
 
 
 def _group(version: object) -> str:
@@ -196,7 +201,12 @@ def _ref(raw: Mapping[str, object], kind: str, namespaced: bool) -> ObjectRef:
     return ObjectRef(kind=kind, namespace=namespace, name=name)
 
 
-def _ref_for_message(raw: Mapping[str, object], kind: str) -> ObjectRef:
+def is_known(kind: str, version: object) -> bool:
+    """Whether objects of this kind and API version are read; without a version those of any."""
+    return kind in _KINDS and (version is None or _group(version) in _KINDS[kind].groups)
+
+
+def ref_for_message(raw: Mapping[str, object], kind: str) -> ObjectRef:
     """Names an object whose own names may be anything."""
     metadata = _metadata(raw)
     name, namespace = metadata.get("name"), metadata.get("namespace")
@@ -270,10 +280,12 @@ def _endpoint_slice(reader: Reader) -> EndpointSlice | None:
     service = labels.get("kubernetes.io/service-name")
     if not isinstance(service, str) or not is_name(service):
         raise UnusableError(f"metadata.labels[kubernetes.io/service-name]: {show(service)} is not {NAME_SYNTAX}")
+    manager = labels.get("endpointslice.kubernetes.io/managed-by")
     return EndpointSlice(
         ref=reader.ref,
         service=service,
-        controlled=labels.get("endpointslice.kubernetes.io/managed-by") == "endpointslice-controller.k8s.io",
+        controlled=manager == "endpointslice-controller.k8s.io",
+        mirrored=manager == "endpointslicemirroring-controller.k8s.io",
         endpoints=tuple(_endpoints(reader, family)),
         # A port may be missing: then only whoever made the slice knows it.
         ports=tuple(_ports(reader, ((f, e) for f, e in reader.entries("ports") if e.get("port") is not None))),
@@ -404,15 +416,18 @@ def _service_cidr(reader: Reader) -> ServiceCIDR:
 # --- who announces ---------------------------------------------------------------------------------------------------
 
 
-def _l2_status(reader: Reader) -> Announcement:
+def _l2_status(reader: Reader) -> Announcement | None:
     return _status(reader, AnnouncedBy.L2_STATUS)
 
 
-def _bgp_status(reader: Reader) -> Announcement:
+def _bgp_status(reader: Reader) -> Announcement | None:
     return _status(reader, AnnouncedBy.BGP_STATUS)
 
 
-def _status(reader: Reader, source: AnnouncedBy) -> Announcement:
+def _status(reader: Reader, source: AnnouncedBy) -> Announcement | None:
+    """MetalLB makes the object first, and writes the node into it then."""
+    if reader.value("status.node") in (None, ""):
+        return None
     labels = reader.mapping("metadata.labels")
     service = _service_key(
         labels.get("metallb.io/service-namespace"),
@@ -482,6 +497,7 @@ def _advertisement(reader: Reader) -> Advertisement:
         ref=reader.ref,
         pools=names(reader, "spec.ipAddressPools"),
         pool_selectors=selectors(reader, "spec.ipAddressPoolSelectors"),
+        peers=reader.value("spec.peers") not in (None, []),
     )
 
 
@@ -490,6 +506,7 @@ def _peer(reader: Reader) -> BGPPeer:
         ref=reader.ref,
         labels=reader.labels(),
         address=_peer_address(reader, "spec.peerAddress"),
+        has_address=reader.value("spec.peerAddress") not in (None, ""),
         node_selectors=selectors(reader, "spec.nodeSelectors"),
         vrf=reader.text("spec.vrf"),
     )
@@ -522,6 +539,7 @@ def _old_peer(reader: Reader) -> BGPPeer:
         ref=reader.ref,
         labels={},
         address=_peer_address(reader, "peer-address"),
+        has_address=reader.value("peer-address") not in (None, ""),
         node_selectors=selectors(reader, "node-selectors", "match-labels", "match-expressions"),
     )
 
@@ -560,6 +578,13 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "BGPPeer": _Kind(groups=("metallb.io",), read=_peer),
 }
 
+# What people still have, by kind and API group, and what is read in its place.
+_INSTEAD: Final[Mapping[tuple[str, str], str]] = {
+    ("AddressPool", "metallb.io"): "is MetalLB's form before 0.13.2 and not read; make it an IPAddressPool, with an "
+    "L2Advertisement or BGPAdvertisement (https://metallb.io/configuration/migration_to_crds/)",
+    ("Endpoints", ""): "is not read; the Service's EndpointSlices are (kubectl get endpointslices)",
+}
+
 # Whatever is read of any of these kinds, wherever it stands; keys of labels and annotations are no fields.
 _READ_WORDS: Final = """
 apiVersion kind metadata name namespace labels annotations creationTimestamp spec status
@@ -568,7 +593,8 @@ addressType endpoints addresses nodeName targetRef ready serving terminating
 address podCIDRs podCIDR conditions hostNetwork phase podIPs podIP cidrs
 node reason regarding involvedObject note message
 series lastObservedTime lastTimestamp deprecatedLastTimestamp eventTime
-ipAddressPools ipAddressPoolSelectors nodeSelectors matchLabels matchExpressions key operator values peerAddress vrf
+ipAddressPools ipAddressPoolSelectors peers nodeSelectors matchLabels matchExpressions key operator values
+peerAddress vrf
 data config
 """
 _READ_KEYS: Final = frozenset(_READ_WORDS.split())

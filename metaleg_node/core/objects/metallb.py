@@ -66,7 +66,8 @@ def _elsewhere(one: AddressPool | Advertisement | Announcement | BGPPeer, config
     namespace = config.cluster.metallb_namespace
     if one.ref.namespace == namespace:
         return ""
-    return f"is not in MetalLB's namespace {namespace} (cluster.metallb_namespace)"
+    known = f"is not in MetalLB's namespace {namespace} (cluster.metallb_namespace)"
+    return f"{known}; where MetalLB runs in {one.ref.namespace}, set that" if one.ref.namespace else known
 
 
 def _used(objects: Iterable[T], why_not: Callable[[T], str], rejections: list[Rejection]) -> tuple[T, ...]:

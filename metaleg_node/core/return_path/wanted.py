@@ -116,6 +116,7 @@ def read(cluster: ClusterState, config: Config, me: NodeName) -> WantedPaths:
     if config.return_path.bgp.enabled:
         routers, refused = _peers(cluster, config, me)
         rejections += refused
+        rejections += _to_some_peers(cluster.advertisements)
         path = WantedPath(kind=PathKind.BGP, name="bgp", networks=frozenset(), routers=routers)
         wanted.append((path, [*_announced(cluster)]))
     inside = _inside(cluster, config, [asked for _, some in wanted for asked in some])
@@ -264,6 +265,13 @@ def _announced(cluster: ClusterState) -> Iterator[_Asked]:
             yield from (_Asked(one, str(pool.ref)) for one in pool.ranges)
 
 
+def _to_some_peers(advertisements: Iterable[Advertisement]) -> Iterator[Rejection]:
+    for one in advertisements:
+        if one.peers and one.ref.kind == "BGPAdvertisement":
+            reason = "spec.peers is not looked at: all BGP peers of a node are next hops for all BGP pools"
+            yield Rejection(ref=one.ref, reason=reason, harmless=True)
+
+
 def _announces(advertisement: Advertisement, pool: AddressPool) -> bool:
     if not advertisement.pools and not advertisement.pool_selectors:
         return True
@@ -294,7 +302,8 @@ def _peer(peer: BGPPeer, weight: int) -> tuple[Router | None, str]:
     if ADDRESS in peer.labels:
         address = address_of(peer.labels[ADDRESS])
     if address is None:
-        return None, f"has no address (unnumbered), so it is no next hop; the label {ADDRESS} can give it one"
+        lack = "its spec.peerAddress cannot be used" if peer.has_address else "has no address (unnumbered)"
+        return None, f"{lack}, so it is no next hop; the label {ADDRESS} can give it one"
     if peer.vrf and ADDRESS not in peer.labels:
         return None, (
             f"is a peer in VRF {peer.vrf} (spec.vrf), whose routing table this program does not change, so it is no "
