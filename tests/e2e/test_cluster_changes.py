@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,38 @@ def test_S6_a_service_of_one_family_leaves_the_other_family_closed(running: Lab,
 def _states(lab: Lab) -> set[tuple[int, str]]:
     """How the Services stand by family, as node1's daemon tells."""
     return {(service["family"], service["state"]) for service in lab.daemons[NODE1].status()["services"]}
+
+
+def _older(made: dict[str, Any]) -> dict[str, Any]:
+    made["metadata"]["creationTimestamp"] = "2020-01-01T00:00:00Z"
+    return made
+
+
+def test_an_older_headless_sibling_takes_no_pods(running: Lab, web: LabService) -> None:
+    """Mail charts ship one, with the same labels."""
+    sibling = replace(web, name="headless")
+    made = _older(objects.service(sibling))
+    made["spec"] = {"type": "ClusterIP", "clusterIPs": ["None"], "ports": made["spec"]["ports"]}
+    made["status"] = {"loadBalancer": {}}
+    running.write_state([*running.cluster_objects(), made, *objects.endpoint_slices(sibling)])
+    assert wait_until(lambda: _states(running) >= {(4, "active"), (4, "unavailable")}, SETTLED)
+    for pod in web.pods:
+        assert sources(running, pod) == texts(web.addresses)
+
+
+def test_a_pods_address_that_was_an_older_services_dying_pods_is_the_new_pods(running: Lab, web: LabService) -> None:
+    old = replace(web, name="old", number=1, gateway=NODE3)
+    running.announce(old)
+    slices = [*objects.endpoint_slices(old)]
+    for item in slices:
+        for endpoint in item["endpoints"]:
+            endpoint["conditions"] = {"ready": False, "serving": False, "terminating": True}
+            endpoint["targetRef"]["name"] += "-old"
+    status = objects.l2_status(old, NODE3, 10)
+    running.write_state([*slices, *running.cluster_objects(), _older(objects.service(old)), status])
+    assert wait_until(lambda: len(running.daemons[NODE1].status()["services"]) == 4, SETTLED)
+    for pod in web.pods:
+        assert sources(running, pod) == texts(web.addresses)
 
 
 def test_S9_F16_node_addresses_and_foreign_pods_are_never_taken(running: Lab, web: LabService) -> None:

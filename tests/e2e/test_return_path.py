@@ -11,10 +11,10 @@ import pytest
 from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.outside import ADDRESS_FAMILY
-from metaleg_node.lab.plan import SERVER_PORT, SERVICE_PORT, LabService
+from metaleg_node.lab.plan import NODE_NETWORK, SERVER_PORT, SERVICE_PORT, LabService
 from tests.e2e import second_way
 from tests.e2e.path_scene import ALL, NONE, Scene, reaches_node, scene, status_of
-from tests.e2e.scenario import NODE1, NODE2, SECOND, SETTLED, foreign, ours
+from tests.e2e.scenario import NODE1, NODE2, SECOND, SETTLED, foreign, ours, sources, texts
 from tests.e2e.second_way import (
     BOTH_POOLS,
     CLIENT,
@@ -26,6 +26,7 @@ from tests.e2e.second_way import (
     l2,
 )
 from tests.lab import probes
+from tests.lab.lab import Lab
 from tests.lab.plan import Flavour, LabOptions
 from tests.lab.server import Server
 from tests.patience import patient
@@ -163,6 +164,21 @@ def test_forwarded_packets_that_have_the_source_before_they_are_routed(stack: Ex
 
 
 # --- layer 2 ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_pool_that_holds_the_nodes_addresses_takes_nothing_that_nodes_send(lab: Lab) -> None:
+    nobody = [str(network[250]) for network in NODE_NETWORK.values()]
+    cidrs = [str(network) for network in NODE_NETWORK.values()]
+    lab.set_services()
+    lab.start_daemons(l2({"name": "wide", "interface": "eth0", "cidrs": cidrs, "gateways": nobody}))
+    for node in (NODE1, NODE2):
+        assert sources(lab, node) == texts(node.addresses)
+        told = [one["text"] for one in lab.daemons[node].status()["problems"] if one["code"] == "path-overlap"]
+        assert len(told) == 6
+        assert (
+            f"{NODE1.addresses[4]} is the address of Node node1, but cidrs ({cidrs[0]}) holds it; it is left out"
+            in told
+        )
 
 
 def test_case_2_a_pool_without_a_router_gets_its_connected_route(plain: Scene) -> None:
