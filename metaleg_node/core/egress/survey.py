@@ -302,7 +302,7 @@ class _Request:
         )
 
 
-class _Claim(NamedTuple):
+class _Named(NamedTuple):
     """An address that a Service's EndpointSlice names."""
 
     request: _Request
@@ -369,37 +369,42 @@ def _claims(
     slices: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
     for endpoint_slice in cluster.endpoint_slices:
         slices[endpoint_slice.ref.namespace, endpoint_slice.service].append(endpoint_slice)
-    claims: dict[Address, list[_Claim]] = defaultdict(list)
+    first: dict[Address, _Named] = {}
+    several: dict[Address, list[_Named]] = {}
     pods: dict[ObjectRef, dict[Address, PodAddress]] = {}
     rejections: list[Rejection] = []
     for request in requests:
-        pods[request.service.ref] = {}
+        own = pods[request.service.ref] = {}
         for endpoint_slice in slices[_key(request.service)]:
             for endpoint, pod, problem in checks.claims(endpoint_slice):
                 if problem:
                     rejections.append(Rejection(ref=endpoint_slice.ref, reason=problem))
+                    continue
+                named = _Named(request, endpoint_slice.ref, endpoint, pod)
+                other = first.setdefault(pod.address, named)
+                if other is named:
+                    own[pod.address] = pod
                 else:
-                    claims[pod.address].append(_Claim(request, endpoint_slice.ref, endpoint, pod))
-    for address, claimed in claims.items():
-        owner = claimed[0]
-        if len(claimed) > 1:
-            owner = _first(claimed)
-            rejections += _lost(owner, claimed)
+                    several.setdefault(pod.address, [other]).append(named)
+    for address, claimed in several.items():
+        owner = _first(claimed)
+        del pods[claimed[0].request.service.ref][address]
         pods[owner.request.service.ref][address] = owner.pod
+        rejections += _lost(owner, claimed)
     return pods, rejections
 
 
-def _first(claimed: Sequence[_Claim]) -> _Claim:
+def _first(claimed: Sequence[_Named]) -> _Named:
     """Linear, since anybody can name one address as often as he likes."""
     live = {one.endpoint.target for one in claimed if not one.endpoint.terminating}
 
-    def outlived(one: _Claim) -> bool:
+    def outlived(one: _Named) -> bool:
         return one.endpoint.terminating and (None in live or bool(live - {one.endpoint.target}))
 
     return min((one for one in claimed if not outlived(one)), key=lambda one: one.precedence)
 
 
-def _lost(owner: _Claim, claimed: Iterable[_Claim]) -> Iterator[Rejection]:
+def _lost(owner: _Named, claimed: Iterable[_Named]) -> Iterator[Rejection]:
     """What others miss by it: nothing where they could have had no egress, or the very same, or with a pod that is
     ending."""
     address, ours = owner.pod.address, owner.request
