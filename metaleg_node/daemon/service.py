@@ -111,7 +111,14 @@ class Service:
         # Nobody listened to the kernel while the configuration changed.
         self._machine.packet_filter.forget()
         with ExitStack() as stack:
-            stack.enter_context(Monitor(self._hint, tables=_tables(config), own_ports=lambda: self._machine.own_ports))
+            stack.enter_context(
+                Monitor(
+                    self._hint,
+                    tables=_tables(config),
+                    own_ports=lambda: self._machine.own_ports,
+                    disturbed=stack.enter_context(self._machine.packet_filter.watched()),
+                )
+            )
             self._serve(stack)
             self._follow(config)
             self._events.schedule(Event.INTERVAL, config.reconcile.interval)
@@ -171,7 +178,7 @@ class Service:
         return events
 
     def _concerns_us(self, events: set[Event]) -> bool:
-        """Whether there is anything to do: our own commits to the packet filter come back as events, too."""
+        """Whether there is anything to do: since the monitor told, the packet filter may have been looked at anyway."""
         if Event.INTERVAL in events:
             self._machine.packet_filter.forget()
             self._events.schedule(Event.INTERVAL, self._config.reconcile.interval)
