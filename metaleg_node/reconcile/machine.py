@@ -114,18 +114,20 @@ class Machine:
     # --- acting ------------------------------------------------------------------------------------------------------
 
     def carry_out(self, operations: Sequence[diff.Operation]) -> list[int | KernelError]:
-        """Does one thing, or changes any number of routes and rules in one go. Tells of each how many conntrack entries
-        it deleted, or why it failed."""
+        """Does one thing, or any number of one kind in one go: sysctls set, sysctls put back,
+        routes and rules changed. Tells of each how many conntrack entries it deleted, or why it failed."""
         try:
             match operations:
                 case [diff.PutFirewall(firewall=firewall)]:
                     self.packet_filter.put(firewall)
                 case [diff.SweepFlows(firewall=firewall, addresses=addresses)]:
                     return [self._sweep(firewall, addresses)]
-                case [diff.SetSysctl(name=name, value=value)]:
-                    self._sysctls.set(name, value)
-                case [diff.RestoreSysctl(name=name)]:
-                    self._sysctls.restore(name)
+                case [diff.SetSysctl(), *_]:
+                    wanted = {one.name: one.value for one in operations if isinstance(one, diff.SetSysctl)}
+                    return [error or 0 for error in self._sysctls.set(wanted)]
+                case [diff.RestoreSysctl(), *_]:
+                    names = [one.name for one in operations if isinstance(one, diff.RestoreSysctl)]
+                    return [error or 0 for error in self._sysctls.restore(names)]
                 case _:
                     routing = [one for one in operations if isinstance(one, diff.RoutingOperation)]
                     return [error or 0 for error in self._routing.change(routing)]

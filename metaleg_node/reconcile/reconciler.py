@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
@@ -228,10 +229,18 @@ def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[],
 
 
 def _batches(steps: tuple[diff.Step, ...]) -> Iterator[list[diff.Step]]:
-    """Routes and rules that follow each other go together; anything else alone."""
-    for routing, run in groupby(steps, key=lambda step: isinstance(step.operation, diff.RoutingOperation)):
-        together, size = [*run], _AT_ONCE if routing else 1
-        yield from (together[start : start + size] for start in range(0, len(together), size))
+    """What goes together is done together, where it follows each other; anything else alone."""
+    for size, run in groupby(steps, key=lambda step: _together(step.operation)):
+        together = [*run]
+        yield from (together[start : start + size[1]] for start in range(0, len(together), size[1]))
+
+
+def _together(operation: diff.Operation) -> tuple[type, int]:
+    """The kind of an operation, and how many of a kind are done in one go."""
+    if isinstance(operation, diff.RoutingOperation):
+        return diff.Step, _AT_ONCE
+    alone = not isinstance(operation, diff.SetSysctl | diff.RestoreSysctl)
+    return type(operation), 1 if alone else sys.maxsize
 
 
 def cleanup_plan(machine: Machine) -> Plan:
