@@ -13,7 +13,7 @@ from typing import Self
 
 from metaleg_node.core.compare import diff, flows
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import Address, Host, NextHop, Questions, Routing
+from metaleg_node.core.model import FAMILIES, Address, Family, Host, NextHop, Questions, Routing
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink import conntrack, neighbours
@@ -68,6 +68,7 @@ class Machine:
             arp=self._settings("all", ("arp_ignore", "arp_announce"), originals) if questions.arp else {},
             links=self._routing.links(questions.links),
             connected=self._routing.connected() if questions.connected else frozenset(),
+            not_forwarding=self._not_forwarding({"all", *interfaces.values()}),
             unnameable=self.packet_filter.unnameable(names),
         )
 
@@ -87,6 +88,10 @@ class Machine:
             names |= self._sysctls.rp_filter().keys()
         found = {name: self._settings(name, ("rp_filter",), originals) for name in {"all", *names}}
         return {name: values["rp_filter"] for name, values in found.items() if values}
+
+    def _not_forwarding(self, names: Iterable[str]) -> frozenset[tuple[Family, str]]:
+        paths = {f"net/ipv{family}/conf/{name}/forwarding": (family, name) for family in FAMILIES for name in names}
+        return frozenset(paths[path] for path, value in self._sysctls.read(paths).items() if value == "0")
 
     def _settings(self, interface: str, keys: Iterable[str], originals: Mapping[str, str]) -> dict[str, int]:
         """IPv4 settings of an interface, as the operator has them."""

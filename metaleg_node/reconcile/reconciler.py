@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.core import assembly, slots
+from metaleg_node.core import assembly, preconditions, slots
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
@@ -138,6 +138,13 @@ class Reconciler:
         )
         neighbours = self._machine.neighbours(hop for one in result.paths for hop in one.path.next_hops)
         return Plan(desired=result, steps=steps, problems=self._machine.problems, neighbours=neighbours)
+
+    def preconditions(self, cluster: ClusterState) -> tuple[Problem, ...]:
+        """What this host lacks for what this state of the cluster asks of it. Raises KernelError."""
+        known = self._know(cluster)
+        host = self._machine.host(known.questions)
+        found = assembly.assemble(known.survey, known.paths, self._config, self.node, host, held=lambda _: {})
+        return tuple(problem for problem in found.problems if problem.code in preconditions.CODES)
 
     def look_again(self, plan: Plan) -> Plan:
         """The plan with what the neighbour tables say now."""
