@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import socket
+import os
 from pathlib import Path
 
 from metaleg_node.commands.command import EX_CONFIG, Command, general_options, print_problems
@@ -82,7 +83,10 @@ def _host_problems(cluster: ClusterState, config: Config, state_dir: Path) -> tu
         return ()
     try:
         with Machine(state_dir) as machine:
-            return Reconciler(machine, config).preconditions(cluster)
+            reconciler = Reconciler(machine, config)
+            # Other programs' packet filters can only be read by who may change them.
+            collisions = reconciler.collisions() if os.geteuid() == 0 else ()
+            return *reconciler.preconditions(cluster), *collisions
     except KernelError as error:
         return (Problem(code=Code.KERNEL, text=str(error)),)
 

@@ -14,7 +14,9 @@ from typing import Self
 from metaleg_node.core.compare import diff, flows
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import FAMILIES, Address, Family, Host, NextHop, Questions, Routing
+from metaleg_node.core.others import Others
 from metaleg_node.core.problems import Code, Problem
+from metaleg_node.kernel import other_filters
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink import conntrack, neighbours
 from metaleg_node.kernel.netlink.routing import RoutingControl
@@ -70,6 +72,16 @@ class Machine:
             connected=self._routing.connected() if questions.connected else frozenset(),
             not_forwarding=self._not_forwarding({"all", *interfaces.values()}),
             unnameable=self.packet_filter.unnameable(names),
+        )
+
+    def others(self, tables: Collection[int]) -> Others:
+        """What other programs do; `tables` are ours alone. Takes some programs' time. Raises KernelError."""
+        routing, filters = self._routing.observe(tables), other_filters.look()
+        return Others(
+            rules=self._routing.foreign_rules(tables),
+            items=routing.foreign_rules | routing.foreign_routes,
+            marks=filters.marks,
+            closed=filters.closed,
         )
 
     def neighbours(self, hops: Iterable[NextHop]) -> dict[NextHop, str]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.core import assembly, preconditions, slots
+from metaleg_node.configuration.settings import SLOTS
+from metaleg_node.core import assembly, others, preconditions, slots
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
@@ -33,6 +34,13 @@ _SHOWN = 50
 def node_name(config: Config) -> NodeName:
     """This node's name: the configured one, else the host name in lower case, as the kubelet's default is."""
     return NodeName(config.node.name or socket.gethostname().lower())
+
+
+def own_tables(config: Config) -> set[int]:
+    """The routing tables that are ours alone."""
+    base = config.firewall.route_table_base
+    bgp = {config.return_path.bgp.table} if config.return_path.bgp.enabled else set()
+    return {*range(base + 1, base + SLOTS + 1)} | bgp
 
 
 _AT_ONCE = 100
@@ -145,6 +153,10 @@ class Reconciler:
         host = self._machine.host(known.questions)
         found = assembly.assemble(known.survey, known.paths, self._config, self.node, host, held=lambda _: {})
         return tuple(problem for problem in found.problems if problem.code in preconditions.CODES)
+
+    def collisions(self) -> tuple[Problem, ...]:
+        """What other programs do that collides with ours. Raises KernelError."""
+        return others.judge(self._machine.others(own_tables(self._config)), self._config)
 
     def look_again(self, plan: Plan) -> Plan:
         """The plan with what the neighbour tables say now."""
