@@ -1,4 +1,4 @@
-"""`check`: whether the configuration and the cluster's state are good."""
+"""`check`: whether the configuration, the cluster's state and this machine are good."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ COMMAND = Command(
     name="check",
     run=_run,
     summary="validate the configuration and the state file, or the access to the API",
-    description="Validates the configuration and the state file, or the access to the API, prints every problem, "
-    "and what the cluster's state holds.",
+    description="Validates the configuration and the state file, or the access to the API, and judges this machine "
+    "where it is a node of that cluster; prints every problem, and what the cluster's state holds.",
     statuses=f"0 when all is good, {EX_CONFIG} when there are problems",
 )

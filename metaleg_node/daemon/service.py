@@ -43,7 +43,8 @@ _SWITCH_SECONDS = 0.0005
 _RETRY_FIRST, _RETRY_LAST = 1.0, 60.0
 _TICK_SECONDS = 1.0
 """The loop turns at least so often, to look whether the configuration file changed."""
-_OF_OTHERS = {Event.KERNEL, Event.FIREWALL}
+_OF_OTHERS = {Event.KERNEL, Event.FIREWALL, Event.PUT_OFF, Event.INTERVAL}
+"""What can wait while somebody fights with us."""
 _LOOK_SECONDS = 2.0
 """The neighbour tables are looked at so often, while there are next hops that are told about."""
 
@@ -185,7 +186,7 @@ class Service:
     def _concerns_us(self, events: set[Event]) -> bool:
         """Whether there is anything to do: since the monitor told, the packet filter may have been looked at anyway."""
         if events and events <= _OF_OTHERS and (pause := self._fight.pause(time.monotonic())):
-            self._events.schedule(Event.PUT_OFF, pause)
+            self._events.schedule(Event.INTERVAL if Event.INTERVAL in events else Event.PUT_OFF, pause)
             return False
         if Event.INTERVAL in events:
             self._others_due = True
