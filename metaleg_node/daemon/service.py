@@ -185,7 +185,7 @@ class Service:
 
     def _concerns_us(self, events: set[Event]) -> bool:
         """Whether there is anything to do: since the monitor told, the packet filter may have been looked at anyway."""
-        if events and events <= _OF_OTHERS and (pause := self._fight.pause(time.monotonic())):
+        if events and events <= _OF_OTHERS and (pause := self._fight.pause(time.monotonic())) > 0:
             self._events.schedule(Event.INTERVAL if Event.INTERVAL in events else Event.PUT_OFF, pause)
             return False
         if Event.INTERVAL in events:
@@ -261,7 +261,7 @@ class Service:
             self._last_state = self._plan.desired.state
             if drifted:
                 self._teller.repaired(self._plan)
-                self._fight.repaired(plan.changes[0], time.monotonic())
+                self._fight.repaired(plan.changes, time.monotonic())
         return outcome
 
     def _hooked(self, kind: hooks.Kind, problems: tuple[Problem, ...]) -> None:

@@ -48,26 +48,29 @@ class Nftables:
     def __init__(self) -> None:
         self._seen: Observed | None = None
         self._generation: int | None = None
+        self._busy = False
 
     def observe(self) -> View:
         if self._seen is not None:
             return View(firewall=self._seen.firewall)
-        before = _generation()
-        seen = observe()
-        self._generation, self._seen = before, seen
+        with self._at_work():
+            before = _generation()
+            seen = observe()
+            self._generation, self._seen = before, seen
         return View(firewall=seen.firewall, damage=damage(seen))
 
     def put(self, firewall: Firewall | None) -> None:
         if self._seen is None:
             self.observe()
         assert self._seen is not None
-        seen, known, self._seen = self._seen, self._generation, None
-        before = _generation()
-        written, committed = apply(seen, firewall)
-        # When somebody committed since the last look, or between our own commit and now, our idea of the table may be
-        # wrong: the next look must be a real one.
-        if before == known and _generation() == before + committed:
-            self._generation, self._seen = before + committed, written
+        with self._at_work():
+            seen, known, self._seen = self._seen, self._generation, None
+            before = _generation()
+            written, committed = apply(seen, firewall)
+            # When somebody committed since the last look, or between our own commit and now, our idea of the table may
+            # be wrong: the next look must be a real one.
+            if before == known and _generation() == before + committed:
+                self._generation, self._seen = before + committed, written
 
     def changed(self) -> bool:
         if self._seen is not None and self._generation == _generation():
@@ -81,7 +84,15 @@ class Nftables:
     @contextmanager
     def watched(self) -> Iterator[Callable[[], bool]]:
         with NetlinkSocket(NETLINK_NETFILTER) as netlink:
-            yield Watch(netlink, self._known, self._still_same).disturbed
+            yield Watch(netlink, known=self._known, busy=lambda: self._busy, same=self._still_same).disturbed
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
     def _known(self) -> int | None:
         """Called in another thread."""

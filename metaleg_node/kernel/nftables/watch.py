@@ -73,14 +73,21 @@ def _contents(netlink: NetlinkSocket) -> Iterator[bytes]:
 
 
 class Watch:
-    """What is asked again and again, by one thread. `known` tells the generation at which the table was last looked at
-    or written, None for none; `same` is told that it is as it was at that generation (the first) still at another."""
+    """What is asked again and again, by one thread, about a table that another one looks at and writes. `known` tells
+    the generation at which that was last done, None for none, `busy` whether it is being done now; `same` is told that
+    the table is as it was at that generation (the first) still at another."""
 
     def __init__(
-        self, netlink: NetlinkSocket, known: Callable[[], int | None], same: Callable[[int, int], None]
+        self,
+        netlink: NetlinkSocket,
+        *,
+        known: Callable[[], int | None],
+        busy: Callable[[], bool],
+        same: Callable[[int, int], None],
     ) -> None:
         self._netlink = netlink
         self._known = known
+        self._busy = busy
         self._same = same
         self._good: tuple[int, bytes] | None = None
         self._told: tuple[int, int | None] | None = None
@@ -88,12 +95,16 @@ class Watch:
     def disturbed(self) -> bool:
         """Whether others may have changed the table since it was looked at or written; of each such change this tells
         once. Raises KernelError."""
-        known, now = self._known(), generation(self._netlink)
+        now = generation(self._netlink)
+        if self._busy():
+            return False
+        known = self._known()
         if now == known:
             if self._good is None or self._good[0] != known:
                 self._good = self._look(now)
             return False
-        if self._told == (now, known):
+        if self._told == (now, known) or (known is not None and now < known):
+            # Of the second kind: it was looked at or written in this moment.
             return False
         if known is not None and self._good is not None and self._good[0] == known:
             seen = self._look(now)
