@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import socket
 import os
+import socket
 from pathlib import Path
 
 from metaleg_node.commands.command import EX_CONFIG, Command, general_options, print_problems

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from metaleg_node.lab.server import wait_until
 
 from metaleg_node.lab.lab import Lab
 from metaleg_node.lab.plan import Flavour, LabNode, LabOptions, PodTransport
-from metaleg_node.lab.server import wait_until
 from tests.e2e.scenario import NODE1, NODE2, SETTLED, egress_service, ours
 
 KEEP = {"host": {"rp_filter": "keep"}, "reconcile": {"interval": "1s"}}
