@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from metaleg_node.lab.server import wait_until
 
-from metaleg_node.lab.lab import Lab
-from metaleg_node.lab.plan import Flavour, LabNode, LabOptions, PodTransport
+from metaleg_node.lab.daemons import wait_until
+from metaleg_node.lab.plan import LabNode
 from tests.e2e.scenario import NODE1, NODE2, SETTLED, egress_service, ours
+from tests.lab.lab import Lab
+from tests.lab.plan import Flavour, LabOptions, PodTransport
 
 KEEP = {"host": {"rp_filter": "keep"}, "reconcile": {"interval": "1s"}}
 
