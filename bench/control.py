@@ -20,6 +20,7 @@ SMALL = Cluster(services=10)
 LARGE = Cluster(services=1000, nodes=20, pod_nodes=20, gateways=20)
 _CHANGED = 7
 """The Service that has a pod more or less."""
+_CALM_SECONDS, _IDLE_SECONDS = 3, 20
 _TABLE = ("inet", "metaleg_node")
 
 
@@ -67,6 +68,36 @@ def compare(rounds: int) -> list[Figure]:
             Figure(name=f"{title}: its peak", unit="MiB", values=(peak,)),
         ]
     return figures
+
+
+def idle(rounds: int) -> list[Figure]:
+    """Processor time of a daemon with nothing to do, and of one whose neighbour commits to nftables every second."""
+    figures: list[Figure] = []
+    for title, cluster in (("10 Services", SMALL), ("1,000 Services, 10,000 pods", LARGE)):
+        with _daemon(cluster, documents) as daemon, daemon.running() as process:
+            _wait_settled(daemon, _last_pod(cluster))
+            time.sleep(_CALM_SECONDS)
+            daemon.node.run("nft", "add", "table", "inet", "neighbour")
+            for what, act in (
+                ("nothing happens", lambda: None),
+                ("others commit every second", partial(_commit_elsewhere, daemon)),
+            ):
+                values = tuple(_share(process, act) for _ in range(rounds))
+                figures.append(Figure(name=f"{title}: {what}", unit="% of a core", values=values))
+    return figures
+
+
+def _commit_elsewhere(daemon: Daemon) -> None:
+    daemon.node.run("nft", "add chain inet neighbour c; delete chain inet neighbour c")
+
+
+def _share(process: int, act: Callable[[], object]) -> float:
+    """Per cent of a core that a process uses while something happens once a second."""
+    before, began = cpu_seconds(process), time.monotonic()
+    for _ in range(_IDLE_SECONDS):
+        act()
+        time.sleep(1)
+    return 100 * (cpu_seconds(process) - before) / (time.monotonic() - began)
 
 
 def start(rounds: int) -> list[Figure]:

@@ -19,8 +19,8 @@ from typing import Any
 import toml
 
 from bench.cluster import Cluster, documents
-from metaleg_node.kernel.netlink.monitor import generation
-from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER
+from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
+from metaleg_node.kernel.nftables.watch import generation
 from metaleg_node.lab.namespaces import Namespace
 from metaleg_node.lab.objects import replace_file
 
@@ -121,8 +121,8 @@ class Daemon:
             yield Commits(heard)
 
     def generation(self) -> int:
-        with self.node.inside():
-            return generation()
+        with self.node.inside(), NetlinkSocket(NETLINK_NETFILTER) as netlink:
+            return generation(netlink)
 
     def _command(self, name: str) -> list[str]:
         directory = self._directory

@@ -1,7 +1,7 @@
 """Measures, prints a table, and with --json the figures for programs.
 
-bench/run.py [--json] [--rounds N] [NAME…]     NAME: forwarding, rules, parts, update, compare, start, api, return_path,
-                                               routing, saved_state, state_file
+bench/run.py [--json] [--rounds N] [NAME…]     NAME: forwarding, rules, parts, update, compare, idle, start, api,
+                                               return_path, routing, saved_state, state_file
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ MEASUREMENTS: Mapping[str, Callable[[int], list[results.Figure]]] = {
     "parts": forwarding.parts,
     "update": control.update,
     "compare": control.compare,
+    "idle": control.idle,
     "start": control.start,
     "api": api.api,
     "return_path": return_path.measure,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_network
 
 from metaleg_node.core.compare import diff
@@ -51,6 +52,17 @@ class FakePacketFilter:
 
     def forget(self) -> None:
         self._changed = True
+
+    @contextmanager
+    def watched(self) -> Iterator[Callable[[], bool]]:
+        told = False
+
+        def disturbed() -> bool:
+            nonlocal told
+            fresh, told = self._changed and not told, self._changed
+            return fresh
+
+        yield disturbed
 
     def counters(self) -> dict[str, Counter]:
         names = ("steered", "translated", "held", "dropped") if self.firewall else ()

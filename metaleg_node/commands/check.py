@@ -1,9 +1,11 @@
-"""`check`: whether the configuration and the cluster's state are good."""
+"""`check`: whether the configuration, the cluster's state and this machine are good."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import socket
+from pathlib import Path
 
 from metaleg_node.commands.command import EX_CONFIG, Command, general_options, print_problems
 from metaleg_node.configuration import options as configuration
@@ -13,7 +15,10 @@ from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Code, Problem, fails
 from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.daemon import report
-from metaleg_node.reconcile.reconciler import node_name
+from metaleg_node.kernel.errors import KernelError
+from metaleg_node.reconcile import hooks
+from metaleg_node.reconcile.machine import Machine
+from metaleg_node.reconcile.reconciler import Reconciler, node_name
 from metaleg_node.sources import once
 from metaleg_node.text import counted
 
@@ -29,7 +34,7 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"{options.config_file}: {key}: accepted, but without effect in this version")
         if hint := pools.unseen((name for _, name in socket.if_nameindex()), config):
             print(f"return_path.match: {hint}")
-        problems = _source_problems(config)
+        problems = (*_hook_problems(config), *_source_problems(config, options.state_dir))
     print_problems(problems)
     if fails("check", problems):
         return EX_CONFIG
@@ -37,12 +42,18 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _source_problems(config: Config) -> tuple[Problem, ...]:
+def _hook_problems(config: Config) -> tuple[Problem, ...]:
+    settings = {"hooks.pre": config.hooks.pre, "hooks.post": config.hooks.post}
+    found = ((key, complaint) for key, hook in settings.items() for complaint in hooks.complaints(hook, key=key))
+    return tuple(Problem(code=Code.HOOK, subject=key, text=complaint) for key, complaint in found)
+
+
+def _source_problems(config: Config, state_dir: Path) -> tuple[Problem, ...]:
     """What is wrong with the state file or the access to the API, as a whole or with what the state holds."""
     cluster, problems = once.read(config)
     if problems:
         return tuple(Problem(code=Code.SOURCE, text=text) for text in problems)
-    return _state_problems(cluster, config)
+    return *_state_problems(cluster, config), *_host_problems(cluster, config, state_dir)
 
 
 def _state_problems(cluster: ClusterState, config: Config) -> tuple[Problem, ...]:
@@ -66,11 +77,25 @@ def _state_problems(cluster: ClusterState, config: Config) -> tuple[Problem, ...
     )
 
 
+def _host_problems(cluster: ClusterState, config: Config, state_dir: Path) -> tuple[Problem, ...]:
+    """What this machine lacks, where it is a node of the cluster."""
+    if node_name(config) not in {node.name for node in cluster.nodes}:
+        return ()
+    try:
+        with Machine(state_dir) as machine:
+            reconciler = Reconciler(machine, config)
+            # Other programs' packet filters can only be read by who may change them.
+            collisions = reconciler.collisions() if os.geteuid() == 0 else ()
+            return *reconciler.preconditions(cluster), *collisions
+    except KernelError as error:
+        return (Problem(code=Code.KERNEL, text=str(error)),)
+
+
 COMMAND = Command(
     name="check",
     run=_run,
     summary="validate the configuration and the state file, or the access to the API",
-    description="Validates the configuration and the state file, or the access to the API, prints every problem, "
-    "and what the cluster's state holds.",
+    description="Validates the configuration and the state file, or the access to the API, and judges this machine "
+    "where it is a node of that cluster; prints every problem, and what the cluster's state holds.",
     statuses=f"0 when all is good, {EX_CONFIG} when there are problems",
 )

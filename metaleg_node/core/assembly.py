@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.core import host_settings, slots
+from metaleg_node.core import host_settings, preconditions, slots
 from metaleg_node.core.contribution import Contribution
 from metaleg_node.core.egress import node as egress
 from metaleg_node.core.egress.survey import Survey
@@ -65,13 +65,14 @@ def assemble(
     back = return_path.decide(found, granted, asked=wanted, config=config, host=host, networks=survey.networks)
     parts = (out.contribution, back.contribution, host_settings.decide(config.host, host))
     state = _state(parts, config)
+    lacking = preconditions.judge(out.services, back.paths, survey=survey, config=config, me=me, host=host)
     return Desired(
         state=state,
         services=out.services,
         owners=out.owners,
         paths=back.paths,
         rejections=tuple(rejection for part in parts for rejection in part.rejections),
-        problems=(*(problem for part in parts for problem in part.problems), *_gaps(back.paths, survey, me)),
+        problems=(*(problem for part in parts for problem in part.problems), *lacking, *_gaps(back.paths, survey, me)),
         tables=frozenset({route.table for route in state.routing.routes} | back.tables) - {MAIN_TABLE},
     )
 

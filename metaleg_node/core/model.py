@@ -310,8 +310,9 @@ class Host:
     does; `on_link` are those among them that need no router in between. `rp_filter` are the values of
     net.ipv4.conf.NAME.rp_filter (0, 1 or 2), `all` included, and `arp` those of net.ipv4.conf.all.arp_ignore and
     arp_announce, where somebody asked. `links` has the interfaces that were asked about and exist; `connected` are the
-    networks that this host's own addresses lie in. `unnameable` are those of these interfaces that the packet filter
-    cannot name.
+    networks that this host's own addresses lie in. `not_forwarding` tells for which families no packet is forwarded
+    that enters by one of the interfaces in `interfaces`, and `all` where that is 0 (ip-sysctl, forwarding).
+    `unnameable` are those of these interfaces that the packet filter cannot name.
     """
 
     addresses: frozenset[Address] = frozenset()
@@ -321,6 +322,7 @@ class Host:
     arp: Mapping[str, int] = field(default_factory=dict)
     links: Mapping[str, Link] = field(default_factory=dict)
     connected: frozenset[Network] = frozenset()
+    not_forwarding: frozenset[tuple[Family, str]] = frozenset()
     unnameable: frozenset[str] = frozenset()
 
 

@@ -44,6 +44,13 @@ class Code(enum.StrEnum):
     SYSCTL_RECORD = "sysctl-record"
     INTERFACE_NAME = "interface-name"
     UNEXPECTED = "unexpected"
+    # The host and its other programs.
+    FORWARDING_OFF = "forwarding-off"
+    RP_FILTER = "rp-filter"
+    FORWARD_DROP = "forward-drop"
+    FOREIGN_MARKS = "foreign-marks"
+    FOREIGN_NUMBERS = "foreign-numbers"
+    UNDONE = "undone"
     # Egress: why a Service has none.
     NOT_LOAD_BALANCER = "not-load-balancer"
     BAD_ANNOTATION = "bad-annotation"
@@ -89,6 +96,12 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.SYSCTL_RECORD: (Severity.ERROR, "The record of changed sysctls cannot be read or written."),
     Code.INTERFACE_NAME: (Severity.ERROR, "The packet filter cannot name an interface."),
     Code.UNEXPECTED: (Severity.ERROR, "A fault of this program."),
+    Code.FORWARDING_OFF: (Severity.ERROR, "This host does not forward packets, though Services or paths need it."),
+    Code.RP_FILTER: (Severity.ERROR, "A strict reverse-path filter that is left alone drops packets."),
+    Code.FORWARD_DROP: (Severity.WARNING, "A packet filter seems to forward nothing that pods send."),
+    Code.FOREIGN_MARKS: (Severity.WARNING, "Another program uses bits of the packet mark that are ours."),
+    Code.FOREIGN_NUMBERS: (Severity.WARNING, "Another program uses rule priorities or routing tables that are ours."),
+    Code.UNDONE: (Severity.ERROR, "Somebody undoes again and again what is ours; it is repaired once a second."),
     Code.NOT_LOAD_BALANCER: (Severity.WARNING, "A labelled Service is not of type LoadBalancer."),
     Code.BAD_ANNOTATION: (Severity.WARNING, "An annotation of a labelled Service cannot be understood."),
     Code.TOO_MANY_NETWORKS: (Severity.WARNING, "The networks in annotations are more than egress.max_networks."),

@@ -18,6 +18,7 @@ class Event(enum.StrEnum):
     CLUSTER = "cluster state changed"
     KERNEL = "kernel changed"
     FIREWALL = "firewall changed"
+    PUT_OFF = "repair put off"
     INTERVAL = "full comparison"
     RELOAD = "reload"
     CONFIGURATION = "configuration changed"

@@ -18,7 +18,6 @@ from metaleg_node.configuration import file as config_file
 from metaleg_node.configuration import options as configuration
 from metaleg_node.configuration.config import Config, ConfigError
 from metaleg_node.configuration.options import Options
-from metaleg_node.configuration.settings import SLOTS
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
@@ -26,6 +25,7 @@ from metaleg_node.daemon import health, notify, report
 from metaleg_node.daemon import log as logs
 from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource, needs
 from metaleg_node.daemon.events import Event, Events
+from metaleg_node.daemon.fight import Fight
 from metaleg_node.daemon.metrics import Metrics
 from metaleg_node.daemon.telling import Facts, Teller
 from metaleg_node.daemon.web import ListenError, WebServer
@@ -33,7 +33,7 @@ from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink.monitor import Hint, Monitor
 from metaleg_node.reconcile import hooks, sequence
 from metaleg_node.reconcile.machine import Machine
-from metaleg_node.reconcile.reconciler import IncompleteError, Outcome, Plan, Reconciler
+from metaleg_node.reconcile.reconciler import IncompleteError, Outcome, Plan, Reconciler, own_tables
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ _SWITCH_SECONDS = 0.0005
 _RETRY_FIRST, _RETRY_LAST = 1.0, 60.0
 _TICK_SECONDS = 1.0
 """The loop turns at least so often, to look whether the configuration file changed."""
+_OF_OTHERS = {Event.KERNEL, Event.FIREWALL, Event.PUT_OFF, Event.INTERVAL}
+"""What can wait while somebody fights with us."""
 _LOOK_SECONDS = 2.0
 """The neighbour tables are looked at so often, while there are next hops that are told about."""
 
@@ -84,6 +86,8 @@ class Service:
         self._last_state: NodeState | None = None
         self._retry_after = _RETRY_FIRST
         self._look_at = 0.0
+        self._fight = Fight()
+        self._others_due = True
         self._complete_once = False
         # What an earlier run left undone, or what failed, must be looked for among all connections.
         self._sweep_due = True
@@ -108,10 +112,18 @@ class Service:
         """Works with the present configuration. Returns whether there is another one now, else the service ends."""
         config = self._config
         self._reconciler = Reconciler(self._machine, config)
+        self._others_due = True
         # Nobody listened to the kernel while the configuration changed.
         self._machine.packet_filter.forget()
         with ExitStack() as stack:
-            stack.enter_context(Monitor(self._hint, tables=_tables(config), own_ports=lambda: self._machine.own_ports))
+            stack.enter_context(
+                Monitor(
+                    self._hint,
+                    tables=own_tables(config),
+                    own_ports=lambda: self._machine.own_ports,
+                    disturbed=stack.enter_context(self._machine.packet_filter.watched()),
+                )
+            )
             self._serve(stack)
             self._follow(config)
             self._events.schedule(Event.INTERVAL, config.reconcile.interval)
@@ -123,6 +135,7 @@ class Service:
                 if self._concerns_us(events):
                     self._reconcile(events)
                 self._look_at_next_hops()
+                self._look_at_others()
             self._notifier.stopping()
         return False
 
@@ -171,12 +184,17 @@ class Service:
         return events
 
     def _concerns_us(self, events: set[Event]) -> bool:
-        """Whether there is anything to do: our own commits to the packet filter come back as events, too."""
+        """Whether there is anything to do: since the monitor told, the packet filter may have been looked at anyway."""
+        if events and events <= _OF_OTHERS and (pause := self._fight.pause(time.monotonic())) > 0:
+            self._events.schedule(Event.INTERVAL if Event.INTERVAL in events else Event.PUT_OFF, pause)
+            return False
         if Event.INTERVAL in events:
+            self._others_due = True
             self._machine.packet_filter.forget()
             self._events.schedule(Event.INTERVAL, self._config.reconcile.interval)
         try:
-            changed = Event.FIREWALL in events and self._machine.packet_filter.changed()
+            told = events & {Event.FIREWALL, Event.PUT_OFF}
+            changed = bool(told) and self._machine.packet_filter.changed()
         except KernelError:
             changed = True
         return bool(events - {Event.FIREWALL}) or changed
@@ -243,6 +261,7 @@ class Service:
             self._last_state = self._plan.desired.state
             if drifted:
                 self._teller.repaired(self._plan)
+                self._fight.repaired(plan.changes, time.monotonic())
         return outcome
 
     def _hooked(self, kind: hooks.Kind, problems: tuple[Problem, ...]) -> None:
@@ -257,6 +276,23 @@ class Service:
         found = self._reconciler.look_again(self._plan)
         if found.neighbours != self._plan.neighbours:
             self._plan = found
+            self._publish()
+
+    def _look_at_others(self) -> None:
+        """After a complete comparison, when nothing waits for it; a fight may be over at any time."""
+        problems_of = self._teller.problems_of
+        before = problems_of.get("others", ()), problems_of.get("fight", ())
+        problems_of["fight"] = self._fight.problems(time.monotonic())
+        if self._others_due and self._complete_once:
+            self._others_due = False
+            try:
+                problems_of["others"] = self._reconciler.collisions()
+            except KernelError as error:
+                problems_of["others"] = (Problem(code=Code.KERNEL, text=str(error)),)
+            except Exception:
+                # Others may write anything; nothing of ours depends on it.
+                log.exception("what other programs do could not be understood")
+        if before != (problems_of.get("others", ()), problems_of["fight"]):
             self._publish()
 
     # --- configuration -----------------------------------------------------------------------------------------------
@@ -326,10 +362,3 @@ def _started(servers: Iterable[WebServer], stack: ExitStack) -> Iterator[Problem
         except ListenError as error:
             text = f"{error}; metaleg-node goes on without it until it is restarted or reloaded"
             yield Problem(code=Code.LISTEN, text=text)
-
-
-def _tables(config: Config) -> set[int]:
-    """The routing tables that are ours alone."""
-    base = config.firewall.route_table_base
-    bgp = {config.return_path.bgp.table} if config.return_path.bgp.enabled else set()
-    return {*range(base + 1, base + SLOTS + 1)} | bgp

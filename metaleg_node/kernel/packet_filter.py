@@ -6,7 +6,8 @@ Everything that is peculiar to one, such as when an earlier look may still be be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -46,6 +47,10 @@ class PacketFilter(Protocol):
 
     def forget(self) -> None:
         """Makes the next look a real one."""
+
+    def watched(self) -> AbstractContextManager[Callable[[], bool]]:
+        """A function for one other thread, of use in the block: whether others may have changed it since it was looked
+        at or written to; of each such change it tells once. It costs microseconds."""
 
     def counters(self) -> Mapping[str, Counter]:
         """By name: steered, translated, held, dropped; empty while it holds nothing of ours. For any thread."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from metaleg_node import files
 from metaleg_node.kernel.errors import KernelError, refusal
@@ -20,6 +21,7 @@ from metaleg_node.kernel.errors import KernelError, refusal
 _ROOT = Path("/proc/sys")
 _BOOT_ID = _ROOT / "kernel/random/boot_id"
 _RP_FILTER = _ROOT / "net/ipv4/conf"
+_T = TypeVar("_T")
 _SWAP = str.maketrans("./", "/.")
 
 
@@ -32,10 +34,11 @@ class _Record:
     ours: tuple[str, ...]
     interface: int
 
-    def holds(self, name: str) -> bool:
-        """Whether the setting is still as we left it. Else somebody has decided since, or the interface is gone, maybe
-        with another of its name in its place: the record is void."""
-        return _read(name) in self.ours and self.interface in (0, _interface(name))
+    def name(self, recorded: str) -> str | None:
+        """What the setting is called now, if it is still as we left it. Else somebody has decided since, or the
+        interface is gone, maybe with another of its name in its place: the record is void."""
+        name = _renamed(recorded, self.interface) if self.interface else recorded
+        return name if name is not None and _read(name) in self.ours else None
 
 
 class Sysctls:
@@ -56,48 +59,60 @@ class Sysctls:
                 found[name] = value
         return found
 
-    def set(self, name: str, value: str) -> None:
-        """Writes a value and remembers, before the first change, what was there.
+    def set(self, values: Mapping[str, str]) -> list[KernelError | None]:
+        """Writes values in their order and remembers, before the first change, what was there. Tells of each why it
+        failed, None if it did not.
 
         The record is on disk before the kernel changes, so that a kill in between leaves only a record of a change
-        that did not happen. Raises KernelError.
+        that did not happen. It is written once for all of them, twice where we had set one before.
         """
-        present = _read(name)
-        if present is None:
-            raise KernelError(f"cannot set {name} to {value}: there is no {_path(name)}; is the interface gone?")
-        if present == value:
-            return
-        records = self._records()
-        record = _Record(original=present, ours=(value,), interface=_interface(name))
-        if name not in records:
-            self._save({**records, name: record})
-            _write(name, value)
-            return
-        # Whichever of the two a kill leaves there is ours.
-        record = replace(record, original=records[name].original)
-        self._save({**records, name: replace(record, ours=(present, value))})
-        _write(name, value)
-        self._save({**records, name: record})
+        failed: dict[str, KernelError] = {}
+        try:
+            records = self._records()
+            before = {name: one for name in values if (one := _attempt(failed, name, _present, name, values[name]))}
+            changed = {name: values[name] for name, one in before.items() if one != values[name]}
+            first = {name: _begun(records.get(name), name, before[name], value) for name, value in changed.items()}
+            if changed:
+                self._save({**records, **first})
+            for name, value in changed.items():
+                _attempt(failed, name, _write, name, value)
+            last = {name: replace(first[name], ours=(changed[name],)) for name in changed.keys() - failed.keys()}
+            if any(first[name] != record for name, record in last.items()):
+                self._save({**records, **first, **last})
+        except KernelError as error:
+            return [failed.get(name, error) for name in values]
+        return [failed.get(name) for name in values]
 
     def remembered(self) -> dict[str, str]:
-        """What was there before, by name, of every setting that is still as we changed it since the machine's boot.
+        """What was there before, by present name, of every setting that is still as we changed it since the machine's
+        boot.
 
         Raises KernelError when the record cannot be read.
         """
         return {name: record.original for name, record in self._records().items()}
 
-    def restore(self, name: str) -> None:
-        """Puts the remembered value back, unless somebody else has changed it since, and forgets the record.
+    def restore(self, names: Iterable[str]) -> list[KernelError | None]:
+        """Puts the remembered values back in this order, unless somebody else has changed them since, and forgets
+        their records. Tells of each why it failed, None if it did not.
 
-        A name without record and a setting that no longer exists are fine. Raises KernelError.
+        A name without record and a setting that no longer exists are fine.
         """
-        records = self._records()
-        if name in records:
-            _write(name, records.pop(name).original)
-            self._save(records)
+        failed: dict[str, KernelError] = {}
+        wanted = [*names]
+        try:
+            records = self._records()
+            found = [name for name in wanted if name in records]
+            for name in found:
+                _attempt(failed, name, _write, name, records[name].original)
+            if found:
+                self._save({name: one for name, one in records.items() if name in failed or name not in found})
+        except KernelError as error:
+            return [failed.get(name, error) for name in wanted]
+        return [failed.get(name) for name in wanted]
 
     def prune(self) -> None:
-        """Forgets what is no longer as we left it, such as the settings of interfaces that are gone.
+        """Forgets what is no longer as we left it, such as the settings of interfaces that are gone, and writes down
+        which have another name.
 
         Raises KernelError.
         """
@@ -158,7 +173,32 @@ class Sysctls:
 
 
 def _holding(records: Mapping[str, _Record]) -> dict[str, _Record]:
-    return {name: record for name, record in records.items() if record.holds(name)}
+    found = ((record.name(name), record) for name, record in records.items())
+    return {name: record for name, record in found if name is not None}
+
+
+def _begun(known: _Record | None, name: str, present: str, value: str) -> _Record:
+    """The record while a value is being written: where we had set one before, whichever of the two a kill leaves there
+    is ours."""
+    if known is None:
+        return _Record(original=present, ours=(value,), interface=_interface(name))
+    return _Record(original=known.original, ours=(present, value), interface=_interface(name))
+
+
+def _present(name: str, value: str) -> str:
+    present = _read(name)
+    if present is None:
+        raise KernelError(f"cannot set {name} to {value}: there is no {_path(name)}; is the interface gone?")
+    return present
+
+
+def _attempt(failed: dict[str, KernelError], name: str, act: Callable[[str, str], _T], *given: str) -> _T | None:
+    """One of several: its failure keeps none of the others from being tried."""
+    try:
+        return act(*given)
+    except KernelError as error:
+        failed[name] = error
+        return None
 
 
 def _record(interface: int, original: object, *ours: object) -> _Record:
@@ -171,6 +211,16 @@ def _interface(name: str) -> int:
         return socket.if_nametoindex(_path(name).parent.name)
     except OSError:
         return 0
+
+
+def _renamed(name: str, interface: int) -> str | None:
+    """What the setting of an interface is called now; None when the interface is gone."""
+    path = _path(name)
+    try:
+        called = socket.if_indextoname(interface)
+    except OSError:
+        return None
+    return name if path.parent.name == called else str((path.parent.with_name(called) / path.name).relative_to(_ROOT))
 
 
 def _path(name: str) -> Path:

@@ -13,7 +13,7 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,22 @@ def run(
     return tuple(_run_one(script, environment, plan_json, timeout, beat) for script in scripts)
 
 
+def complaints(hook: str, *, key: str) -> Iterator[str]:
+    """Why `run` would refuse it, or those of a directory; `key` is the setting that names it."""
+    try:
+        for script in _scripts(Path(hook), key=key) if hook else ():
+            yield from _refusal(script)
+    except HookError as error:
+        yield str(error)
+
+
+def _refusal(script: Path) -> Iterator[str]:
+    try:
+        _trusted_file(script)
+    except HookError as error:
+        yield f"{script}: {error}"
+
+
 def _run_one(
     script: Path, environment: Mapping[str, str], plan_json: bytes, timeout: float, beat: Callable[[], float]
 ) -> HookResult:
@@ -112,7 +128,10 @@ def _scripts(hook: Path, *, key: str) -> list[Path]:
             return [hook]
         return [hook / name for name in sorted(os.listdir(hook)) if _is_meant(hook / name)]
     except OSError as error:
-        raise HookError(f"{key} = {str(hook)!r}: {error.strerror}: make it, or correct the setting") from error
+        advice = "make it, or correct the setting"
+        if os.path.exists(str(hook).partition(" ")[0]):
+            advice = "a hook is run without arguments; write a script that gives them"
+        raise HookError(f"{key} = {str(hook)!r}: {error.strerror}: {advice}") from error
 
 
 def _is_meant(entry: Path) -> bool:

@@ -13,8 +13,10 @@ from typing import Self
 
 from metaleg_node.core.compare import diff, flows
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import Address, Host, NextHop, Questions, Routing
+from metaleg_node.core.model import FAMILIES, Address, Family, Host, NextHop, Questions, Routing
+from metaleg_node.core.others import Others
 from metaleg_node.core.problems import Code, Problem
+from metaleg_node.kernel import other_filters
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink import conntrack, neighbours
 from metaleg_node.kernel.netlink.routing import RoutingControl
@@ -68,7 +70,18 @@ class Machine:
             arp=self._settings("all", ("arp_ignore", "arp_announce"), originals) if questions.arp else {},
             links=self._routing.links(questions.links),
             connected=self._routing.connected() if questions.connected else frozenset(),
+            not_forwarding=self._not_forwarding({"all", *interfaces.values()}),
             unnameable=self.packet_filter.unnameable(names),
+        )
+
+    def others(self, tables: Collection[int]) -> Others:
+        """What other programs do; `tables` are ours alone. Takes some programs' time. Raises KernelError."""
+        routing, filters = self._routing.observe(tables), other_filters.look()
+        return Others(
+            rules=self._routing.foreign_rules(tables),
+            items=routing.foreign_rules | routing.foreign_routes,
+            marks=filters.marks,
+            closed=filters.closed,
         )
 
     def neighbours(self, hops: Iterable[NextHop]) -> dict[NextHop, str]:
@@ -87,6 +100,10 @@ class Machine:
             names |= self._sysctls.rp_filter().keys()
         found = {name: self._settings(name, ("rp_filter",), originals) for name in {"all", *names}}
         return {name: values["rp_filter"] for name, values in found.items() if values}
+
+    def _not_forwarding(self, names: Iterable[str]) -> frozenset[tuple[Family, str]]:
+        paths = {f"net/ipv{family}/conf/{name}/forwarding": (family, name) for family in FAMILIES for name in names}
+        return frozenset(paths[path] for path, value in self._sysctls.read(paths).items() if value == "0")
 
     def _settings(self, interface: str, keys: Iterable[str], originals: Mapping[str, str]) -> dict[str, int]:
         """IPv4 settings of an interface, as the operator has them."""
@@ -114,18 +131,20 @@ class Machine:
     # --- acting ------------------------------------------------------------------------------------------------------
 
     def carry_out(self, operations: Sequence[diff.Operation]) -> list[int | KernelError]:
-        """Does one thing, or changes any number of routes and rules in one go. Tells of each how many conntrack entries
-        it deleted, or why it failed."""
+        """Does one thing, or any number of one kind in one go: sysctls set, sysctls put back,
+        routes and rules changed. Tells of each how many conntrack entries it deleted, or why it failed."""
         try:
             match operations:
                 case [diff.PutFirewall(firewall=firewall)]:
                     self.packet_filter.put(firewall)
                 case [diff.SweepFlows(firewall=firewall, addresses=addresses)]:
                     return [self._sweep(firewall, addresses)]
-                case [diff.SetSysctl(name=name, value=value)]:
-                    self._sysctls.set(name, value)
-                case [diff.RestoreSysctl(name=name)]:
-                    self._sysctls.restore(name)
+                case [diff.SetSysctl(), *_]:
+                    wanted = {one.name: one.value for one in operations if isinstance(one, diff.SetSysctl)}
+                    return [error or 0 for error in self._sysctls.set(wanted)]
+                case [diff.RestoreSysctl(), *_]:
+                    names = [one.name for one in operations if isinstance(one, diff.RestoreSysctl)]
+                    return [error or 0 for error in self._sysctls.restore(names)]
                 case _:
                     routing = [one for one in operations if isinstance(one, diff.RoutingOperation)]
                     return [error or 0 for error in self._routing.change(routing)]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.core import assembly, slots
+from metaleg_node.configuration.settings import SLOTS
+from metaleg_node.core import assembly, others, preconditions, slots
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
@@ -32,6 +34,13 @@ _SHOWN = 50
 def node_name(config: Config) -> NodeName:
     """This node's name: the configured one, else the host name in lower case, as the kubelet's default is."""
     return NodeName(config.node.name or socket.gethostname().lower())
+
+
+def own_tables(config: Config) -> set[int]:
+    """The routing tables that are ours alone."""
+    base = config.firewall.route_table_base
+    bgp = {config.return_path.bgp.table} if config.return_path.bgp.enabled else set()
+    return {*range(base + 1, base + SLOTS + 1)} | bgp
 
 
 _AT_ONCE = 100
@@ -138,6 +147,17 @@ class Reconciler:
         neighbours = self._machine.neighbours(hop for one in result.paths for hop in one.path.next_hops)
         return Plan(desired=result, steps=steps, problems=self._machine.problems, neighbours=neighbours)
 
+    def preconditions(self, cluster: ClusterState) -> tuple[Problem, ...]:
+        """What this host lacks for what this state of the cluster asks of it. Raises KernelError."""
+        known = self._know(cluster)
+        host = self._machine.host(known.questions)
+        found = assembly.assemble(known.survey, known.paths, self._config, self.node, host, held=lambda _: {})
+        return tuple(problem for problem in found.problems if problem.code in preconditions.CODES)
+
+    def collisions(self) -> tuple[Problem, ...]:
+        """What other programs do that collides with ours. Raises KernelError."""
+        return others.judge(self._machine.others(own_tables(self._config)), self._config)
+
     def look_again(self, plan: Plan) -> Plan:
         """The plan with what the neighbour tables say now."""
         return replace(plan, neighbours=self._machine.neighbours(plan.neighbours))
@@ -228,10 +248,18 @@ def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[],
 
 
 def _batches(steps: tuple[diff.Step, ...]) -> Iterator[list[diff.Step]]:
-    """Routes and rules that follow each other go together; anything else alone."""
-    for routing, run in groupby(steps, key=lambda step: isinstance(step.operation, diff.RoutingOperation)):
-        together, size = [*run], _AT_ONCE if routing else 1
-        yield from (together[start : start + size] for start in range(0, len(together), size))
+    """What goes together is done together, where it follows each other; anything else alone."""
+    for size, run in groupby(steps, key=lambda step: _together(step.operation)):
+        together = [*run]
+        yield from (together[start : start + size[1]] for start in range(0, len(together), size[1]))
+
+
+def _together(operation: diff.Operation) -> tuple[type, int]:
+    """The kind of an operation, and how many of a kind are done in one go."""
+    if isinstance(operation, diff.RoutingOperation):
+        return diff.Step, _AT_ONCE
+    alone = not isinstance(operation, diff.SetSysctl | diff.RestoreSysctl)
+    return type(operation), 1 if alone else sys.maxsize
 
 
 def cleanup_plan(machine: Machine) -> Plan:

@@ -123,6 +123,13 @@ def test_damage_is_repaired_within_a_second_and_counted(mended: Lab, name: str) 
     assert wait_until(lambda: _repairs(mended, node) > counted, SETTLED)
 
 
+def test_nobody_listens_to_nf_tables(mended: Lab) -> None:
+    """A listener makes every commit of everybody on the host allocate memory for each element of a set."""
+    sockets = [line.split() for line in mended.namespace(NODE1).run("cat", "/proc/net/netlink").splitlines()[1:]]
+    assert {protocol for _, protocol, *_ in sockets} >= {"0", "12"}, "the daemon has none of its sockets"
+    assert not any(protocol == "12" and int(groups, 16) & 1 << 6 for _, protocol, _, groups, *_ in sockets)
+
+
 def test_our_own_write_of_a_sysctl_makes_us_look_once_more_and_not_again(mended: Lab) -> None:
     before, times = _seen(mended, NODE1), set[str]()
     _, damage = DAMAGES["strict rp_filter on the pod's node"]

@@ -100,6 +100,22 @@ def test_a_change_that_others_made_before_ours_does_not_stay(case: Case) -> None
     assert case.ours.observe().firewall == but(FULL, hold="drop")
 
 
+def test_what_others_may_have_changed_is_told_once(case: Case) -> None:
+    case.ours.put(FULL)
+    with case.ours.watched() as disturbed:
+        assert not disturbed()
+        case.beside()
+        assert not disturbed()
+        case.damage()
+        assert [disturbed(), disturbed()] == [True, False]
+        assert case.ours.changed()
+        case.ours.observe()
+        case.ours.put(FULL)
+        assert not disturbed()
+        case.remove()
+        assert disturbed()
+
+
 def test_counters_begin_at_nothing(case: Case) -> None:
     case.ours.put(FULL)
     assert case.ours.counters() == dict.fromkeys(("steered", "translated", "held", "dropped"), Counter(0, 0))

@@ -5,8 +5,8 @@ never to miss a change. What the kernel tells is filtered by hand, on bytes, bec
 foreign changes a second; taking each apart whole would cost a core.
 
 Rtnetlink notifications carry the port id of the socket that caused them, which tells our own changes; those that the
-kernel makes by itself carry 0. nf_tables packs the notifications of one transaction together, whatever their tables
-(nft_commit_notify), so every message of a datagram counts, not only the first.
+kernel makes by itself carry 0. The packet filter is asked a few times a second instead: who listens to nf_tables makes
+everybody's commits expensive.
 
 Of the sysctls that concern us the kernel tells only rp_filter, when it changes (devinet_conf_proc), not arp_ignore
 and arp_announce. Who wrote it is not told: a write of our own is followed by one more look, which finds nothing to do.
@@ -22,18 +22,17 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 from typing import Self
 
 from metaleg_node.core.model import MAIN_TABLE
-from metaleg_node.kernel.errors import refusal
+from metaleg_node.kernel.errors import KernelError, refusal
 from metaleg_node.kernel.netlink import routes, rtnetlink, rules
 from metaleg_node.kernel.netlink.socket import (
-    NETLINK_NETFILTER,
     NETLINK_ROUTE,
     Message,
-    NetlinkSocket,
     attributes,
     messages,
 )
@@ -42,19 +41,16 @@ log = logging.getLogger(__name__)
 
 _ROUTE_GROUPS = (1, 5, 7, 8, 9, 11, 19, 24)
 """RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE, _IPV4_NETCONF."""
-_NFTABLES_GROUP = 7
 _NETCONF_SIZE, _NETCONFA_RP_FILTER = 4, 3
-
-_INET = 1
-_NFGEN_SIZE, _NFTA_TABLE, _GET_GENERATION, _GENERATION_ID = 4, 1, 0x0A10, 1
-_TABLE = b"metaleg_node\0"
 
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33
 _BUFFER = 8 << 20
-"""Bytes of notifications that may wait; 20,000 set elements take a quarter of it."""
+"""Bytes of notifications that may wait."""
 _DATAGRAM = 1 << 16
 _DRAIN = 500
 """Datagrams read before hints are given, so that a flood does not delay them."""
+_POLL_SECONDS = 0.2
+"""From one question about the packet filter to the next: what others break there is to be back within a second."""
 
 
 class Hint(enum.StrEnum):
@@ -72,7 +68,7 @@ class Hint(enum.StrEnum):
     SYSCTLS = "sysctls"
     """rp_filter of an interface, of `all` or of `default`; also told for our own writes."""
     FIREWALL = "firewall"
-    """Our nf_tables table; also told for our own commits, which `generation` tells apart."""
+    """The packet filter; what we write there ourselves is not told."""
     OVERFLOW = "overflow"
     """Notifications about anything but the firewall were lost: look at all of them."""
 
@@ -80,8 +76,9 @@ class Hint(enum.StrEnum):
 class Monitor:
     """A thread that calls `wake` with hints about the network namespace of the thread that called `start`.
 
-    `tables` are our routing tables; `own_ports` tells the port ids of the sockets that make our own changes. `wake` is
-    called from the monitor's thread, at most once for each kind of hint in a burst, and must not raise.
+    `tables` are our routing tables; `own_ports` tells the port ids of the sockets that make our own changes.
+    `disturbed` is asked whether others may have changed the packet filter. `wake` and `disturbed` are called from the
+    monitor's thread, `wake` at most once for each kind of hint in a burst; it must not raise.
     """
 
     def __init__(
@@ -90,22 +87,23 @@ class Monitor:
         *,
         tables: Collection[int],
         own_ports: Callable[[], Collection[int]],
+        disturbed: Callable[[], bool],
     ) -> None:
         self._wake = wake
         self._tables = frozenset(tables)
         self._own_ports = own_ports
+        self._disturbed = disturbed
+        self._ask_at = 0.0
         self._thread: threading.Thread | None = None
         self._stopping = -1
 
     def start(self) -> None:
         """Subscribes, then starts the thread: what happens after the return is heard. Raises KernelError."""
-        with contextlib.ExitStack() as opened:
-            route = opened.enter_context(_subscribe(NETLINK_ROUTE, _ROUTE_GROUPS))
-            firewall = opened.enter_context(_subscribe(NETLINK_NETFILTER, (_NFTABLES_GROUP,)))
-            self._stopping = os.eventfd(0)
-            self._thread = threading.Thread(target=self._run, args=(route, firewall), name="monitor", daemon=True)
-            self._thread.start()
-            opened.pop_all()
+        route = _subscribe(NETLINK_ROUTE, _ROUTE_GROUPS)
+        self._ask_at = time.monotonic() + _POLL_SECONDS
+        self._stopping = os.eventfd(0)
+        self._thread = threading.Thread(target=self._run, args=(route,), name="monitor", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Ends the thread and closes its sockets; stopping twice is fine."""
@@ -123,28 +121,39 @@ class Monitor:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
 
-    def _run(self, route: socket.socket, firewall: socket.socket) -> None:
+    def _run(self, route: socket.socket) -> None:
         poll = select.poll()
-        for descriptor in (self._stopping, route.fileno(), firewall.fileno()):
+        for descriptor in (self._stopping, route.fileno()):
             poll.register(descriptor, select.POLLIN)
-        with route, firewall:
+        with route:
             while True:
-                ready = {descriptor for descriptor, _ in poll.poll()}
+                wait = max(0.0, self._ask_at - time.monotonic())
+                ready = {descriptor for descriptor, _ in poll.poll(wait * 1000)}
                 if self._stopping in ready:
                     return
                 try:
-                    self._run_once(route, firewall)
+                    self._run_once(route)
                 except Exception:
                     # A deaf monitor would go unnoticed; looking at everything again is always right.
                     log.exception("the kernel monitor met something unexpected")
                     self._wake(Hint.OVERFLOW)
                     self._wake(Hint.FIREWALL)
 
-    def _run_once(self, route: socket.socket, firewall: socket.socket) -> None:
+    def _run_once(self, route: socket.socket) -> None:
         hints = {hint for data in _drain(route) for hint in self._about_routing(data)}
-        hints |= {hint for data in _drain(firewall) for hint in _about_firewall(data)}
+        if time.monotonic() >= self._ask_at:
+            self._ask_at = time.monotonic() + _POLL_SECONDS
+            hints |= set(self._about_firewall())
         for hint in sorted(hints):
             self._wake(hint)
+
+    def _about_firewall(self) -> Iterator[Hint]:
+        try:
+            if self._disturbed():
+                yield Hint.FIREWALL
+        except KernelError as error:
+            # What changes meanwhile is told when it answers again.
+            log.debug("the packet filter does not answer: %s", error)
 
     def _about_routing(self, data: bytes | None) -> Iterator[Hint]:
         if data is None:
@@ -178,17 +187,6 @@ class Monitor:
             yield Hint.LINKS
 
 
-def generation() -> int:
-    """The number of the ruleset's generation in this network namespace: it grows with every nf_tables transaction,
-    of any table, that changes something. Raises KernelError."""
-    what = "read the nf_tables generation"
-    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
-        (answer,) = netlink.ask(_GET_GENERATION, [bytes(_NFGEN_SIZE)], what)
-    if answer.code:
-        raise answer.refusal(what)
-    return int.from_bytes(attributes(answer.body, _NFGEN_SIZE)[_GENERATION_ID], "big")
-
-
 def _subscribe(protocol: int, groups: Collection[int]) -> socket.socket:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
     try:
@@ -216,13 +214,3 @@ def _drain(sock: socket.socket) -> Iterator[bytes | None]:
             if error.errno != errno.ENOBUFS:
                 raise
             yield None
-
-
-def _about_firewall(data: bytes | None) -> Iterator[Hint]:
-    if data is None or (_TABLE in data and any(_is_our_table(message.body) for message in messages(data))):
-        yield Hint.FIREWALL
-
-
-def _is_our_table(body: bytes) -> bool:
-    """The table's name is the first attribute of every message but those about generations."""
-    return body[:1] == bytes([_INET]) and attributes(body, _NFGEN_SIZE).get(_NFTA_TABLE) == _TABLE

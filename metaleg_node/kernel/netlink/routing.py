@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 
 from metaleg_node.core.compare import diff
 from metaleg_node.core.model import FAMILIES, MAIN_TABLE, ROUTE_PROTOCOL, Address, Family, Link, Network, Route, Routing
+from metaleg_node.core.others import PolicyRule
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink import interfaces, routes, rtnetlink, rules
 from metaleg_node.kernel.netlink.socket import NETLINK_ROUTE, Message, NetlinkSocket, Request
@@ -96,6 +97,10 @@ class RoutingControl:
             foreign_rules=frozenset(foreign_rules),
             foreign_routes=frozenset(foreign_routes),
         )
+
+    def foreign_rules(self, tables: Collection[int]) -> frozenset[PolicyRule]:
+        """The rules of others that lead elsewhere than into `tables`."""
+        return frozenset(rules.policy_rule(body) for body in self._rules() if not rules.concerns(body, tables))
 
     def addresses(self) -> frozenset[Address]:
         """All addresses of the namespace's interfaces."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from metaleg_node.core.model import ROUTE_PROTOCOL, ForeignItem, Rule
+from metaleg_node.core.others import PolicyRule
 from metaleg_node.kernel.netlink.rtnetlink import FAMILY, PROTOCOLS, ROUTING, SOCKET_FAMILY, foreign, network
 from metaleg_node.kernel.netlink.socket import attribute, attributes, number, numeric, string
 
@@ -74,6 +75,20 @@ def foreign_rule(body: bytes) -> ForeignItem:
     words += ["ipproto", str(number(found[_IP_PROTO]))] if _IP_PROTO in found else []
     protocol = number(found.get(_PROTOCOL, b""))
     return foreign([*words, "lookup", str(_table(body, found)), "proto", PROTOCOLS.get(protocol, str(protocol))], body)
+
+
+def policy_rule(body: bytes) -> PolicyRule:
+    """Somebody else's rule, as far as it may collide with ours."""
+    family, *_, flags = ROUTING.unpack_from(body)
+    found = attributes(body, ROUTING.size)
+    return PolicyRule(
+        text=foreign_rule(body).text,
+        family=FAMILY[family],
+        priority=number(found.get(_PRIORITY, b"")),
+        mark=number(found.get(_FWMARK, b"")),
+        mask=number(found[_FWMASK]) if _FWMASK in found else None,
+        inverted=bool(flags & _INVERT),
+    )
 
 
 def rule_body(rule: Rule) -> bytes:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import metaleg_node
@@ -16,11 +17,12 @@ from metaleg_node.core.compare.diff import Damage
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.kernel import process
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.netlink import monitor
+from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
 from metaleg_node.kernel.nftables.layout import also, maker, render, understand
 from metaleg_node.kernel.nftables.listing import parse
 from metaleg_node.kernel.nftables.script import differ, transaction
 from metaleg_node.kernel.nftables.table import FAMILY, NAME, TABLE, Table
+from metaleg_node.kernel.nftables.watch import Watch, generation
 from metaleg_node.kernel.packet_filter import Counter, View
 
 _PLAIN_INTERFACE = re.compile(r"[-A-Za-z0-9_.@+]{1,15}")
@@ -46,29 +48,32 @@ class Nftables:
     def __init__(self) -> None:
         self._seen: Observed | None = None
         self._generation: int | None = None
+        self._busy = False
 
     def observe(self) -> View:
         if self._seen is not None:
             return View(firewall=self._seen.firewall)
-        generation = monitor.generation()
-        seen = observe()
-        self._seen, self._generation = seen, generation
+        with self._at_work():
+            before = _generation()
+            seen = observe()
+            self._generation, self._seen = before, seen
         return View(firewall=seen.firewall, damage=damage(seen))
 
     def put(self, firewall: Firewall | None) -> None:
         if self._seen is None:
             self.observe()
         assert self._seen is not None
-        seen, known, self._seen = self._seen, self._generation, None
-        before = monitor.generation()
-        written, committed = apply(seen, firewall)
-        # When somebody committed since the last look, or between our own commit and now, our idea of the table may be
-        # wrong: the next look must be a real one.
-        if before == known and monitor.generation() == before + committed:
-            self._seen, self._generation = written, before + committed
+        with self._at_work():
+            seen, known, self._seen = self._seen, self._generation, None
+            before = _generation()
+            written, committed = apply(seen, firewall)
+            # When somebody committed since the last look, or between our own commit and now, our idea of the table may
+            # be wrong: the next look must be a real one.
+            if before == known and _generation() == before + committed:
+                self._generation, self._seen = before + committed, written
 
     def changed(self) -> bool:
-        if self._seen is not None and self._generation == monitor.generation():
+        if self._seen is not None and self._generation == _generation():
             return False
         self._seen = None
         return True
@@ -76,11 +81,39 @@ class Nftables:
     def forget(self) -> None:
         self._seen = None
 
+    @contextmanager
+    def watched(self) -> Iterator[Callable[[], bool]]:
+        with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+            yield Watch(netlink, known=self._known, busy=lambda: self._busy, same=self._still_same).disturbed
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _known(self) -> int | None:
+        """Called in another thread."""
+        return self._generation if self._seen is not None else None
+
+    def _still_same(self, known: int, now: int) -> None:
+        """Called in another thread. If this one looks or writes meanwhile, the number is one that has passed, and the
+        next look is a real one."""
+        if self._generation == known:
+            self._generation = now
+
     def counters(self) -> Mapping[str, Counter]:
         return counters()
 
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         return frozenset(name for name in interfaces if not _PLAIN_INTERFACE.fullmatch(name))
+
+
+def _generation() -> int:
+    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+        return generation(netlink)
 
 
 def observe() -> Observed:
