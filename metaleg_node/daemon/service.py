@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import random
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon import health, notify, report
 from metaleg_node.daemon import log as logs
+from metaleg_node.daemon.backoff import Backoff
 from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource, needs
 from metaleg_node.daemon.events import Event, Events
 from metaleg_node.daemon.metrics import Metrics
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 _STUCK_SECONDS = 120.0
 """A loop that gives no sign of life for so long is not healthy."""
 _SWITCH_SECONDS = 0.0005
-_RETRY_FIRST, _RETRY_LAST = 1.0, 60.0
 _TICK_SECONDS = 1.0
 """The loop turns at least so often, to look whether the configuration file changed."""
 _LOOK_SECONDS = 2.0
@@ -82,7 +81,7 @@ class Service:
         self._plan: Plan | None = None
         self._outcome: Outcome | None = None
         self._last_state: NodeState | None = None
-        self._retry_after = _RETRY_FIRST
+        self._backoff = Backoff()
         self._look_at = 0.0
         self._complete_once = False
         # What an earlier run left undone, or what failed, must be looked for among all connections.
@@ -108,6 +107,7 @@ class Service:
         """Works with the present configuration. Returns whether there is another one now, else the service ends."""
         config = self._config
         self._reconciler = Reconciler(self._machine, config)
+        self._backoff.over()
         # Nobody listened to the kernel while the configuration changed.
         self._machine.packet_filter.forget()
         with ExitStack() as stack:
@@ -189,42 +189,58 @@ class Service:
             # Nothing is known yet: what the kernel holds from before is better than nothing.
             self._publish()
             return
-        started = time.monotonic()
-        reason = ", ".join(sorted(events))
-        self._outcome = outcome = self._try(state, reason)
-        seconds = time.monotonic() - started
-        if outcome.ok:
-            self._complete_once = True
-            self._retry_after = _RETRY_FIRST
-            self._events.schedule(Event.RETRY, 0)
-        else:
-            self._events.schedule(Event.RETRY, self._retry_after * random.uniform(0.8, 1.2))
-            self._retry_after = min(self._retry_after * 2, _RETRY_LAST)
-        self._events.schedule(Event.GATEWAY, self._reconciler.wait or 0)
-        self._teller.reconciled(outcome, reason=reason, seconds=seconds)
+        if not self._left_alone(self._backoff.before_plan(state)):
+            self._attempt(state, ", ".join(sorted(events)))
         self._publish()
-        if outcome.ok:
+        if self._outcome and self._outcome.ok:
             self._readiness.reached()
 
-    def _try(self, state: ClusterState, reason: str) -> Outcome:
-        """One reconcile, whatever happens: what this node's kernel holds must not depend on one that went wrong."""
+    def _left_alone(self, seconds: float) -> bool:
+        """Whether what there is to do must wait, for so many seconds."""
+        if seconds:
+            self._events.schedule(Event.RETRY, seconds)
+        return seconds > 0
+
+    def _attempt(self, state: ClusterState, reason: str) -> None:
+        started = time.monotonic()
+        outcome = self._try(state, reason)
+        self._events.schedule(Event.GATEWAY, self._reconciler.wait or 0)
+        if outcome is None:
+            return
+        self._outcome = outcome
+        if outcome.ok:
+            self._complete_once = True
+            self._backoff.over()
+            self._events.schedule(Event.RETRY, 0)
+        self._teller.reconciled(outcome, reason=reason, seconds=time.monotonic() - started)
+
+    def _try(self, state: ClusterState, reason: str) -> Outcome | None:
+        """One reconcile, whatever happens: what this node's kernel holds must not depend on one that went wrong. None
+        when there is nothing to do but what failed just now."""
         try:
-            self._plan = self._reconciler.plan(state)
+            self._plan = plan = self._reconciler.plan(state)
             self._heartbeat.beat()
-            return self._apply(self._plan, reason)
+            if not plan.steps and not self._sweep_due:
+                return Outcome()
+            if self._left_alone(self._backoff.before_apply(plan.changes)):
+                return None
+            outcome = self._apply(plan, reason)
+            if not outcome.ok:
+                self._left_alone(self._backoff.failed(undone=outcome.undone))
+            return outcome
         except IncompleteError as error:
-            return _failure(Code.INCOMPLETE_STATE, str(error))
+            outcome = _failure(Code.INCOMPLETE_STATE, str(error))
         except KernelError as error:
-            return _failure(Code.KERNEL, str(error))
+            outcome = _failure(Code.KERNEL, str(error))
         except Exception as error:
             log.exception("a reconcile met something unexpected")
             self._machine.packet_filter.forget()
             text = f"unexpected {type(error).__name__}: {error}; please report it, with the log"
-            return _failure(Code.UNEXPECTED, text)
+            outcome = _failure(Code.UNEXPECTED, text)
+        self._left_alone(self._backoff.failed(state=state))
+        return outcome
 
     def _apply(self, plan: Plan, reason: str) -> Outcome:
-        if not plan.steps and not self._sweep_due:
-            return Outcome()
         drifted = self._last_state == plan.desired.state and bool(plan.changes)
         if drifted:
             log.warning("somebody changed what is ours; it is put back: %d changes", len(plan.changes))
@@ -267,6 +283,7 @@ class Service:
         self._notifier.reloading()
         self._readiness.expect()
         self._watch.reading()
+        self._backoff.over()
         before = self._config
         try:
             self._config = self._options.load(may_be_empty=False)

@@ -43,7 +43,7 @@ def follow(
         text = "hooks.pre failed and hooks.pre_failure is abort: nothing was changed"
         aborted = Problem(code=Code.HOOK, text=text)
         log.error("%s", aborted.line)
-        return plan, Outcome(problems=(aborted,))
+        return plan, Outcome(problems=(aborted,), undone=plan.changes)
     if config.hooks.pre and (state := cluster()):
         # It took its time: what others did and what the cluster said meanwhile counts.
         plan = reconciler.plan_again(plan, state)

@@ -406,6 +406,50 @@ def test_a_pre_hook_that_fails_may_abort(node: Node) -> None:
     consent.unlink()
 
 
+def _disturb(node: Node) -> None:
+    """What others do to the kernel all the time, and is nothing of ours."""
+    node.namespace.ip(["address add 192.0.2.77/32 dev lo", "address delete 192.0.2.77/32 dev lo"])
+
+
+def test_a_hook_that_fails_is_left_alone_whatever_others_do_but_not_when_an_operator_asks(node: Node) -> None:
+    calls = node.directory / "asked"
+    calls.unlink(missing_ok=True)
+    settings = {"pre": hook(node, "refuse", f"date +%s.%N >> {calls}; exit 1"), "pre_failure": "abort"}
+    node.start(hooks=settings)
+
+    def asked() -> list[float]:
+        return [float(line) for line in calls.read_text().split()] if calls.exists() else []
+
+    assert wait_until(lambda: len(asked()) >= 1, SETTLED)
+    while len(asked()) < 3:
+        _disturb(node)
+    first, second, third = asked()
+    assert second - first >= 0.8
+    assert third - second >= 1.6
+    before = node.daemon.log().count("reload: 0 changes")
+    node.daemon.reload()
+    assert wait_until(lambda: node.daemon.log().count("reload: 0 changes") > before, 1.0)
+
+
+def test_what_others_break_is_put_back_while_something_else_fails(node: Node) -> None:
+    """And what fails is not tried again for each of these."""
+    node.directory.joinpath("lib").write_text("where the record of sysctls should be")
+    node.start()
+    assert wait_until(lambda: "firewall" in node.daemon.log() and bool(node.ours), SETTLED)
+    assert wait_until(lambda: "sysctls.json: Not a directory" in node.run("status").stdout, SETTLED)
+    # Past the first pauses, so that only what is new is tried soon.
+    assert wait_until(lambda: node.daemon.log().count("retry: 0 changes") >= 3, 20)
+    tries = node.daemon.log().count(" changes in ")
+    for _ in range(3):
+        node.namespace.run("nft", "delete", "table", "inet", "metaleg_node")
+        assert wait_until(lambda: "nftables" in node.ours, 2.0)
+        for _ in range(5):
+            _disturb(node)
+    assert node.daemon.log().count(" changes in ") - tries <= 4
+    node.directory.joinpath("lib").unlink()
+    assert wait_until(lambda: node.run("status").returncode == 0, 20)
+
+
 def test_what_happens_while_a_pre_hook_runs_is_part_of_what_is_done_after_it(node: Node) -> None:
     delete = "nft delete table inet metaleg_node 2>/dev/null"
     record = recording(node)
