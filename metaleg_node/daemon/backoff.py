@@ -29,8 +29,8 @@ class Backoff:
         self._undone: frozenset[Change] | None = None
 
     def failed(self, *, state: ClusterState | None = None, undone: Collection[Change] = ()) -> float:
-        """An attempt failed: the whole of it, for this state of the cluster, or these changes could not be made. Returns
-        after how many seconds the next one is due."""
+        """An attempt failed: the whole of it, for this state of the cluster, or these changes could not be made.
+        Returns after how many seconds the next one is due."""
         self._state, self._undone = state, frozenset(undone)
         self._failed_at = time.monotonic()
         self._until = self._failed_at + self._pause * random.uniform(0.8, 1.2)

@@ -9,7 +9,7 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
 import metaleg_node
@@ -58,9 +58,12 @@ def _be_quick() -> None:
 
 
 class Service:
-    """`run` turns the loop; everything that it starts is stopped again before it returns."""
+    """`run` turns the loop; everything that it starts is stopped again before it returns. `dropped` tells how many
+    lines of the log were dropped."""
 
-    def __init__(self, options: Options, config: Config, watch: config_file.Watch) -> None:
+    def __init__(
+        self, options: Options, config: Config, watch: config_file.Watch, *, dropped: Callable[[], int]
+    ) -> None:
         self._options = options
         self._config = config
         self._events = Events()
@@ -72,6 +75,7 @@ class Service:
             version=metaleg_node.__version__,
             traffic=self._machine.packet_filter.counters,
             watches=self._watch_ages,
+            dropped=dropped,
         )
         self._notifier = notify.Notifier()
         self._readiness = notify.Readiness(self._notifier)

@@ -16,9 +16,11 @@ import pytest
 import toml
 
 import metaleg_node
+from metaleg_node.lab.server import wait_until
 from tests.api.harness import write_kubeconfig
 from tests.netns import Netns
 from tests.patience import patient
+from tests.unit.test_log_writer import fill
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "etc/metaleg-node/examples/one-service-dual-stack.yaml"
 NOWHERE = "https://127.0.0.1:6443"
@@ -46,7 +48,8 @@ class Manager:
         beside.write_text(toml.dumps({"node": {"name": "worker-1"}, "cluster": cluster, **sections}))
         beside.replace(self.directory / "config.toml")
 
-    def start(self) -> None:
+    def start(self, stderr: int | None = None) -> None:
+        """Standard error is the journal, here a file, unless another descriptor is given."""
         (self.directory / "log").touch()
         journal = (self.directory / "log").stat()
         environment = {
@@ -61,7 +64,7 @@ class Manager:
         self.started = time.monotonic()
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["ip", "netns", "exec", self.netns.name, *command], env=environment, stderr=log
+                ["ip", "netns", "exec", self.netns.name, *command], env=environment, stderr=stderr or log
             )
 
     def send(self, number: signal.Signals) -> None:
@@ -199,6 +202,23 @@ def test_a_pipe_in_place_of_the_configuration_stops_nothing(manager: Manager) ->
     manager.until("WATCHDOG=1")
     manager.send(signal.SIGTERM)
     assert manager.end() == 0
+
+
+def test_a_journal_that_is_stuck_holds_up_neither_repair_nor_stop(manager: Manager) -> None:
+    reader, writer = os.pipe()
+    fill(writer)
+    manager.configure()
+    manager.start(stderr=writer)
+    manager.until("READY=1")
+    for _ in range(3):
+        manager.netns.run("nft", "flush", "ruleset")
+        assert wait_until(lambda: has_table(manager), patient(2))
+    manager.send(signal.SIGTERM)
+    asked = time.monotonic()
+    assert manager.end() == 0
+    assert time.monotonic() - asked < patient(5)
+    for end in (reader, writer):
+        os.close(end)
 
 
 def test_why_it_does_not_start_is_an_error_in_the_journal(manager: Manager) -> None:

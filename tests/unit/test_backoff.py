@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from metaleg_node.core.changes import Action, Change, change
 from metaleg_node.core.model import ClusterState
-from metaleg_node.daemon import backoff
 from metaleg_node.daemon.backoff import Backoff
 
 
@@ -18,11 +17,11 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(backoff.random, "uniform", lambda _low, _high: 1.0)
-    yield clock
+    monkeypatch.setattr(random, "uniform", lambda _low, _high: 1.0)
+    return clock
 
 
 def rule(name: str) -> Change:
