@@ -77,7 +77,7 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.CONFIGURATION: (Severity.ERROR, "The configuration file is wrong; what was in force before stays so."),
     Code.LISTEN: (Severity.ERROR, "Metrics or health checks cannot be served at their address."),
     Code.HOOK: (Severity.ERROR, "A hook failed, timed out or was refused."),
-    Code.STATUS_FILE: (Severity.ERROR, "What the service does cannot be written for others to read."),
+    Code.STATUS_FILE: (Severity.ERROR, "What the service does cannot be written for others to read, or is old."),
     Code.SOURCE: (Severity.ERROR, "The cluster's state cannot be read."),
     Code.STALE_STATE: (Severity.ERROR, "The last known state is in force, since the API does not answer."),
     Code.INCOMPLETE_STATE: (Severity.ERROR, "The cluster's state lacks what every decision needs."),

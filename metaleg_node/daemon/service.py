@@ -43,7 +43,8 @@ _SWITCH_SECONDS = 0.0005
 _TICK_SECONDS = 1.0
 """The loop turns at least so often, to look whether the configuration file changed."""
 _LOOK_SECONDS = 2.0
-"""The neighbour tables are looked at so often, while there are next hops that are told about."""
+"""So often the neighbour tables are looked at, while there are next hops that are told about, and a status that could
+not be written is tried again."""
 
 
 def _be_quick() -> None:
@@ -126,7 +127,7 @@ class Service:
                     return True
                 if self._concerns_us(events):
                     self._reconcile(events)
-                self._look_at_next_hops()
+                self._look_around()
             self._notifier.stopping()
         return False
 
@@ -168,7 +169,7 @@ class Service:
         self._events.put(Event.FIREWALL if hint is Hint.FIREWALL else Event.KERNEL)
 
     def _next_events(self) -> set[Event]:
-        at_most = min(_TICK_SECONDS, self._heartbeat.beat(), self._watch.wait(time.monotonic()))
+        at_most = min(_TICK_SECONDS, self._beat(), self._watch.wait(time.monotonic()))
         events = self._events.next(settle=self._config.reconcile.settle, at_most=at_most)
         if not self._watch.wait(time.monotonic()):
             events.add(Event.RELOAD)
@@ -223,7 +224,7 @@ class Service:
         when there is nothing to do but what failed just now."""
         try:
             self._plan = plan = self._reconciler.plan(state)
-            self._heartbeat.beat()
+            self._beat()
             if not plan.steps and not self._sweep_due:
                 return Outcome()
             if self._left_alone(self._backoff.before_apply(plan.changes)):
@@ -256,7 +257,7 @@ class Service:
             cluster=self._source.state,
             hooked=self._hooked,
             sweep=self._sweep_due,
-            beat=self._heartbeat.beat,
+            beat=self._beat,
         )
         self._sweep_due = outcome.unswept or (self._sweep_due and not outcome.ok)
         if outcome.ok:
@@ -270,13 +271,19 @@ class Service:
             self._metrics.hook_failed(kind)
         self._teller.problems_of[kind] = problems
 
-    def _look_at_next_hops(self) -> None:
-        if not self._plan or not self._plan.neighbours or time.monotonic() < self._look_at:
+    def _beat(self) -> float:
+        """The loop is alive. Returns within how many seconds that must be told again."""
+        return min(self._heartbeat.beat(), self._teller.alive())
+
+    def _look_around(self) -> None:
+        """Publishes what changes without an event, and what could not be written."""
+        if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + _LOOK_SECONDS
-        found = self._reconciler.look_again(self._plan)
-        if found.neighbours != self._plan.neighbours:
-            self._plan = found
+        before, told = self._plan, self._teller.written
+        if before and before.neighbours:
+            self._plan = self._reconciler.look_again(before)
+        if not told or (self._plan and before and self._plan.neighbours != before.neighbours):
             self._publish()
 
     # --- configuration -----------------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -219,6 +222,48 @@ def test_status_tells_of_the_running_service_only(node: Node) -> None:
     assert node.daemon.stop() == 0
     done = node.run("status", "--json")
     assert (done.returncode, done.stdout) == (3, "metaleg-node is not running\n")
+
+
+def test_status_is_never_healthy_when_the_service_gives_no_sign_of_life(node: Node) -> None:
+    node.start()
+    node.daemon.wait_ready()
+    file = node.directory / "run" / "status.json"
+    seen = file.stat()
+
+    def is_touched() -> bool:
+        """The same file, not written anew, is younger than at the last look."""
+        nonlocal seen
+        before, seen = seen, file.stat()
+        return seen.st_ino == before.st_ino and seen.st_mtime > before.st_mtime
+
+    assert wait_until(is_touched, SETTLED)
+    os.kill(node.daemon.process_id, signal.SIGSTOP)
+    done, document = node.run("status"), json.loads(node.run("status", "--json").stdout)
+    assert done.returncode == 1
+    assert re.search(r"^healthy: +no$", done.stdout, re.MULTILINE)
+    assert f"process {node.daemon.process_id} is stopped by a signal" in done.stdout
+    assert (document["healthy"], document["problems"][0]["code"]) == (False, "status-file")
+    os.utime(file, (time.time() - 11,) * 2)
+    os.kill(node.daemon.process_id, signal.SIGCONT)
+    assert wait_until(lambda: node.run("status").returncode == 0, SETTLED)
+
+
+def test_status_is_not_healthy_while_the_loop_is_stuck(node: Node) -> None:
+    node.start()
+    node.daemon.wait_ready()
+    assert wait_until(lambda: node.daemon.status()["healthy"], SETTLED)
+    # What writes to a FIFO waits for somebody who reads it.
+    stuck = node.directory / "run" / ".status.json.tmp"
+    os.mkfifo(stuck)
+    node.daemon.reload()
+    assert wait_until(lambda: node.run("status").returncode == 1, 20)
+    assert "no sign of life for 1" in node.run("status").stdout
+    with stuck.open("rb") as reader:
+        reader.read()
+    # The pipe has become the file; the next one is a real one again.
+    node.daemon.reload()
+    assert wait_until((node.directory / "run" / "status.json").is_file, SETTLED)
+    assert wait_until(lambda: node.run("status").returncode == 0, SETTLED)
 
 
 def test_a_damaged_record_of_sysctls_is_a_problem_that_is_told_once(node: Node) -> None:
