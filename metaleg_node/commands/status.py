@@ -12,7 +12,6 @@ from metaleg_node.commands.command import Command, general_options, json_option
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon import lock, report, status
 
-
 _NOT_RUNNING = 3
 
 

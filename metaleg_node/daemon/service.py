@@ -258,6 +258,7 @@ class Service:
             hooked=self._hooked,
             sweep=self._sweep_due,
             beat=self._beat,
+            stopping=lambda: self._events.stopping,
         )
         self._sweep_due = outcome.unswept or (self._sweep_due and not outcome.ok)
         if outcome.ok:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 FILE: Final = "cluster-state.yaml"
 SETTLE_SECONDS: Final = 3.0
+STOP_TIMEOUT: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +78,12 @@ class SavedState:
             self._wake.notify()
 
     def stop(self) -> None:
-        """Writes what is still to be written."""
+        """Writes what is still to be written, unless the disk takes too long for that."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_TIMEOUT)
 
     def _run(self) -> None:
         while True:

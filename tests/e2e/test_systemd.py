@@ -268,6 +268,22 @@ def test_while_a_hook_takes_its_time_the_loop_is_alive_but_nothing_is_ready(mana
     manager.until("READY=1")
 
 
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_a_stop_waits_for_no_hook(manager: Manager, kind: str) -> None:
+    hook, begun = manager.directory / "hook", manager.directory / "begun"
+    hook.write_text(f"#!/bin/sh\ntrap '' TERM\ntouch {begun}\nwhile :; do sleep 600; done\n")
+    hook.chmod(0o755)
+    manager.configure(hooks={kind: str(hook), "timeout": "10m"})
+    manager.start()
+    assert wait_until(begun.exists, TIMEOUT)
+    manager.send(signal.SIGTERM)
+    asked = time.monotonic()
+    assert manager.end() == 0
+    assert time.monotonic() - asked < patient(5)
+    assert has_table(manager) == (kind == "post"), "a stop before the changes leaves the kernel as it is"
+    assert f"hooks.{kind}: {hook}: ended before its time, since the service stops" in manager.log()
+
+
 def test_a_loop_that_is_stuck_gives_no_sign_of_life(manager: Manager) -> None:
     manager.configure()
     manager.start()
