@@ -31,7 +31,7 @@ class Backoff:
     def failed(self, *, state: ClusterState | None = None, undone: Collection[Change] = ()) -> float:
         """An attempt failed: the whole of it, for this state of the cluster, or these changes could not be made.
         Returns after how many seconds the next one is due."""
-        self._state, self._undone = state, frozenset(undone)
+        self._state, self._undone = state, None if state else frozenset(undone)
         self._failed_at = time.monotonic()
         self._until = self._failed_at + self._pause * random.uniform(0.8, 1.2)
         self._pause = min(self._pause * 2, _LAST)

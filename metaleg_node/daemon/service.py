@@ -225,7 +225,7 @@ class Service:
         try:
             self._plan = plan = self._reconciler.plan(state)
             self._beat()
-            if not plan.steps and not self._sweep_due:
+            if not plan.steps and not self._sweep_due and (self._outcome is None or self._outcome.ok):
                 return Outcome()
             if self._left_alone(self._backoff.before_apply(plan.changes)):
                 return None
@@ -246,6 +246,9 @@ class Service:
         return outcome
 
     def _apply(self, plan: Plan, reason: str) -> Outcome:
+        if not plan.steps and not self._sweep_due:
+            # Nothing for hooks; but the record of sysctls may be what failed.
+            return self._reconciler.apply(plan)
         drifted = self._last_state == plan.desired.state and bool(plan.changes)
         if drifted:
             log.warning("somebody changed what is ours; it is put back: %d changes", len(plan.changes))

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from metaleg_node.kernel import process
 from metaleg_node.lab import objects
 from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.namespaces import Namespace
+from tests.disks import Disk, small_disk
 from tests.e2e.scenario import NODE1, NODE3, SETTLED, egress_service, foreign, ours
 from tests.lab.daemons import Daemon
 from tests.lab.lab import Lab
@@ -264,6 +265,33 @@ def test_status_is_not_healthy_while_the_loop_is_stuck(node: Node) -> None:
     node.daemon.reload()
     assert wait_until((node.directory / "run" / "status.json").is_file, SETTLED)
     assert wait_until(lambda: node.run("status").returncode == 0, SETTLED)
+
+
+@pytest.mark.parametrize(("begin", "end"), [(Disk.fill, Disk.empty), (Disk.lock, Disk.unlock)], ids=["full", "ro"])
+def test_with_disks_that_take_nothing_the_rules_stand_and_all_is_written_later(
+    node: Node, begin: Callable[[Disk], None], end: Callable[[Disk], None]
+) -> None:
+    with small_disk(node.directory / "run") as runtime, small_disk(node.directory / "lib") as state:
+        node.start(egress={"enabled": False})
+        node.daemon.wait_ready()
+        assert wait_until(lambda: node.run("status").returncode == 0, SETTLED)
+        for disk in (runtime, state):
+            begin(disk)
+        node.daemon.configure({})
+        node.daemon.reload()
+        assert wait_until(lambda: "nftables" in node.ours, SETTLED)
+        assert wait_until(lambda: node.run("status").returncode == 1, 20)
+        words = node.run("status").stdout
+        assert f"into {runtime.path}" in words
+        end(runtime)
+        assert wait_until(lambda: f"cannot write {state.path}/sysctls.json" in node.run("status").stdout, 2 * SETTLED)
+        assert node.run("status").returncode == 1
+        end(state)
+        assert wait_until(lambda: node.run("status").returncode == 0, 60)
+        assert (runtime.names, state.names) == (["status.json"], ["sysctls.json"])
+        assert node.daemon.stop() == 0
+        assert node.run("cleanup").returncode == 0
+        assert node.namespace.run("sysctl", "-n", "net.ipv4.conf.eth0.rp_filter") == "1\n"
 
 
 def test_a_damaged_record_of_sysctls_is_a_problem_that_is_told_once(node: Node) -> None:

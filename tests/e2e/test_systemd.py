@@ -16,7 +16,7 @@ import pytest
 import toml
 
 import metaleg_node
-from metaleg_node.lab.server import wait_until
+from metaleg_node.lab.daemons import wait_until
 from tests.api.harness import write_kubeconfig
 from tests.netns import Netns
 from tests.patience import patient

@@ -14,7 +14,7 @@ import pytest
 from metaleg_node.daemon import log as logs
 from metaleg_node.daemon import log_writer
 from metaleg_node.daemon.log_writer import LogWriter
-from metaleg_node.lab.server import wait_until
+from metaleg_node.lab.daemons import wait_until
 from tests.patience import patient
 from tests.unit.test_log import restored_logging
 
