@@ -125,7 +125,7 @@ def test_the_last_known_state_stays_and_the_new_one_is_saved_later(
 
 def test_what_cannot_be_saved_is_a_problem_of_the_source(tmp_path: Path) -> None:
     source = ClusterSource(config(f'[cluster]\nkubeconfig = "{tmp_path}/none"'), tmp_path, lambda: None)
-    assert source.problems == ()
+    assert list(source.problems) == []
     assert source._saver
     source._saver.problem = "no room"
     (problem,) = source.problems
