@@ -36,6 +36,7 @@ class Code(enum.StrEnum):
     # The cluster's state.
     SOURCE = "source"
     STALE_STATE = "stale-state"
+    SAVED_STATE = "saved-state"
     INCOMPLETE_STATE = "incomplete-state"
     OBJECT_NOT_USED = "object-not-used"
     NO_EFFECT = "no-effect"
@@ -86,9 +87,10 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.CONFIGURATION: (Severity.ERROR, "The configuration file is wrong; what was in force before stays so."),
     Code.LISTEN: (Severity.ERROR, "Metrics or health checks cannot be served at their address."),
     Code.HOOK: (Severity.ERROR, "A hook failed, timed out or was refused."),
-    Code.STATUS_FILE: (Severity.ERROR, "What the service does cannot be written for others to read."),
+    Code.STATUS_FILE: (Severity.ERROR, "What the service does cannot be written for others to read, or is old."),
     Code.SOURCE: (Severity.ERROR, "The cluster's state cannot be read."),
     Code.STALE_STATE: (Severity.ERROR, "The last known state is in force, since the API does not answer."),
+    Code.SAVED_STATE: (Severity.ERROR, "The cluster's state cannot be saved for a start without the API."),
     Code.INCOMPLETE_STATE: (Severity.ERROR, "The cluster's state lacks what every decision needs."),
     Code.OBJECT_NOT_USED: (Severity.WARNING, "An object, or a part of one, is not used."),
     Code.NO_EFFECT: (Severity.NOTE, "A part of an object, or an object, has no effect here."),

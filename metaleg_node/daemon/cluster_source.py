@@ -62,7 +62,7 @@ class ClusterSource:
 
             self._store = Store(changed, kubernetes_api.names(config))
             self._feed = kubernetes_api.KubernetesSource(config, self._store)
-            self._saver = SavedState(state_dir, configmap_of(config))
+            self._saver = SavedState(state_dir, configmap_of(config), changed=changed)
         self._saved: Saved | None = None
         self._patient_until = 0.0
         self._freshness = Freshness.WAITING
@@ -100,6 +100,8 @@ class ClusterSource:
     def problems(self) -> tuple[Problem, ...]:
         """What hinders the source."""
         found = tuple(Problem(code=Code.SOURCE, text=text) for text in self._store.problems)
+        if self._saver and (unsaved := self._saver.problem):
+            found += (Problem(code=Code.SAVED_STATE, text=unsaved),)
         if self._freshness is Freshness.STALE and self._saved:
             text = f"the last known state, of {self._saved.time}, is in force"
             return (Problem(code=Code.STALE_STATE, text=text), *found)

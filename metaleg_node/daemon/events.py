@@ -47,9 +47,12 @@ class Events:
         self._due: dict[Event, float] = {}
         self._gathered: set[Event] = set()
         self._full_at = self._settled_at = math.inf
+        self.stopping = False
+        """Whether STOP has come, taken out already or not."""
 
     def put(self, event: Event) -> None:
         """Something happened."""
+        self.stopping = self.stopping or event is Event.STOP
         self._queue.put(event)
 
     def schedule(self, event: Event, seconds: float) -> None:

@@ -41,7 +41,7 @@ class Metrics:
 
     `traffic` reads the packet filter's counters at each scrape, see `PacketFilter`. It may raise KernelError; then the
     scrape goes without them. `watches` tells how long the API has been silent about each thing that is watched, in
-    seconds.
+    seconds, `dropped` how many lines of the log were dropped.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Metrics:
         version: str,
         traffic: Callable[[], Mapping[str, Count]],
         watches: Callable[[], Mapping[str, float]] = dict,
+        dropped: Callable[[], int] = int,
     ) -> None:
         self._registry = CollectorRegistry()
         self._source_seen = time.monotonic()
@@ -61,6 +62,7 @@ class Metrics:
             lambda: _cluster_metrics(self._now[0]),
             lambda: _traffic_metrics(traffic),
             lambda: _watch_metrics(watches()),
+            lambda: iter([_count("log_dropped", "Lines of the log that were dropped.", dropped())]),
         ):
             self._registry.register(_Collector(collect))
         self._make_own()

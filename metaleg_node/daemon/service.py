@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import gc
 import logging
-import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
 import metaleg_node
@@ -23,6 +22,7 @@ from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon import health, notify, report
 from metaleg_node.daemon import log as logs
+from metaleg_node.daemon.backoff import Backoff
 from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource, needs
 from metaleg_node.daemon.events import Event, Events
 from metaleg_node.daemon.fight import Fight
@@ -40,13 +40,13 @@ log = logging.getLogger(__name__)
 _STUCK_SECONDS = 120.0
 """A loop that gives no sign of life for so long is not healthy."""
 _SWITCH_SECONDS = 0.0005
-_RETRY_FIRST, _RETRY_LAST = 1.0, 60.0
 _TICK_SECONDS = 1.0
 """The loop turns at least so often, to look whether the configuration file changed."""
 _OF_OTHERS = {Event.KERNEL, Event.FIREWALL, Event.PUT_OFF, Event.INTERVAL}
 """What can wait while somebody fights with us."""
 _LOOK_SECONDS = 2.0
-"""The neighbour tables are looked at so often, while there are next hops that are told about."""
+"""So often the neighbour tables are looked at, while there are next hops that are told about, and a status that could
+not be written is tried again."""
 
 
 def _be_quick() -> None:
@@ -61,9 +61,12 @@ def _be_quick() -> None:
 
 
 class Service:
-    """`run` turns the loop; everything that it starts is stopped again before it returns."""
+    """`run` turns the loop; everything that it starts is stopped again before it returns. `dropped` tells how many
+    lines of the log were dropped."""
 
-    def __init__(self, options: Options, config: Config, watch: config_file.Watch) -> None:
+    def __init__(
+        self, options: Options, config: Config, watch: config_file.Watch, *, dropped: Callable[[], int]
+    ) -> None:
         self._options = options
         self._config = config
         self._events = Events()
@@ -75,6 +78,7 @@ class Service:
             version=metaleg_node.__version__,
             traffic=self._machine.packet_filter.counters,
             watches=self._watch_ages,
+            dropped=dropped,
         )
         self._notifier = notify.Notifier()
         self._readiness = notify.Readiness(self._notifier)
@@ -84,7 +88,7 @@ class Service:
         self._plan: Plan | None = None
         self._outcome: Outcome | None = None
         self._last_state: NodeState | None = None
-        self._retry_after = _RETRY_FIRST
+        self._backoff = Backoff()
         self._look_at = 0.0
         self._fight = Fight()
         self._others_due = True
@@ -113,6 +117,7 @@ class Service:
         config = self._config
         self._reconciler = Reconciler(self._machine, config)
         self._others_due = True
+        self._backoff.over()
         # Nobody listened to the kernel while the configuration changed.
         self._machine.packet_filter.forget()
         with ExitStack() as stack:
@@ -134,7 +139,7 @@ class Service:
                     return True
                 if self._concerns_us(events):
                     self._reconcile(events)
-                self._look_at_next_hops()
+                self._look_around()
                 self._look_at_others()
             self._notifier.stopping()
         return False
@@ -177,7 +182,7 @@ class Service:
         self._events.put(Event.FIREWALL if hint is Hint.FIREWALL else Event.KERNEL)
 
     def _next_events(self) -> set[Event]:
-        at_most = min(_TICK_SECONDS, self._heartbeat.beat(), self._watch.wait(time.monotonic()))
+        at_most = min(_TICK_SECONDS, self._beat(), self._watch.wait(time.monotonic()))
         events = self._events.next(settle=self._config.reconcile.settle, at_most=at_most)
         if not self._watch.wait(time.monotonic()):
             events.add(Event.RELOAD)
@@ -207,42 +212,61 @@ class Service:
             # Nothing is known yet: what the kernel holds from before is better than nothing.
             self._publish()
             return
-        started = time.monotonic()
-        reason = ", ".join(sorted(events))
-        self._outcome = outcome = self._try(state, reason)
-        seconds = time.monotonic() - started
-        if outcome.ok:
-            self._complete_once = True
-            self._retry_after = _RETRY_FIRST
-            self._events.schedule(Event.RETRY, 0)
-        else:
-            self._events.schedule(Event.RETRY, self._retry_after * random.uniform(0.8, 1.2))
-            self._retry_after = min(self._retry_after * 2, _RETRY_LAST)
-        self._events.schedule(Event.GATEWAY, self._reconciler.wait or 0)
-        self._teller.reconciled(outcome, reason=reason, seconds=seconds)
+        if not self._left_alone(self._backoff.before_plan(state)):
+            self._attempt(state, ", ".join(sorted(events)))
         self._publish()
-        if outcome.ok:
+        if self._outcome and self._outcome.ok:
             self._readiness.reached()
 
-    def _try(self, state: ClusterState, reason: str) -> Outcome:
-        """One reconcile, whatever happens: what this node's kernel holds must not depend on one that went wrong."""
+    def _left_alone(self, seconds: float) -> bool:
+        """Whether what there is to do must wait, for so many seconds."""
+        if seconds:
+            self._events.schedule(Event.RETRY, seconds)
+        return seconds > 0
+
+    def _attempt(self, state: ClusterState, reason: str) -> None:
+        started = time.monotonic()
+        outcome = self._try(state, reason)
+        self._events.schedule(Event.GATEWAY, self._reconciler.wait or 0)
+        if outcome is None:
+            return
+        self._outcome = outcome
+        if outcome.ok:
+            self._complete_once = True
+            self._backoff.over()
+            self._events.schedule(Event.RETRY, 0)
+        self._teller.reconciled(outcome, reason=reason, seconds=time.monotonic() - started)
+
+    def _try(self, state: ClusterState, reason: str) -> Outcome | None:
+        """One reconcile, whatever happens: what this node's kernel holds must not depend on one that went wrong. None
+        when there is nothing to do but what failed just now."""
         try:
-            self._plan = self._reconciler.plan(state)
-            self._heartbeat.beat()
-            return self._apply(self._plan, reason)
+            self._plan = plan = self._reconciler.plan(state)
+            self._beat()
+            if not plan.steps and not self._sweep_due and (self._outcome is None or self._outcome.ok):
+                return Outcome()
+            if self._left_alone(self._backoff.before_apply(plan.changes)):
+                return None
+            outcome = self._apply(plan, reason)
+            if not outcome.ok:
+                self._left_alone(self._backoff.failed(undone=outcome.undone))
+            return outcome
         except IncompleteError as error:
-            return _failure(Code.INCOMPLETE_STATE, str(error))
+            outcome = _failure(Code.INCOMPLETE_STATE, str(error))
         except KernelError as error:
-            return _failure(Code.KERNEL, str(error))
+            outcome = _failure(Code.KERNEL, str(error))
         except Exception as error:
             log.exception("a reconcile met something unexpected")
             self._machine.packet_filter.forget()
             text = f"unexpected {type(error).__name__}: {error}; please report it, with the log"
-            return _failure(Code.UNEXPECTED, text)
+            outcome = _failure(Code.UNEXPECTED, text)
+        self._left_alone(self._backoff.failed(state=state))
+        return outcome
 
     def _apply(self, plan: Plan, reason: str) -> Outcome:
         if not plan.steps and not self._sweep_due:
-            return Outcome()
+            # Nothing for hooks; but the record of sysctls may be what failed.
+            return self._reconciler.apply(plan)
         drifted = self._last_state == plan.desired.state and bool(plan.changes)
         if drifted:
             log.warning("somebody changed what is ours; it is put back: %d changes", len(plan.changes))
@@ -254,7 +278,8 @@ class Service:
             cluster=self._source.state,
             hooked=self._hooked,
             sweep=self._sweep_due,
-            beat=self._heartbeat.beat,
+            beat=self._beat,
+            stopping=lambda: self._events.stopping,
         )
         self._sweep_due = outcome.unswept or (self._sweep_due and not outcome.ok)
         if outcome.ok:
@@ -269,13 +294,19 @@ class Service:
             self._metrics.hook_failed(kind)
         self._teller.problems_of[kind] = problems
 
-    def _look_at_next_hops(self) -> None:
-        if not self._plan or not self._plan.neighbours or time.monotonic() < self._look_at:
+    def _beat(self) -> float:
+        """The loop is alive. Returns within how many seconds that must be told again."""
+        return min(self._heartbeat.beat(), self._teller.alive())
+
+    def _look_around(self) -> None:
+        """Publishes what changes without an event, and what could not be written."""
+        if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + _LOOK_SECONDS
-        found = self._reconciler.look_again(self._plan)
-        if found.neighbours != self._plan.neighbours:
-            self._plan = found
+        before, told = self._plan, self._teller.written
+        if before and before.neighbours:
+            self._plan = self._reconciler.look_again(before)
+        if not told or (self._plan and before and self._plan.neighbours != before.neighbours):
             self._publish()
 
     def _look_at_others(self) -> None:
@@ -303,6 +334,7 @@ class Service:
         self._notifier.reloading()
         self._readiness.expect()
         self._watch.reading()
+        self._backoff.over()
         before = self._config
         try:
             self._config = self._options.load(may_be_empty=False)

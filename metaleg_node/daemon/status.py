@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, TypedDict, cast
@@ -12,6 +16,9 @@ from metaleg_node import files
 from metaleg_node.text import counted, printable, table
 
 _FILE = "status.json"
+SILENT_SECONDS = 10.0
+"""After so long without a sign of life, what was written last is no longer good; the loop gives one each second, but
+cannot while the kernel or nft keeps it waiting."""
 
 
 class LastReconcile(TypedDict):
@@ -126,6 +133,33 @@ def write(runtime_dir: Path, document: StatusDocument) -> None:
         raise StatusError(
             f"cannot write {runtime_dir / _FILE}: {error.strerror}; is the runtime directory writable and not full?"
         ) from error
+
+
+def touch(runtime_dir: Path) -> None:
+    """The sign of life of who wrote the file: what it says still holds. The time of the last change is set and nothing
+    is written, so that it costs next to nothing, also on a full disk."""
+    _date(runtime_dir, time.time())
+
+
+def disown(runtime_dir: Path) -> None:
+    """What the file says holds no longer, but nothing newer can be written."""
+    _date(runtime_dir, 0.0)
+
+
+def silence(runtime_dir: Path) -> float:
+    """Seconds since the last sign of life; infinite when the file was disowned or is gone. A clock that was set back
+    counts as well: a live service sets the time anew within a second."""
+    try:
+        changed = (runtime_dir / _FILE).stat().st_mtime
+    except OSError:
+        return math.inf
+    return abs(time.time() - changed) if changed else math.inf
+
+
+def _date(runtime_dir: Path, moment: float) -> None:
+    # Where even this is refused the file grows old by itself.
+    with suppress(OSError):
+        os.utime(runtime_dir / _FILE, (moment, moment))
 
 
 def read(runtime_dir: Path) -> StatusDocument | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from metaleg_node.daemon.notify import Notifier
 from metaleg_node.reconcile.reconciler import Outcome, Plan
 
 log = logging.getLogger(__name__)
+
+_SIGN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,9 @@ class Teller:
         self._told: frozenset[Problem] = frozenset()
         self._repaired: Counter[str] = Counter()
         self._last: status.LastReconcile | None = None
+        self._sign_at = 0.0
+        self.written = False
+        """Whether the status file says what was published last."""
         self.problems_of: dict[str, tuple[Problem, ...]] = {}
         """What is wrong with the service's own parts, until they work again."""
 
@@ -77,10 +83,22 @@ class Teller:
         self._tell(facts, problems, found)
         try:
             status.write(self._options.runtime_dir, self._document(facts, problems, found))
+            self.written = True
             self.problems_of["status"] = ()
         except status.StatusError as error:
+            self.written = False
+            status.disown(self._options.runtime_dir)
             self.problems_of["status"] = (Problem(code=Code.STATUS_FILE, text=str(error)),)
             self._tell(facts, self._problems(facts, source, snapshot), found)
+
+    def alive(self) -> float:
+        """The loop works, or waits for something that may take its time: what was published last still holds. Returns
+        within how many seconds this is wanted again."""
+        now = time.monotonic()
+        if self.written and now >= self._sign_at:
+            status.touch(self._options.runtime_dir)
+            self._sign_at = now + _SIGN_SECONDS
+        return _SIGN_SECONDS
 
     def _problems(self, facts: Facts, source: ClusterSource, snapshot: ClusterState) -> list[Problem]:
         found = (

@@ -1,23 +1,27 @@
 """The small HTTP server behind metrics and health.
 
 It answers GET and HEAD of a few fixed paths from threads of its own, one request a connection. No client can harm the
-service: connections are limited in number and each in its total time, silent and dripping clients included.
+service: connections are limited in number and each in its total time, silent and dripping clients included. Nor can
+one silence it for others: when there are too many connections, the oldest of who has most gives way to the newest.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import math
 import socket
 import socketserver
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from typing import NamedTuple
 
 from metaleg_node.text import endpoint
 
@@ -88,6 +92,19 @@ class WebServer:
             self._server = None
 
 
+class _Connection(NamedTuple):
+    """Who it is from, and when it must have ended (time.monotonic)."""
+
+    peer: str
+    deadline: float
+
+
+def _cut(request: socket.socket) -> None:
+    """Ends a connection; its thread sees that."""
+    with suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
+
+
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     # Not http.server.HTTPServer: that one asks the DNS for its own name when it binds.
     allow_reuse_address = True
@@ -99,7 +116,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.address_family = family
         self.pages = pages
         self._lock = threading.Lock()
-        self._deadlines: dict[socket.socket, float] = {}
+        self._open: dict[socket.socket, _Connection] = {}
         super().__init__(address, _Handler)  # type: ignore[arg-type]
 
     def stop(self) -> None:
@@ -107,33 +124,41 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.socket.shutdown(socket.SHUT_RDWR)
         self.shutdown()
         self.server_close()
-        self._cut(before=float("inf"))
+        self._cut_before(math.inf)
 
     def verify_request(self, request: object, client_address: object) -> bool:
-        """Admits a connection while there are not too many; called for each before its thread starts."""
+        """Admits a connection, at the expense of another when there are too many; called for each before its thread
+        starts."""
         assert isinstance(request, socket.socket)
+        assert isinstance(client_address, tuple)
         with self._lock:
-            if len(self._deadlines) >= _MAX_CONNECTIONS:
-                log.debug("connection from %s refused: %d are open", client_address, _MAX_CONNECTIONS)
-                return False
-            self._deadlines[request] = time.monotonic() + _CONNECTION_SECONDS
+            if len(self._open) >= _MAX_CONNECTIONS:
+                self._make_room()
+            self._open[request] = _Connection(client_address[0], time.monotonic() + _CONNECTION_SECONDS)
             return True
 
+    def _make_room(self) -> None:
+        held = Counter(connection.peer for connection in self._open.values())
+        crowd = max(held.values())
+        # In the order of their coming.
+        oldest = next(request for request, connection in self._open.items() if held[connection.peer] == crowd)
+        log.debug("connection from %s cut for another: %d are open", self._open.pop(oldest).peer, _MAX_CONNECTIONS)
+        _cut(oldest)
+
     def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+        # Before it is closed: `_cut` must not touch it afterwards, its number may be in use again.
         with self._lock:
-            self._deadlines.pop(request, None)
+            self._open.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        self._cut(before=time.monotonic())
+        self._cut_before(time.monotonic())
 
-    def _cut(self, *, before: float) -> None:
-        # Under the lock: a socket that its thread closes meanwhile must not be touched, its number may be in use again.
+    def _cut_before(self, moment: float) -> None:
         with self._lock:
-            for request, deadline in self._deadlines.items():
-                if deadline < before:
-                    with suppress(OSError):
-                        request.shutdown(socket.SHUT_RDWR)
+            for request, connection in self._open.items():
+                if connection.deadline < moment:
+                    _cut(request)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         log.debug("connection from %s broken", client_address, exc_info=True)

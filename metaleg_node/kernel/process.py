@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ _PACKAGES = {"nft": "nftables"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
-    """How a program ended. A negative `returncode` is the signal that ended it."""
+    """How a program ended by itself."""
 
     returncode: int
     stdout: str
@@ -32,7 +33,8 @@ def run(argv: Sequence[str], *, stdin: str = "", timeout: float = 60.0) -> Compl
     """Runs `argv` (a bare program name first) to its end, with `stdin` as its input, both in UTF-8.
 
     Any exit status is returned, not raised. Raises MissingProgramError when the program is not installed and
-    KernelError when it cannot be started or still runs after `timeout` seconds (it is killed then).
+    KernelError when it cannot be started, is ended by a signal, or still runs after `timeout` seconds (it is killed
+    then).
     """
     command = [find(argv[0]), *argv[1:]]
     try:
@@ -56,11 +58,20 @@ def run(argv: Sequence[str], *, stdin: str = "", timeout: float = 60.0) -> Compl
         ) from error
     except OSError as error:
         raise KernelError(f"cannot start {command[0]}: {error.strerror}") from error
+    if done.returncode < 0:
+        raise KernelError(f"`{' '.join(argv)}` was ended by {_signal(-done.returncode)}")
     return Completed(
         returncode=done.returncode,
         stdout=done.stdout.decode(errors="replace"),
         stderr=done.stderr.decode(errors="replace"),
     )
+
+
+def _signal(number: int) -> str:
+    text = f"signal {number} ({signal.strsignal(number) or 'unknown'})"
+    if number == signal.SIGKILL:
+        return f"{text}: by somebody, or by the kernel for want of memory, which `journalctl -k` tells"
+    return text
 
 
 def find(program: str) -> str:

@@ -26,6 +26,10 @@ _OUTPUT_LIMIT = 64 * 1024
 _CHUNK = 64 * 1024
 _GRACE_SECONDS = 2.0
 """Between SIGTERM and SIGKILL, and again until a killed hook is given up."""
+_STOP_GRACE_SECONDS = 0.9
+"""The same while the service stops, which as a whole must not take long."""
+_LOOK_SECONDS = 0.2
+"""How long a running hook may keep a stop unseen: a signal does not end the wait for the hook."""
 _PACKAGE_LEFTOVERS = (".dpkg-old", ".dpkg-dist", ".dpkg-new", ".dpkg-tmp", "~")
 
 Kind = Literal["pre", "post"]
@@ -58,6 +62,7 @@ def run(
     plan_json: bytes,
     timeout: float,
     beat: Callable[[], float],
+    stopping: Callable[[], bool] = lambda: False,
     result: str = "",
 ) -> tuple[HookResult, ...]:
     """Runs the executable `hook`, or those of the directory `hook` in the order of their names, one after the other;
@@ -65,8 +70,9 @@ def run(
 
     `kind`, `node`, `reason`, the number of `changes` and, after a reconcile, its `result` become METALEG_*
     environment variables; `plan_json` is the standard input. Each may take `timeout` seconds, then its whole process
-    group is killed. Meanwhile `beat` is called, again and again within the seconds that it returns. Never raises for
-    what a hook does or is.
+    group is killed. Meanwhile `beat` is called, again and again within the seconds that it returns. As soon as
+    `stopping` says so, what runs is ended within two seconds, and no other is run. Never raises for what a hook does or
+    is.
     """
     if not hook:
         return ()
@@ -84,7 +90,11 @@ def run(
         scripts = _scripts(Path(hook), key=f"hooks.{kind}")
     except HookError as error:
         return (HookResult(path=hook, seconds=0.0, message=str(error)),)
-    return tuple(_run_one(script, environment, plan_json, timeout, beat) for script in scripts)
+    return tuple(
+        _run_one(script, environment, plan_json, timeout, beat=beat, stopping=stopping)
+        for script in scripts
+        if not stopping()
+    )
 
 
 def complaints(hook: str, *, key: str) -> Iterator[str]:
@@ -104,13 +114,20 @@ def _refusal(script: Path) -> Iterator[str]:
 
 
 def _run_one(
-    script: Path, environment: Mapping[str, str], plan_json: bytes, timeout: float, beat: Callable[[], float]
+    script: Path,
+    environment: Mapping[str, str],
+    plan_json: bytes,
+    timeout: float,
+    *,
+    beat: Callable[[], float],
+    stopping: Callable[[], bool],
 ) -> HookResult:
     started = time.monotonic()
     message = ""
     try:
         executable = _trusted_file(script)
-        with _Process(executable, environment, plan_json, _Output(script.name), beat) as process:
+        output = _Output(script.name)
+        with _Process(executable, environment, plan_json, output, beat=beat, stopping=stopping) as process:
             process.finish(timeout)
     except HookError as error:
         message = f"{script}: {error}"
@@ -204,13 +221,16 @@ class _Process:
         environment: Mapping[str, str],
         stdin: bytes,
         output: _Output,
+        *,
         beat: Callable[[], float],
+        stopping: Callable[[], bool],
     ) -> None:
         self._executable = executable
         self._environment = environment
         self._pending = memoryview(stdin)
         self._output = output
         self._beat = beat
+        self._stopping = stopping
 
     def __enter__(self) -> _Process:
         try:
@@ -254,13 +274,16 @@ class _Process:
     def finish(self, timeout: float) -> None:
         """Waits until the hook itself has ended; what it leaves running in the background goes on. Raises HookError
         when it failed or had to be killed."""
-        ended = self._pump(timeout)
+        ended = self._pump(timeout, self._stopping)
+        stopped = not ended and self._stopping()
         if not ended:
-            self._kill()
+            self._kill(_STOP_GRACE_SECONDS if stopped else _GRACE_SECONDS)
         # Its last words, if they came between two looks: a full pipe is one chunk, and what children add may never end.
         self._read()
         self._output.close()
         status = self._process.wait()
+        if stopped:
+            raise HookError("ended before its time, since the service stops")
         if not ended:
             raise HookError(f"killed, it did not end within {timeout:g} s: speed it up, or raise hooks.timeout")
         if status < 0:
@@ -268,23 +291,23 @@ class _Process:
         if status > 0:
             raise HookError(f"failed with exit status {status}; its output is in the log")
 
-    def _kill(self) -> None:
+    def _kill(self, grace: float) -> None:
         self._signal(signal.SIGTERM)
-        ended = self._pump(_GRACE_SECONDS)
+        ended = self._pump(grace)
         # Also when the hook itself has ended: others of its group may not have.
         self._signal(signal.SIGKILL)
-        if not ended and not self._pump(_GRACE_SECONDS):
+        if not ended and not self._pump(grace):
             raise HookError(f"process {self._process.pid} cannot be killed: it waits in the kernel, see its stack")
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
-    def _pump(self, seconds: float) -> bool:
-        """Feeds and drains the hook for at most `seconds`; tells whether it has ended."""
+    def _pump(self, seconds: float, stopping: Callable[[], bool] = lambda: False) -> bool:
+        """Feeds and drains the hook for at most `seconds`, or until `stopping`; tells whether it has ended."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            ready = {key.fd for key, _ in self._selector.select(min(left, self._beat()))}
+        while (left := deadline - time.monotonic()) > 0 and not stopping():
+            ready = {key.fd for key, _ in self._selector.select(min(left, self._beat(), _LOOK_SECONDS))}
             if self._stdout in ready:
                 self._read()
             if self._stdin in ready:

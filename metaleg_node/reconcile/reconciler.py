@@ -81,10 +81,11 @@ _NEEDED_BY_MARKS = diff.DeleteRule | diff.DeleteRoute | diff.PutFirewall
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a plan: what failed, whether connections may still be bound to a former source, how many conntrack
-    entries went, and changes done by kind."""
+    """What came of a plan: what failed, which changes were not made, whether connections may still be bound to a former
+    source, how many conntrack entries went, and changes done by kind."""
 
     problems: tuple[Problem, ...] = ()
+    undone: tuple[Change, ...] = ()
     unswept: bool = False
     flushed: int = 0
     done: Mapping[str, int] = field(default_factory=dict)
@@ -226,6 +227,7 @@ class Reconciler:
 def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[], object] = lambda: None) -> Outcome:
     """Carries out ordered steps; see `Reconciler.apply`."""
     problems: list[Problem] = []
+    undone: list[Change] = []
     done: Counter[str] = Counter()
     flushed = 0
     failed: set[type] = set()
@@ -233,10 +235,12 @@ def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[],
         beat()
         held_back = _NEEDED_BY_MARKS if diff.PutFirewall in failed else ()
         some = [step for step in together if not isinstance(step.operation, held_back)]
+        undone.extend(change for step in together if isinstance(step.operation, held_back) for change in step.changes)
         for step, result in zip(some, machine.carry_out([step.operation for step in some]), strict=True):
             if isinstance(result, KernelError):
                 failed.add(type(step.operation))
                 problems.append(_failed(result))
+                undone.extend(step.changes)
             else:
                 flushed += result
                 done.update(change.kind for change in step.changes)
@@ -244,7 +248,13 @@ def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[],
         machine.prune()
     except KernelError as error:
         problems.append(_failed(error))
-    return Outcome(problems=tuple(problems), unswept=diff.SweepFlows in failed, flushed=flushed, done=done)
+    return Outcome(
+        problems=tuple(problems),
+        undone=tuple(undone),
+        unswept=diff.SweepFlows in failed,
+        flushed=flushed,
+        done=done,
+    )
 
 
 def _batches(steps: tuple[diff.Step, ...]) -> Iterator[list[diff.Step]]:

@@ -26,24 +26,30 @@ def follow(
     hooked: Callable[[hooks.Kind, tuple[Problem, ...]], object],
     sweep: bool = True,
     beat: Callable[[], float] = lambda: math.inf,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[Plan, Outcome]:
     """Carries a plan out. Returns the plan that was carried out, and what came of it; raises as `Reconciler.plan`.
 
     `cluster` gives the state for planning again after a pre hook, `hooked` is told what went wrong with each kind of
-    hook, `sweep` asks for a look at all connections when all went well; `beat` is as in `hooks.run`.
+    hook, `sweep` asks for a look at all connections when all went well; `beat` and
+    `stopping` are as in `hooks.run`: a stop before the changes leaves the kernel as it is.
     """
 
     def tell(kind: hooks.Kind, result: str = "") -> tuple[Problem, ...]:
-        problems = _run_hooks(config, plan, kind, reason=reason, beat=beat, result=result)
+        problems = _run_hooks(config, plan, kind, reason=reason, beat=beat, stopping=stopping, result=result)
         hooked(kind, problems)
         return problems
 
     log_changes(plan.changes)
-    if tell("pre") and config.hooks.pre_failure == "abort":
+    failed = tell("pre")
+    if stopping():
+        text = "the service stops: nothing was changed"
+        return plan, Outcome(problems=(Problem(code=Code.HOOK, text=text),), undone=plan.changes)
+    if failed and config.hooks.pre_failure == "abort":
         text = "hooks.pre failed and hooks.pre_failure is abort: nothing was changed"
         aborted = Problem(code=Code.HOOK, text=text)
         log.error("%s", aborted.line)
-        return plan, Outcome(problems=(aborted,))
+        return plan, Outcome(problems=(aborted,), undone=plan.changes)
     if config.hooks.pre and (state := cluster()):
         # It took its time: what others did and what the cluster said meanwhile counts.
         plan = reconciler.plan_again(plan, state)
@@ -53,7 +59,14 @@ def follow(
 
 
 def _run_hooks(
-    config: Config, plan: Plan, kind: hooks.Kind, *, reason: str, beat: Callable[[], float], result: str
+    config: Config,
+    plan: Plan,
+    kind: hooks.Kind,
+    *,
+    reason: str,
+    beat: Callable[[], float],
+    stopping: Callable[[], bool],
+    result: str,
 ) -> tuple[Problem, ...]:
     results = hooks.run(
         config.hooks.pre if kind == "pre" else config.hooks.post,
@@ -64,6 +77,7 @@ def _run_hooks(
         plan_json=json.dumps(plan.document, indent=2).encode() + b"\n",
         timeout=config.hooks.timeout,
         beat=beat,
+        stopping=stopping,
         result=result,
     )
     return tuple(Problem(code=Code.HOOK, subject=f"hooks.{kind}", text=hook.message) for hook in results if not hook.ok)

@@ -15,6 +15,7 @@ import ssl
 import tempfile
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -119,8 +120,8 @@ def _of_parts(place: Path, cluster: Raw, user: Raw, read: tuple[Stamp, ...]) -> 
     named = tuple(_named_files(base, cluster, user))
     before = (*read, *_stamps(named))
     configuration = client.Configuration()
-    with tempfile.TemporaryDirectory(prefix="metaleg-node-") as directory:
-        parts = [_with_files(part, place, base, Path(directory)) for part in (cluster, user)]
+    with _temporary_directory(place) as directory:
+        parts = [_with_files(part, place, base, directory) for part in (cluster, user)]
         try:
             loader = kube_config.KubeConfigLoader(config_dict=_single(*parts), config_base_path=str(base))
             loader.load_and_set(configuration)
@@ -128,6 +129,18 @@ def _of_parts(place: Path, cluster: Raw, user: Raw, read: tuple[Stamp, ...]) -> 
             raise CredentialsError(f"{place}: {error}") from error
         _check_exec(place, user, configuration)
         return _access(configuration, cluster, before, (*([place] if read else []), *named))
+
+
+@contextmanager
+def _temporary_directory(place: Path) -> Iterator[Path]:
+    """For what OpenSSL reads from files only. Raises CredentialsError."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="metaleg-node-") as directory:
+            yield Path(directory)
+    except OSError as error:
+        advice = "is the disk of $TMPDIR, else of /tmp, full or read-only?"
+        text = f"{place}: temporary files for its keys cannot be written: {error.strerror or error}; {advice}"
+        raise CredentialsError(text) from error
 
 
 def _document(file: Path) -> Raw:

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 FILE: Final = "cluster-state.yaml"
 SETTLE_SECONDS: Final = 3.0
+RETRY_SECONDS: Final = 10.0
+"""After what could not be written."""
+STOP_TIMEOUT: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +39,22 @@ class Saved:
 
 class SavedState:
     """The file in a directory. `configmap` is the namespace and name of the ConfigMap with MetalLB's old configuration.
-    `offer` and `load` may be called from any thread."""
+    `changed` is called from the thread that writes when `problem` is another one. `offer` and `load` may be called from
+    any thread."""
 
     def __init__(
-        self, directory: Path, configmap: tuple[str, str] = state_file.DEFAULT_CONFIGMAP, settle: float = SETTLE_SECONDS
+        self,
+        directory: Path,
+        configmap: tuple[str, str] = state_file.DEFAULT_CONFIGMAP,
+        settle: float = SETTLE_SECONDS,
+        changed: Callable[[], object] = lambda: None,
     ) -> None:
         self._path = directory / FILE
         self._configmap = configmap
         self._settle = settle
+        self._changed = changed
+        self.problem = ""
+        """Why the state that was offered last cannot be saved; it is tried again."""
         self._wake = threading.Condition()
         self._offered: ClusterState | None = None
         self._written: ClusterState | None = None
@@ -77,32 +88,40 @@ class SavedState:
             self._wake.notify()
 
     def stop(self) -> None:
-        """Writes what is still to be written."""
+        """Writes what is still to be written, unless the disk takes too long for that."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_TIMEOUT)
 
     def _run(self) -> None:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._stopping or self._offered is not self._written)
-                self._wake.wait_for(lambda: self._stopping, self._settle)
+                self._wake.wait_for(lambda: self._stopping, RETRY_SECONDS if self.problem else self._settle)
                 state, stopping = self._offered, self._stopping
-            if state is not None and state is not self._written:
-                self._write(self._objects())
+            if state is not None and state is not self._written and self._write(self._objects()):
                 self._written = state
             if stopping:
+                if self.problem:
+                    # Nobody asks for it any more.
+                    log.warning("%s", self.problem)
                 return
 
-    def _write(self, objects: Iterable[bytes]) -> None:
+    def _write(self, objects: Iterable[bytes]) -> bool:
+        """Whether all of it is on the disk now."""
         content = bytearray(b'{"apiVersion":"v1","kind":"List","items":[')
         for number, one in enumerate(objects):  # In one piece: the file is as large as all that is kept.
             content += (b",\n" if number else b"\n") + one
         content += b"\n]}\n"
+        problem = ""
         try:
             if not self.exists() or self._path.read_bytes() != content:
                 files.replace(self._path, content, mode=0o600)
         except OSError as error:
-            log.warning("%s: the last known state cannot be saved: %s", self._path, error.strerror or error)
+            problem = f"{self._path}: the last known state cannot be saved: {error.strerror or error}"
+        before, self.problem = self.problem, problem
+        if problem != before:
+            self._changed()
+        return not problem

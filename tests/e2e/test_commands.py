@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from metaleg_node.kernel import process
 from metaleg_node.lab import objects
 from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.namespaces import Namespace
+from tests.disks import Disk, small_disk
 from tests.e2e.scenario import NODE1, NODE3, SETTLED, egress_service, foreign, ours
 from tests.lab.daemons import Daemon
 from tests.lab.lab import Lab
@@ -221,6 +225,75 @@ def test_status_tells_of_the_running_service_only(node: Node) -> None:
     assert (done.returncode, done.stdout) == (3, "metaleg-node is not running\n")
 
 
+def test_status_is_never_healthy_when_the_service_gives_no_sign_of_life(node: Node) -> None:
+    node.start()
+    node.daemon.wait_ready()
+    file = node.directory / "run" / "status.json"
+    seen = file.stat()
+
+    def is_touched() -> bool:
+        """The same file, not written anew, is younger than at the last look."""
+        nonlocal seen
+        before, seen = seen, file.stat()
+        return seen.st_ino == before.st_ino and seen.st_mtime > before.st_mtime
+
+    assert wait_until(is_touched, SETTLED)
+    os.kill(node.daemon.process_id, signal.SIGSTOP)
+    done, document = node.run("status"), json.loads(node.run("status", "--json").stdout)
+    assert done.returncode == 1
+    assert re.search(r"^healthy: +no$", done.stdout, re.MULTILINE)
+    assert f"process {node.daemon.process_id} is stopped by a signal" in done.stdout
+    assert (document["healthy"], document["problems"][0]["code"]) == (False, "status-file")
+    os.utime(file, (time.time() - 11,) * 2)
+    os.kill(node.daemon.process_id, signal.SIGCONT)
+    assert wait_until(lambda: node.run("status").returncode == 0, SETTLED)
+
+
+def test_status_is_not_healthy_while_the_loop_is_stuck(node: Node) -> None:
+    node.start()
+    node.daemon.wait_ready()
+    assert wait_until(lambda: node.daemon.status()["healthy"], SETTLED)
+    # What writes to a FIFO waits for somebody who reads it.
+    stuck = node.directory / "run" / ".status.json.tmp"
+    os.mkfifo(stuck)
+    node.daemon.reload()
+    assert wait_until(lambda: node.run("status").returncode == 1, 20)
+    assert "no sign of life for 1" in node.run("status").stdout
+    with stuck.open("rb") as reader:
+        reader.read()
+    # The pipe has become the file; the next one is a real one again.
+    node.daemon.reload()
+    assert wait_until((node.directory / "run" / "status.json").is_file, SETTLED)
+    assert wait_until(lambda: node.run("status").returncode == 0, SETTLED)
+
+
+@pytest.mark.parametrize(("begin", "end"), [(Disk.fill, Disk.empty), (Disk.lock, Disk.unlock)], ids=["full", "ro"])
+def test_with_disks_that_take_nothing_the_rules_stand_and_all_is_written_later(
+    node: Node, begin: Callable[[Disk], None], end: Callable[[Disk], None]
+) -> None:
+    with small_disk(node.directory / "run") as runtime, small_disk(node.directory / "lib") as state:
+        node.start(egress={"enabled": False})
+        node.daemon.wait_ready()
+        assert wait_until(lambda: node.run("status").returncode == 0, SETTLED)
+        for disk in (runtime, state):
+            begin(disk)
+        node.daemon.configure({})
+        node.daemon.reload()
+        assert wait_until(lambda: "nftables" in node.ours, SETTLED)
+        assert wait_until(lambda: node.run("status").returncode == 1, 20)
+        words = node.run("status").stdout
+        assert f"into {runtime.path}" in words
+        end(runtime)
+        assert wait_until(lambda: f"cannot write {state.path}/sysctls.json" in node.run("status").stdout, 2 * SETTLED)
+        assert node.run("status").returncode == 1
+        end(state)
+        assert wait_until(lambda: node.run("status").returncode == 0, 60)
+        assert (runtime.names, state.names) == (["status.json"], ["sysctls.json"])
+        assert node.daemon.stop() == 0
+        assert node.run("cleanup").returncode == 0
+        assert node.namespace.run("sysctl", "-n", "net.ipv4.conf.eth0.rp_filter") == "1\n"
+
+
 def test_a_damaged_record_of_sysctls_is_a_problem_that_is_told_once(node: Node) -> None:
     assert node.run("apply").returncode == 0
     record = node.directory / "lib" / "sysctls.json"
@@ -404,6 +477,50 @@ def test_a_pre_hook_that_fails_may_abort(node: Node) -> None:
     assert node.ours
     assert node.run("status").returncode == 0
     consent.unlink()
+
+
+def _disturb(node: Node) -> None:
+    """What others do to the kernel all the time, and is nothing of ours."""
+    node.namespace.ip(["address add 192.0.2.77/32 dev lo", "address delete 192.0.2.77/32 dev lo"])
+
+
+def test_a_hook_that_fails_is_left_alone_whatever_others_do_but_not_when_an_operator_asks(node: Node) -> None:
+    calls = node.directory / "asked"
+    calls.unlink(missing_ok=True)
+    settings = {"pre": hook(node, "refuse", f"date +%s.%N >> {calls}; exit 1"), "pre_failure": "abort"}
+    node.start(hooks=settings)
+
+    def asked() -> list[float]:
+        return [float(line) for line in calls.read_text().split()] if calls.exists() else []
+
+    assert wait_until(lambda: len(asked()) >= 1, SETTLED)
+    while len(asked()) < 3:
+        _disturb(node)
+    first, second, third = asked()
+    assert second - first >= 0.8
+    assert third - second >= 1.6
+    before = node.daemon.log().count("reload: 0 changes")
+    node.daemon.reload()
+    assert wait_until(lambda: node.daemon.log().count("reload: 0 changes") > before, 1.0)
+
+
+def test_what_others_break_is_put_back_while_something_else_fails(node: Node) -> None:
+    """And what fails is not tried again for each of these."""
+    node.directory.joinpath("lib").write_text("where the record of sysctls should be")
+    node.start()
+    assert wait_until(lambda: "firewall" in node.daemon.log() and bool(node.ours), SETTLED)
+    assert wait_until(lambda: "sysctls.json: Not a directory" in node.run("status").stdout, SETTLED)
+    # Past the first pauses, so that only what is new is tried soon.
+    assert wait_until(lambda: node.daemon.log().count("retry: 0 changes") >= 3, 20)
+    tries = node.daemon.log().count(" changes in ")
+    for _ in range(3):
+        node.namespace.run("nft", "delete", "table", "inet", "metaleg_node")
+        assert wait_until(lambda: "nftables" in node.ours, 2.0)
+        for _ in range(5):
+            _disturb(node)
+    assert node.daemon.log().count(" changes in ") - tries <= 4
+    node.directory.joinpath("lib").unlink()
+    assert wait_until(lambda: node.run("status").returncode == 0, 20)
 
 
 def test_what_happens_while_a_pre_hook_runs_is_part_of_what_is_done_after_it(node: Node) -> None:

@@ -16,9 +16,11 @@ import pytest
 import toml
 
 import metaleg_node
+from metaleg_node.lab.daemons import wait_until
 from tests.api.harness import write_kubeconfig
 from tests.netns import Netns
 from tests.patience import patient
+from tests.unit.test_log_writer import fill
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "etc/metaleg-node/examples/one-service-dual-stack.yaml"
 NOWHERE = "https://127.0.0.1:6443"
@@ -46,7 +48,8 @@ class Manager:
         beside.write_text(toml.dumps({"node": {"name": "worker-1"}, "cluster": cluster, **sections}))
         beside.replace(self.directory / "config.toml")
 
-    def start(self) -> None:
+    def start(self, stderr: int | None = None) -> None:
+        """Standard error is the journal, here a file, unless another descriptor is given."""
         (self.directory / "log").touch()
         journal = (self.directory / "log").stat()
         environment = {
@@ -61,7 +64,7 @@ class Manager:
         self.started = time.monotonic()
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["ip", "netns", "exec", self.netns.name, *command], env=environment, stderr=log
+                ["ip", "netns", "exec", self.netns.name, *command], env=environment, stderr=stderr or log
             )
 
     def send(self, number: signal.Signals) -> None:
@@ -201,6 +204,23 @@ def test_a_pipe_in_place_of_the_configuration_stops_nothing(manager: Manager) ->
     assert manager.end() == 0
 
 
+def test_a_journal_that_is_stuck_holds_up_neither_repair_nor_stop(manager: Manager) -> None:
+    reader, writer = os.pipe()
+    fill(writer)
+    manager.configure()
+    manager.start(stderr=writer)
+    manager.until("READY=1")
+    for _ in range(3):
+        manager.netns.run("nft", "flush", "ruleset")
+        assert wait_until(lambda: has_table(manager), patient(2))
+    manager.send(signal.SIGTERM)
+    asked = time.monotonic()
+    assert manager.end() == 0
+    assert time.monotonic() - asked < patient(5)
+    for end in (reader, writer):
+        os.close(end)
+
+
 def test_why_it_does_not_start_is_an_error_in_the_journal(manager: Manager) -> None:
     manager.configure(egress={"enabled": 1}, hooks={"timeout": 10})
     manager.start()
@@ -246,6 +266,22 @@ def test_while_a_hook_takes_its_time_the_loop_is_alive_but_nothing_is_ready(mana
     assert "READY=1" not in heard
     assert heard[-5:] == ["WATCHDOG=1"] * 5
     manager.until("READY=1")
+
+
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_a_stop_waits_for_no_hook(manager: Manager, kind: str) -> None:
+    hook, begun = manager.directory / "hook", manager.directory / "begun"
+    hook.write_text(f"#!/bin/sh\ntrap '' TERM\ntouch {begun}\nwhile :; do sleep 600; done\n")
+    hook.chmod(0o755)
+    manager.configure(hooks={kind: str(hook), "timeout": "10m"})
+    manager.start()
+    assert wait_until(begun.exists, TIMEOUT)
+    manager.send(signal.SIGTERM)
+    asked = time.monotonic()
+    assert manager.end() == 0
+    assert time.monotonic() - asked < patient(5)
+    assert has_table(manager) == (kind == "post"), "a stop before the changes leaves the kernel as it is"
+    assert f"hooks.{kind}: {hook}: ended before its time, since the service stops" in manager.log()
 
 
 def test_a_loop_that_is_stuck_gives_no_sign_of_life(manager: Manager) -> None:

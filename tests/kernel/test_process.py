@@ -46,3 +46,11 @@ def test_a_program_that_hangs_is_killed() -> None:
 
 def test_output_that_is_no_text_is_not_fatal() -> None:
     assert process.run(["printf", r"\377"]).stdout == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("KILL", r"signal 9 \(Killed\): .* for want of memory"), ("SEGV", r"signal 11 \(Seg.*\)$")]
+)
+def test_a_program_that_a_signal_ended_is_reported_with_it(name: str, words: str) -> None:
+    with pytest.raises(KernelError, match=rf"`bash -c kill -{name} \$\$` was ended by {words}"):
+        process.run(["bash", "-c", f"kill -{name} $$"])

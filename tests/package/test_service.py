@@ -84,6 +84,25 @@ def test_what_root_did_by_hand_does_not_stand_in_its_way(fresh: Node) -> None:
     assert fresh.status().returncode == 0
 
 
+def test_a_state_directory_that_has_become_read_only_keeps_no_rule_from_the_kernel(fresh: Node) -> None:
+    container, place = fresh.container, "/var/lib/metaleg-node"
+    user = container.run("id", "-u", "metaleg-node").stdout.strip()
+    group = container.run("id", "-g", "metaleg-node").stdout.strip()
+    container.run("mkdir", "-p", place)
+    container.run("mount", "-t", "tmpfs", "-o", f"uid={user},gid={group},mode=700", "state", place)
+    try:
+        container.run("touch", f"{place}/left-by-root")
+        container.run("mount", "-o", "remount,ro", place)
+        fresh.start()
+        fresh.expect(fresh.address)
+        done = fresh.status()
+        assert done.returncode == 1
+        assert f"cannot write {place}/sysctls.json: Read-only file system" in done.stdout
+    finally:
+        container.run("systemctl", "stop", "metaleg-node")
+        container.run("umount", place)
+
+
 # --- the API ---------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from metaleg_node.reconcile import hooks
 from metaleg_node.reconcile.hooks import HookResult
+from tests.patience import patient
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,7 @@ def run(
     plan: bytes = b"{}",
     timeout: float = 10.0,
     beat: Callable[[], float] = lambda: math.inf,
+    stopping: Callable[[], bool] = lambda: False,
     post: bool = False,
 ) -> tuple[HookResult, ...]:
     return hooks.run(
@@ -49,6 +51,7 @@ def run(
         plan_json=plan,
         timeout=timeout,
         beat=beat,
+        stopping=stopping,
     )
 
 
@@ -372,3 +375,33 @@ def test_the_output_in_the_log_is_bounded(tmp_path: Path, heard: pytest.LogCaptu
 def test_output_of_just_the_limit_is_not_truncated(tmp_path: Path, heard: pytest.LogCaptureFixture) -> None:
     run(script(tmp_path / "hook", "head -c 65536 /dev/zero"))
     assert [len(line) for line in logged(heard, "hook")] == [65536]
+
+
+# --- a stop ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["exec sleep 600", "trap '' TERM; while :; do sleep 600; done", "kill -STOP $$"])
+def test_a_stop_ends_what_runs_and_begins_nothing_else(tmp_path: Path, text: str) -> None:
+    hooks_dir = tmp_path / "hooks"
+    hooks_dir.mkdir()
+    pid, second = tmp_path / "pid", tmp_path / "second"
+    script(hooks_dir / "1", f"echo $$ > {pid}.new; mv {pid}.new {pid}; {text}")
+    script(hooks_dir / "2", f"touch {second}")
+    seen = 0.0
+
+    def stopping() -> bool:
+        nonlocal seen
+        if pid.exists():
+            seen = seen or time.monotonic()
+        return bool(seen)
+
+    (result,) = run(hooks_dir, timeout=600, stopping=stopping)
+    assert time.monotonic() - seen < patient(2.5)
+    assert result.message.endswith("ended before its time, since the service stops")
+    wait_until_gone(int(pid.read_text()))
+    assert not second.exists()
+
+
+def test_while_the_service_stops_no_hook_is_begun(tmp_path: Path) -> None:
+    assert run(script(tmp_path / "hook", f"touch {tmp_path}/ran"), stopping=lambda: True) == ()
+    assert not (tmp_path / "ran").exists()

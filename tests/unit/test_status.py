@@ -1,6 +1,7 @@
 """The status file and what `metaleg-node status` prints of it."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -226,3 +227,29 @@ def test_services_that_are_not_listed_are_counted() -> None:
     document: status.StatusDocument = {**DOCUMENT, "unlisted": {"no-address": 4980, "no-gateway": 7}}
     assert "More Services are unavailable: no-address 4980, no-gateway 7\n" in status.render(document, NOW)
     assert "More Services" not in status.render(DOCUMENT, NOW)
+
+
+def dated(directory: Path, seconds_ago: float) -> float:
+    moment = time.time() - seconds_ago
+    os.utime(directory / "status.json", (moment, moment))
+    return status.silence(directory)
+
+
+def test_the_files_time_is_the_sign_of_life(tmp_path: Path) -> None:
+    assert status.silence(tmp_path) == math.inf
+    status.write(tmp_path, DOCUMENT)
+    content = (tmp_path / "status.json").read_bytes()
+    assert status.silence(tmp_path) < 5
+    for seconds_ago in (100, -100):
+        assert 95 < dated(tmp_path, seconds_ago) < 105
+    status.touch(tmp_path)
+    assert status.silence(tmp_path) < 5
+    status.disown(tmp_path)
+    assert status.silence(tmp_path) == math.inf
+    assert (tmp_path / "status.json").read_bytes() == content
+
+
+def test_there_is_no_sign_of_life_where_there_is_no_file(tmp_path: Path) -> None:
+    status.touch(tmp_path)
+    status.disown(tmp_path)
+    assert os.listdir(tmp_path) == []

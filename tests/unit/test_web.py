@@ -125,19 +125,35 @@ def test_silent_and_dripping_clients_are_cut_off(plain: WebServer, monkeypatch: 
     assert ask(plain, "GET", "/ok")[0] == 200
 
 
-def test_connections_are_limited_and_the_places_come_back(plain: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_are_limited_and_the_oldest_gives_way(plain: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "_MAX_CONNECTIONS", 2)
     clients = [socket.create_connection(("127.0.0.1", plain.port)) for _ in range(3)]
-    assert [closed_by_the_server(c, within=0.2) for c in clients] == [False, False, True]
+    assert [closed_by_the_server(c, within=0.2) for c in clients] == [True, False, False]
     for client in clients:
         client.close()
-    deadline = time.monotonic() + 3
-    while True:
-        try:
-            assert ask(plain, "GET", "/ok")[0] == 200
-            break
-        except (ConnectionError, http.client.HTTPException):
-            assert time.monotonic() < deadline
+
+
+def test_who_holds_connections_silences_nobody(plain: WebServer) -> None:
+    holders = [socket.create_connection(("127.0.0.1", plain.port)) for _ in range(4 * web._MAX_CONNECTIONS)]
+    for _ in range(3):
+        assert ask(plain, "GET", "/ok")[0] == 200
+        holders.extend(socket.create_connection(("127.0.0.1", plain.port)) for _ in range(web._MAX_CONNECTIONS))
+    for holder in holders:
+        holder.close()
+
+
+def test_who_has_many_connections_costs_others_none_of_theirs(
+    plain: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "_MAX_CONNECTIONS", 4)
+    first = socket.create_connection(("127.0.0.1", plain.port), source_address=("127.0.0.2", 0))
+    crowd = [socket.create_connection(("127.0.0.1", plain.port)) for _ in range(8)]
+    assert [closed_by_the_server(c, within=0.2) for c in crowd] == [True] * 5 + [False] * 3
+    first.sendall(b"GET /ok HTTP/1.0\r\n\r\n")
+    with first, first.makefile("rb") as answer:
+        assert answer.readline() == b"HTTP/1.0 200 OK\r\n"
+    for client in crowd:
+        client.close()
 
 
 def test_stopping_is_prompt_frees_the_port_and_cuts_clients() -> None:
