@@ -15,13 +15,16 @@ import ssl
 import threading
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 import urllib3
+from urllib3._collections import HTTPHeaderDict  # urllib3 1.26 shows it nowhere else.
 
 from metaleg_node.sources import credentials
 from metaleg_node.sources.credentials import Access, CredentialsError
+from metaleg_node.sources.exec_plugin import Plugins
 from metaleg_node.text import printable
 
 log = logging.getLogger(__name__)
@@ -73,12 +76,15 @@ class ApiClient:
     May be used by several threads. Opens nothing before the first request.
     """
 
-    def __init__(self, kubeconfig: str, context: str = "") -> None:
+    def __init__(self, kubeconfig: str, context: str = "", plugins: Plugins | None = None) -> None:
         self._kubeconfig = kubeconfig
         self._context = context
+        self._plugins = plugins or Plugins()
         self._lock = threading.Lock()
         self._access: Access | None = None
         self._refused = False
+        self._reading: Future[Access] | None = None
+        self._told = ""
         self._streams: set[Stream] = set()
         self._closed = False
 
@@ -117,9 +123,25 @@ class ApiClient:
         return stream
 
     def access(self) -> Access:
-        """The credentials in use. Raises ApiError."""
+        """The credentials in use, read anew when they were replaced, expired or refused. Raises ApiError.
+
+        Threads that need them meanwhile wait for the same reading: it may run a plugin, so no lock is held.
+        """
         with self._lock:
-            return self._current()
+            if self._closed:
+                raise ApiError(Failure.UNREACHABLE, "the service is stopping")
+            if self._access and self._access.is_current() and not self._refused:
+                return self._access
+            reading = self._reading
+            mine = reading is None
+            if reading is None:
+                reading = self._reading = Future()
+        if mine:
+            self._read(reading)
+        try:
+            return reading.result()
+        except CredentialsError as error:
+            raise ApiError(Failure.CREDENTIALS, f"Kubernetes API: {error}") from error
 
     def forget(self, stream: Stream) -> None:
         """A watch has ended."""
@@ -131,28 +153,35 @@ class ApiClient:
         with self._lock:
             self._closed = True
             streams, access = list(self._streams), self._access
+        self._plugins.stop()
         for stream in streams:
             stream.interrupt()
         if access:
             access.pool.clear()
 
-    def _current(self) -> Access:
-        """To be called with the lock held. New credentials that cannot be used leave the old ones in force."""
-        access = self._access
-        if access and access.is_current() and not self._refused:
-            return access
+    def _read(self, reading: Future[Access]) -> None:
+        """New credentials that cannot be used leave the old ones in force, unless these were refused."""
         try:
-            self._access = credentials.load(self._kubeconfig, self._context)
+            found = credentials.load(self._kubeconfig, self._context, self._plugins)
         except CredentialsError as error:
-            if not access or self._refused:
-                raise ApiError(Failure.CREDENTIALS, f"Kubernetes API: {error}") from error
-            log.warning("%s; the credentials read before stay in use", error)
-            return access
-        if access:
-            log.debug("credentials for %s read again", access.host)
-            access.pool.clear()
-        self._refused = False
-        return self._access
+            with self._lock:
+                self._reading = None
+                usable = None if self._refused else self._access
+                known, self._told = self._told, str(error)
+            if not usable:
+                reading.set_exception(error)
+                return
+            if known != str(error):
+                log.warning("%s; the credentials read before stay in use", error)
+            reading.set_result(usable)
+            return
+        with self._lock:
+            before, self._access = self._access, found
+            self._reading, self._refused, self._told = None, False, ""
+        if before:
+            log.debug("credentials for %s read again", found.host)
+            before.pool.clear()
+        reading.set_result(found)
 
     def _request(
         self,
@@ -164,18 +193,17 @@ class ApiClient:
         headers: Mapping[str, str] = MappingProxyType({}),
         body: bytes | None = None,
     ) -> tuple[Access, Any]:
-        with self._lock:
-            if self._closed:
-                raise ApiError(Failure.UNREACHABLE, "the service is stopping")
-            access = self._current()
-            authentication = access.headers()
+        access = self.access()
+        sent = HTTPHeaderDict({"Accept": "application/json", **headers})
+        for name, value in access.headers:
+            sent.add(name, value)
         url = f"{access.host}{path}?{urllib.parse.urlencode(params)}"
         try:
             response = access.pool.request(
                 method,
                 url,
                 body=body,
-                headers={"Accept": "application/json", **headers, **authentication},
+                headers=sent,
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=timeout),
                 preload_content=False,
                 retries=False,

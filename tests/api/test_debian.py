@@ -11,7 +11,14 @@ import pytest
 
 PYTHON = Path("/usr/bin/python3")
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("test_follow.py", "test_faults.py", "test_credentials.py", "test_cluster_source.py", "test_return_path.py")
+FILES = (
+    "test_follow.py",
+    "test_faults.py",
+    "test_credentials.py",
+    "test_kubeconfig_fields.py",
+    "test_cluster_source.py",
+    "test_return_path.py",
+)
 MODULES = "kubernetes, prometheus_client, pytest, pytest_timeout, toml, watchdog, xdist, yaml"
 
 
