@@ -13,6 +13,7 @@ import logging
 import socket
 import ssl
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -94,9 +95,22 @@ class ApiClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def get(self, path: str, params: Mapping[str, str], timeout: float) -> Object:
-        """The JSON object that a GET gives; `timeout` is the longest silence, in seconds. Raises ApiError."""
-        return self._json(path, *self._request("GET", path, params, timeout, headers={"Accept-Encoding": "gzip"}))
+    def get(self, path: str, params: Mapping[str, str], timeout: float, total: float = 60.0) -> Object:
+        """The JSON object that a GET gives; `timeout` is the longest silence, `total` the longest time that the answer
+        may take, both in seconds. Raises ApiError."""
+        end = time.monotonic() + total
+        access, response = self._request("GET", path, params, timeout, headers={"Accept-Encoding": "gzip"})
+        late = threading.Timer(max(0.0, end - time.monotonic()), _shut_down, [response])
+        late.start()
+        try:
+            return self._json(path, access, response)
+        except ApiError as error:
+            if late.finished.is_set():
+                text = f"Kubernetes API {access.host}: {path}: the answer was not complete in time"
+                raise ApiError(Failure.UNREACHABLE, text) from error
+            raise
+        finally:
+            late.cancel()
 
     def apply(self, path: str, body: Object, timeout: float) -> Object:
         """Creates or changes an object by server-side apply. Raises ApiError.
@@ -293,20 +307,26 @@ class Stream:
 
     def allow_silence(self, seconds: float) -> None:
         """Sets how long nothing may come."""
-        if sock := self._socket():
+        if sock := _socket_of(self._response):
             sock.settimeout(seconds)
 
     def interrupt(self) -> None:
-        """Ends the watch from another thread: closing the response would block both of them, a shutdown does not."""
-        with contextlib.suppress(OSError):
-            if sock := self._socket():
-                sock.shutdown(socket.SHUT_RDWR)
+        """Ends the watch from another thread."""
+        _shut_down(self._response)
 
-    def _socket(self) -> socket.socket | None:
-        """None when the answer has come to its end. The attribute has another name in urllib3 1."""
-        connection = self._response.connection or getattr(self._response, "_connection", None)
-        found: socket.socket | None = getattr(connection, "sock", None)
-        return found
+
+def _shut_down(response: Any) -> None:
+    """Ends an answer from another thread: closing it would block both of them, a shutdown does not."""
+    with contextlib.suppress(OSError):
+        if sock := _socket_of(response):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+def _socket_of(response: Any) -> socket.socket | None:
+    """None when the answer has come to its end. The attribute has another name in urllib3 1."""
+    connection = response.connection or getattr(response, "_connection", None)
+    found: socket.socket | None = getattr(connection, "sock", None)
+    return found
 
 
 class GarbageError(ValueError):

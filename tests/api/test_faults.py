@@ -216,6 +216,62 @@ def test_a_server_that_ends_every_watch_at_once_is_not_asked_without_end(server:
     assert moments[8] - moments[0] > 0.2
 
 
+ALWAYS_SHORT = {
+    "a clean end": (faults.streams(), "ends each watch of services at once"),
+    "an event, then a clean end": (
+        faults.streams(b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"7"}}}\n'),
+        "ends each watch of services at once",
+    ),
+    "410 as event": (faults.streams(ERROR_410), "too old resource version"),
+    "410 as status": (faults.answers(410, "Expired", "too old resource version"), "too old resource version"),
+    "500 as event": (OF_WATCHES["500 as event"], "etcd"),
+    "403": (faults.answers(403, "Forbidden", "cannot watch"), "cannot watch"),
+}
+
+
+@pytest.mark.parametrize(("fault", "told"), ALWAYS_SHORT.values(), ids=ALWAYS_SHORT.keys())
+def test_watches_that_never_live_are_told_and_asked_for_less_and_less(
+    server: ApiServer, harness: Harness, fault: Fault, told: str
+) -> None:
+    """Although every list succeeds."""
+    moments: list[float] = []
+    problems: list[bool] = []
+    server.inject(fault, when=lambda asked: a_watch("services")(asked) and noted(moments), times=1_000_000)
+    server.put(service("a"))
+    harness.loaded()
+    assert eventually(lambda: len(moments) > 4)
+    harness.wait_problem(told)
+    harness.observe = lambda: problems.append(bool(harness.store.problems))
+    begun = len(moments)
+    assert eventually(lambda: len(moments) > begun + 6)
+    assert moments[-1] - moments[-2] >= 0.1  # Half of the longest wait, as far as chance goes.
+    assert all(problems)
+    assert harness.names() == ["a"]
+    server.heal()
+    harness.wait_well()
+
+
+def test_a_list_that_never_ends_is_given_up(server: ApiServer, harness: Harness) -> None:
+    server.put(service("a"))
+    server.inject(faults.trickles, when=a_list("services"))
+    harness.start().wait_problem("not complete in time")
+    harness.wait_names("a")
+    harness.wait_well()
+
+
+def test_a_server_that_asks_for_patience_is_a_problem_only_when_it_lasts(server: ApiServer, harness: Harness) -> None:
+    moments: list[float] = []
+    busy = faults.answers(429, "TooManyRequests", "too many", headers={"Retry-After": "1"})
+    server.inject(busy, when=lambda asked: a_list("nodes")(asked) and noted(moments), times=3)
+    harness.start()
+    assert eventually(lambda: len(moments) == 1)
+    harness.wait(lambda: len(harness.store.missing) == 1)
+    assert not harness.store.problems
+    harness.wait_problem("too many")
+    assert len(moments) > 1
+    harness.wait_well()
+
+
 def test_the_wait_between_attempts_grows(server: ApiServer, harness: Harness) -> None:
     moments: list[float] = []
     server.inject(faults.answers(500, "Error"), when=lambda a: a_list("nodes")(a) and noted(moments), times=1000)
