@@ -124,8 +124,23 @@ def check(kubeconfig: str, context: str = "") -> None:
 
 
 def cluster_of(kubeconfig: Path, context: str) -> Raw:
-    """The cluster of a context as it stands in the kubeconfig. Raises CredentialsError."""
-    return dict(_chosen(kubeconfig, _document(kubeconfig), context)[0])
+    """How a context reaches its cluster: fields of the kubeconfig, the certificate authority inline.
+
+    Raises CredentialsError.
+    """
+    cluster = _chosen(kubeconfig, _document(kubeconfig), context)[0]
+    cluster.pop("extensions", None)
+    name = cluster.pop("certificate-authority", None)
+    if name and "certificate-authority-data" not in cluster:
+        where = f"{kubeconfig}: certificate-authority"
+        cluster["certificate-authority-data"] = _inline(_existing(where, kubeconfig.parent / name))
+    elif isinstance(data := cluster.get("certificate-authority-data"), bytes):
+        cluster["certificate-authority-data"] = base64.b64encode(data).decode()
+    return cluster
+
+
+def _inline(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
 
 
 def _stamps(paths: Iterable[Path]) -> tuple[Stamp, ...]:
@@ -317,8 +332,7 @@ def _logged_in(place: Path, cluster: Raw, user: Raw, plugins: Plugins, directory
     issued = Issued()
     if "exec" in user and "token" not in user:
         with contextlib.suppress(KeyError):
-            content = Path(cluster["certificate-authority"]).read_bytes()
-            cluster = {**cluster, "certificate-authority-data": base64.b64encode(content).decode()}
+            cluster = {**cluster, "certificate-authority-data": _inline(Path(cluster["certificate-authority"]))}
         try:
             issued = plugins.issue(user["exec"], cluster, place.parent)
         except PluginError as error:
