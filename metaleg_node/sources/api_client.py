@@ -356,7 +356,8 @@ def event(line: bytes) -> Object:
         raise GarbageError("no watch event")
     if found.get("type") == "ERROR":
         status = found["object"]
-        failure = _FAILURES.get(status.get("code", 0), Failure.REFUSED)
+        code = status.get("code")
+        failure = _FAILURES.get(code, Failure.REFUSED) if isinstance(code, int) else Failure.REFUSED
         raise ApiError(failure, f"Kubernetes API ended a watch: {printable(str(status.get('message'))[:_SHOWN])}")
     return found
 
@@ -415,4 +416,4 @@ def _is_api_404(body: bytes, told: str) -> bool:
 def _retry_after(response: Any) -> float:
     """In seconds; the form with a date is not used by the API server."""
     value = response.headers.get("Retry-After", "")
-    return min(float(value), 300.0) if value.isdigit() else 0.0
+    return min(float(value), 300.0) if value.isascii() and value.isdigit() else 0.0

@@ -21,6 +21,7 @@ from metaleg_node.sources import documents
 from metaleg_node.sources.api_client import ApiClient, ApiError, Failure, Object
 from metaleg_node.sources.resources import Resource, Subject
 from metaleg_node.sources.store import Store
+from metaleg_node.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,8 @@ class Follower:
         raw, kind = event["object"], event.get("type")
         version = _version(raw)
         if version is None:
-            raise ApiError(Failure.GARBAGE, f"Kubernetes API: a {kind} event of {resource.plural} has no version")
+            told = printable(str(kind)[:20])
+            raise ApiError(Failure.GARBAGE, f"Kubernetes API: a {told} event of {resource.plural} has no version")
         if kind in ("ADDED", "MODIFIED"):
             key, part = translate(resource, raw)
             if not (resource.forgotten and self._is_older(key, part)):
