@@ -101,6 +101,7 @@ class ApiClient:
         end = time.monotonic() + total
         access, response = self._request("GET", path, params, timeout, headers={"Accept-Encoding": "gzip"})
         late = threading.Timer(max(0.0, end - time.monotonic()), _shut_down, [response])
+        late.daemon = True
         late.start()
         try:
             return self._json(path, access, response)

@@ -83,7 +83,10 @@ Raw = dict[str, Any]
 
 
 class CredentialsError(Exception):
-    """The credentials cannot be read or used; the text names the file, the place in it and what to do."""
+    """The credentials cannot be read or used; the text, one line, names the file, the place in it and what to do."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from metaleg_node.configuration.config import ConfigError
 from tests.fuzz.targets import TARGETS
 
 SLOWEST = 3.0
@@ -33,7 +34,8 @@ def one(name: str, seed: str, directory: Path, result: Result) -> None:
         target.run(Random(f"{name} {seed}"), directory)
     except target.declared as error:
         result.refused[name] += 1
-        if not all(line.isprintable() for line in str(error).split("\n")) or not str(error):
+        lines = map(str, error.problems) if isinstance(error, ConfigError) else [str(error)]
+        if not all(line and line.isprintable() for line in lines):
             result.found.setdefault(f"{name}: unprintable", f"{name} {seed}: {error!r}")
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
