@@ -100,13 +100,14 @@ class ApiClient:
         may take, both in seconds. Raises ApiError."""
         end = time.monotonic() + total
         access, response = self._request("GET", path, params, timeout, headers={"Accept-Encoding": "gzip"})
-        late = threading.Timer(max(0.0, end - time.monotonic()), _shut_down, [response])
+        expired = threading.Event()
+        late = threading.Timer(max(0.0, end - time.monotonic()), _give_up, [expired, response])
         late.daemon = True
         late.start()
         try:
             return self._json(path, access, response)
         except ApiError as error:
-            if late.finished.is_set():
+            if expired.is_set():
                 text = f"Kubernetes API {access.host}: {path}: the answer was not complete in time"
                 raise ApiError(Failure.UNREACHABLE, text) from error
             raise
@@ -212,7 +213,8 @@ class ApiClient:
         sent = HTTPHeaderDict({"Accept": "application/json", **headers})
         for name, value in access.headers:
             sent.add(name, value)
-        url = f"{access.host}{path}?{urllib.parse.urlencode(params)}"
+        # A version may hold anything that JSON can, half a surrogate pair too.
+        url = f"{access.host}{path}?{urllib.parse.urlencode(params, errors='replace')}"
         try:
             response = access.pool.request(
                 method,
@@ -314,6 +316,11 @@ class Stream:
     def interrupt(self) -> None:
         """Ends the watch from another thread."""
         _shut_down(self._response)
+
+
+def _give_up(expired: threading.Event, response: Any) -> None:
+    expired.set()
+    _shut_down(response)
 
 
 def _shut_down(response: Any) -> None:
