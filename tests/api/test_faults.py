@@ -75,7 +75,7 @@ def test_a_first_list_that_fails_is_told_and_tried_again(server: ApiServer, harn
 
 @pytest.mark.parametrize("fault", OF_WATCHES.values(), ids=OF_WATCHES.keys())
 def test_F35_F37_a_watch_that_fails_takes_nothing_away_and_misses_nothing(
-    server: ApiServer, harness: Harness, fault: Fault
+    server: ApiServer, harness: Harness, fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.put(service("a"), service("b"), service("c"))
     server.inject(fault, when=a_watch("services"), times=2)
@@ -89,6 +89,7 @@ def test_F35_F37_a_watch_that_fails_takes_nothing_away_and_misses_nothing(
     assert seen
     harness.wait_well()
     harness.wait(lambda: server.faults_to_come == 0)
+    assert "unexpected error" not in caplog.text
 
 
 @pytest.mark.parametrize("fault", OF_LISTS.values(), ids=OF_LISTS.keys())
