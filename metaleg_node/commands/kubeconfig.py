@@ -55,7 +55,7 @@ COMMAND = Command(
     run=_run,
     summary="make the service account; print the kubeconfig for it",
     description="Makes a service account that may read what is needed and nothing else, after it has told what "
-    "will be made and asked, and prints a kubeconfig for it. Running it again changes nothing.",
+    "will be made and asked, tries a kubeconfig for it, and prints that. Running it again changes nothing.",
     statuses="0 when the kubeconfig is printed, 1 when not",
     options=_options,
 )

@@ -61,7 +61,7 @@ class Watch:
 
 def _text(path: Path, file: str) -> str:
     try:
-        return files.read(path, MAX_BYTES).decode()
+        return files.read(path, MAX_BYTES).decode("utf-8-sig")
     except FlawError as error:
         raise ConfigError.of(file, _FLAWS[error.flaw]) from None
     except OSError as error:

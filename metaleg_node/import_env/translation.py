@@ -1,7 +1,7 @@
 """From environment variables to the text of a configuration file that means the same.
 
 Only keys that differ from metaleg-node's defaults are written. What has no equivalent is told in comments; what cannot
-be understood is a problem, and then there is no text.
+be understood is a problem, and left out of the text.
 """
 
 from __future__ import annotations
@@ -56,13 +56,21 @@ class _Found:
     value: Raw
 
 
-def translate(environment: Environment, *, file: str) -> str:
-    """The text of the configuration; `file` tells where the variables are from. Raises ConfigError."""
-    return _Translation(environment, file).text()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Translated:
+    """A configuration's text, and what is wrong with the variables that are not in it."""
+
+    text: str
+    problems: tuple[Problem, ...]
+
+
+def translate(environment: Environment, *, file: str) -> Translated:
+    """`file` tells where the variables are from."""
+    return _Translation(environment, file).result()
 
 
 class _Translation:
-    """Gathers what the variables say, by key, with remarks and problems; `text` puts it together."""
+    """Gathers what the variables say, by key, with remarks and problems; `result` puts it together."""
 
     def __init__(self, environment: Environment, file: str) -> None:
         self._file = file
@@ -76,18 +84,18 @@ class _Translation:
         self._remarks = [f"the variables of {_ascii(source)}: cannot be read here" for source in environment.sources]
         self._problems: list[Problem] = []
 
-    def text(self) -> str:
+    def result(self) -> Translated:
         for variable in VARIABLES:
             self._take(variable)
         for default in DEFAULTS:
             self._take_default(default)
         self._remark_on_unknown()
         values = {key: value for key, found in self._found.items() if (value := self._choose(key, found)) is not None}
-        if self._problems:
-            raise ConfigError(tuple(self._problems))
-        config = self._parsed("\n".join(self._tables(values, pending=())))
+        config = self._parsed(values)
         tables = self._tables(values, pending=configuration.not_yet_effective(config))
-        return "\n".join([*self._head(), *tables, *self._tail(), ""])
+        self._remarks += [f"{name}: cannot be translated" for name in dict.fromkeys(one.key for one in self._problems)]
+        text = "\n".join([*self._head(), *tables, *self._tail(), ""])
+        return Translated(text=text, problems=tuple(self._problems))
 
     # --- gathering ---------------------------------------------------------------------------------------------------
 
@@ -162,12 +170,18 @@ class _Translation:
 
     # --- putting together --------------------------------------------------------------------------------------------
 
-    def _parsed(self, text: str) -> Config:
-        """The configuration that a text is. Raises ConfigError with what does not fit together, told of variables."""
-        try:
-            return configuration.parse(text, file=self._file)
-        except ConfigError as error:
-            raise ConfigError(tuple(map(self._of_variable, error.problems))) from None
+    def _parsed(self, values: dict[str, Raw]) -> Config:
+        """The configuration that the values are; takes out of them what does not fit together, told of variables."""
+        while True:
+            try:
+                return configuration.parse("\n".join(self._tables(values, pending=())), file=self._file)
+            except ConfigError as error:
+                self._problems += map(self._of_variable, error.problems)
+                blamed = {key for one in error.problems for key in (one.key, *one.message.split()) if key in values}
+                if not blamed:
+                    raise
+            for key in blamed:
+                del values[key]
 
     def _of_variable(self, problem: Problem) -> Problem:
         """What is wrong with a key, told of the variable that set it or the other key that the message names."""

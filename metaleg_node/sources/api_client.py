@@ -13,15 +13,19 @@ import logging
 import socket
 import ssl
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 import urllib3
+from urllib3._collections import HTTPHeaderDict  # urllib3 1.26 shows it nowhere else.
 
 from metaleg_node.sources import credentials
 from metaleg_node.sources.credentials import Access, CredentialsError
+from metaleg_node.sources.exec_plugin import Plugins
 from metaleg_node.text import printable
 
 log = logging.getLogger(__name__)
@@ -73,12 +77,15 @@ class ApiClient:
     May be used by several threads. Opens nothing before the first request.
     """
 
-    def __init__(self, kubeconfig: str, context: str = "") -> None:
+    def __init__(self, kubeconfig: str, context: str = "", plugins: Plugins | None = None) -> None:
         self._kubeconfig = kubeconfig
         self._context = context
+        self._plugins = plugins or Plugins()
         self._lock = threading.Lock()
         self._access: Access | None = None
         self._refused = False
+        self._reading: Future[Access] | None = None
+        self._told = ""
         self._streams: set[Stream] = set()
         self._closed = False
 
@@ -88,9 +95,24 @@ class ApiClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def get(self, path: str, params: Mapping[str, str], timeout: float) -> Object:
-        """The JSON object that a GET gives; `timeout` is the longest silence, in seconds. Raises ApiError."""
-        return self._json(path, *self._request("GET", path, params, timeout, headers={"Accept-Encoding": "gzip"}))
+    def get(self, path: str, params: Mapping[str, str], timeout: float, total: float = 60.0) -> Object:
+        """The JSON object that a GET gives; `timeout` is the longest silence, `total` the longest time that the answer
+        may take, both in seconds. Raises ApiError."""
+        end = time.monotonic() + total
+        access, response = self._request("GET", path, params, timeout, headers={"Accept-Encoding": "gzip"})
+        expired = threading.Event()
+        late = threading.Timer(max(0.0, end - time.monotonic()), _give_up, [expired, response])
+        late.daemon = True
+        late.start()
+        try:
+            return self._json(path, access, response)
+        except ApiError as error:
+            if expired.is_set():
+                text = f"Kubernetes API {access.host}: {path}: the answer was not complete in time"
+                raise ApiError(Failure.UNREACHABLE, text) from error
+            raise
+        finally:
+            late.cancel()
 
     def apply(self, path: str, body: Object, timeout: float) -> Object:
         """Creates or changes an object by server-side apply. Raises ApiError.
@@ -117,9 +139,25 @@ class ApiClient:
         return stream
 
     def access(self) -> Access:
-        """The credentials in use. Raises ApiError."""
+        """The credentials in use, read anew when they were replaced, expired or refused. Raises ApiError.
+
+        Threads that need them meanwhile wait for the same reading: it may run a plugin, so no lock is held.
+        """
         with self._lock:
-            return self._current()
+            if self._closed:
+                raise ApiError(Failure.UNREACHABLE, "the service is stopping")
+            if self._access and self._access.is_current() and not self._refused:
+                return self._access
+            reading = self._reading
+            mine = reading is None
+            if reading is None:
+                reading = self._reading = Future()
+        if mine:
+            self._read(reading)
+        try:
+            return reading.result()
+        except CredentialsError as error:
+            raise ApiError(Failure.CREDENTIALS, f"Kubernetes API: {error}") from error
 
     def forget(self, stream: Stream) -> None:
         """A watch has ended."""
@@ -131,28 +169,35 @@ class ApiClient:
         with self._lock:
             self._closed = True
             streams, access = list(self._streams), self._access
+        self._plugins.stop()
         for stream in streams:
             stream.interrupt()
         if access:
             access.pool.clear()
 
-    def _current(self) -> Access:
-        """To be called with the lock held. New credentials that cannot be used leave the old ones in force."""
-        access = self._access
-        if access and access.is_current() and not self._refused:
-            return access
+    def _read(self, reading: Future[Access]) -> None:
+        """New credentials that cannot be used leave the old ones in force, unless these were refused."""
         try:
-            self._access = credentials.load(self._kubeconfig, self._context)
+            found = credentials.load(self._kubeconfig, self._context, self._plugins)
         except CredentialsError as error:
-            if not access or self._refused:
-                raise ApiError(Failure.CREDENTIALS, f"Kubernetes API: {error}") from error
-            log.warning("%s; the credentials read before stay in use", error)
-            return access
-        if access:
-            log.debug("credentials for %s read again", access.host)
-            access.pool.clear()
-        self._refused = False
-        return self._access
+            with self._lock:
+                self._reading = None
+                usable = None if self._refused else self._access
+                known, self._told = self._told, str(error)
+            if not usable:
+                reading.set_exception(error)
+                return
+            if known != str(error):
+                log.warning("%s; the credentials read before stay in use", error)
+            reading.set_result(usable)
+            return
+        with self._lock:
+            before, self._access = self._access, found
+            self._reading, self._refused, self._told = None, False, ""
+        if before:
+            log.debug("credentials for %s read again", found.host)
+            before.pool.clear()
+        reading.set_result(found)
 
     def _request(
         self,
@@ -164,18 +209,18 @@ class ApiClient:
         headers: Mapping[str, str] = MappingProxyType({}),
         body: bytes | None = None,
     ) -> tuple[Access, Any]:
-        with self._lock:
-            if self._closed:
-                raise ApiError(Failure.UNREACHABLE, "the service is stopping")
-            access = self._current()
-            authentication = access.headers()
-        url = f"{access.host}{path}?{urllib.parse.urlencode(params)}"
+        access = self.access()
+        sent = HTTPHeaderDict({"Accept": "application/json", **headers})
+        for name, value in access.headers:
+            sent.add(name, value)
+        # A version may hold anything that JSON can, half a surrogate pair too.
+        url = f"{access.host}{path}?{urllib.parse.urlencode(params, errors='replace')}"
         try:
             response = access.pool.request(
                 method,
                 url,
                 body=body,
-                headers={"Accept": "application/json", **headers, **authentication},
+                headers=sent,
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=timeout),
                 preload_content=False,
                 retries=False,
@@ -265,20 +310,31 @@ class Stream:
 
     def allow_silence(self, seconds: float) -> None:
         """Sets how long nothing may come."""
-        if sock := self._socket():
+        if sock := _socket_of(self._response):
             sock.settimeout(seconds)
 
     def interrupt(self) -> None:
-        """Ends the watch from another thread: closing the response would block both of them, a shutdown does not."""
-        with contextlib.suppress(OSError):
-            if sock := self._socket():
-                sock.shutdown(socket.SHUT_RDWR)
+        """Ends the watch from another thread."""
+        _shut_down(self._response)
 
-    def _socket(self) -> socket.socket | None:
-        """None when the answer has come to its end. The attribute has another name in urllib3 1."""
-        connection = self._response.connection or getattr(self._response, "_connection", None)
-        found: socket.socket | None = getattr(connection, "sock", None)
-        return found
+
+def _give_up(expired: threading.Event, response: Any) -> None:
+    expired.set()
+    _shut_down(response)
+
+
+def _shut_down(response: Any) -> None:
+    """Ends an answer from another thread: closing it would block both of them, a shutdown does not."""
+    with contextlib.suppress(OSError):
+        if sock := _socket_of(response):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+def _socket_of(response: Any) -> socket.socket | None:
+    """None when the answer has come to its end. The attribute has another name in urllib3 1."""
+    connection = response.connection or getattr(response, "_connection", None)
+    found: socket.socket | None = getattr(connection, "sock", None)
+    return found
 
 
 class GarbageError(ValueError):
@@ -308,7 +364,8 @@ def event(line: bytes) -> Object:
         raise GarbageError("no watch event")
     if found.get("type") == "ERROR":
         status = found["object"]
-        failure = _FAILURES.get(status.get("code", 0), Failure.REFUSED)
+        code = status.get("code")
+        failure = _FAILURES.get(code, Failure.REFUSED) if isinstance(code, int) else Failure.REFUSED
         raise ApiError(failure, f"Kubernetes API ended a watch: {printable(str(status.get('message'))[:_SHOWN])}")
     return found
 
@@ -367,4 +424,4 @@ def _is_api_404(body: bytes, told: str) -> bool:
 def _retry_after(response: Any) -> float:
     """In seconds; the form with a date is not used by the API server."""
     value = response.headers.get("Retry-After", "")
-    return min(float(value), 300.0) if value.isdigit() else 0.0
+    return min(float(value), 300.0) if value.isascii() and value.isdigit() else 0.0

@@ -21,26 +21,34 @@ from metaleg_node.sources import documents
 from metaleg_node.sources.api_client import ApiClient, ApiError, Failure, Object
 from metaleg_node.sources.resources import Resource, Subject
 from metaleg_node.sources.store import Store
+from metaleg_node.text import printable
 
 log = logging.getLogger(__name__)
 
 PAGE: Final = 500
+_ENDS: Final = 2
+"""After so many failures a watch that ends at once is told: an API server that is stopped ends its watches too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """Seconds. The back-off doubles from `first_retry` to `last_retry`, give or take half, as client-go does it.
 
-    `list` is the longest silence while an answer is awaited, `watch` how long the server is asked to keep a watch
-    open, `silence` how much longer than that nothing may come. What the server does not have is looked for after
-    `absent_first`, then less often, up to `absent_last`; what it no longer has is believed to be gone after `gone`.
+    `list` is the longest silence while an answer is awaited, `list_total` the longest that a list with all its pages
+    may take, `watch` how long the server is asked to keep a watch open, `silence` how much longer than that nothing may
+    come. All is well again, and the back-off begins anew, when a watch has lived for `steady`; a server that asks for
+    patience is a problem when it does so for `busy`. What the server does not have is looked for after `absent_first`,
+    then less often, up to `absent_last`; what it no longer has is believed to be gone after `gone`.
     """
 
     list: float = 30.0
+    list_total: float = 120.0
     watch: float = 270.0
     silence: float = 15.0
     first_retry: float = 0.8
     last_retry: float = 30.0
+    steady: float = 5.0
+    busy: float = 60.0
     absent_first: float = 30.0
     absent_last: float = 300.0
     gone: float = 60.0
@@ -58,6 +66,7 @@ class Follower:
         self._versions: list[str | None] = [None] * len(subject.choices)
         self._host = ""
         self._failures = 0
+        self._busy_since: float | None = None
         self._listed: int | None = None
         self._missing_since: float | None = None
         self._absent_wait = timing.absent_first
@@ -98,10 +107,10 @@ class Follower:
 
     def _list(self) -> None:
         resource = self._resource
-        parts, version = list_all(self._api, resource, self._timing.list)
+        parts, version = list_all(self._api, resource, self._timing)
         if resource.forgotten:
             parts = {**self._remembered(), **parts}
-        self._store.replace(self.name, parts)
+        self._store.replace(self.name, parts, ends_problem=not self._is_failing)
         self._versions = [None] * len(self._versions)
         self._versions[self._choice] = version
         self._listed, self._missing_since = self._choice, None
@@ -116,37 +125,50 @@ class Follower:
     def _watch(self) -> float:
         """Returns at once when the server ended the watch as asked; it goes on where this one ended."""
         resource, version = self._resource, self._versions[self._choice]
-        seconds = self._timing.watch * random.uniform(0.8, 1.1)
-        if self._choice:
-            # The better choice may have come to exist.
-            seconds = min(seconds, self._absent_wait)
-        seconds = max(1.0, round(seconds))
+        seconds = self._watch_seconds()
         params = {
             **resource.selectors,
             "resourceVersion": version or "",
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(int(seconds)),
+            "timeoutSeconds": str(seconds),
         }
-        began, events = time.monotonic(), 0
-        silence = seconds + self._timing.silence
-        with self._api.watch(resource.path, params, self._timing.list, silence) as stream:
+        with self._api.watch(resource.path, params, self._timing.list, seconds + self._timing.silence) as stream:
             self._went_well()
-            for event in stream:
-                self._take(resource, event)
-                events += 1
-        self._went_well()
+            opened = time.monotonic()
+            try:
+                for event in stream:
+                    self._take(resource, event)
+            finally:
+                steady = time.monotonic() - opened >= self._timing.steady
+                if steady:
+                    self._all_well()
         if self._choice:
             self._choice = 0
-        if not events and time.monotonic() - began < 1.0:
-            return self._pause()  # A server that ends every watch at once must not be asked without end.
-        return 0.0
+        if steady:
+            self._heard = time.monotonic()
+            return 0.0
+        # A server that ends every watch at once must not be asked without end.
+        if self._failures >= _ENDS:
+            self._store.set_problem(self.name, f"Kubernetes API: ends each watch of {resource.plural} at once")
+        return self._pause()
+
+    def _watch_seconds(self) -> int:
+        """After failures just long enough to see that a watch lives."""
+        if self._failures:
+            return int(self._timing.steady) + 1
+        seconds = self._timing.watch * random.uniform(0.8, 1.1)
+        if self._choice:
+            # The better choice may have come to exist.
+            seconds = min(seconds, self._absent_wait)
+        return max(1, round(seconds))
 
     def _take(self, resource: Resource, event: Object) -> None:
         self._heard = time.monotonic()
         raw, kind = event["object"], event.get("type")
         version = _version(raw)
         if version is None:
-            raise ApiError(Failure.GARBAGE, f"Kubernetes API: a {kind} event of {resource.plural} has no version")
+            told = printable(str(kind)[:20])
+            raise ApiError(Failure.GARBAGE, f"Kubernetes API: a {told} event of {resource.plural} has no version")
         if kind in ("ADDED", "MODIFIED"):
             key, part = translate(resource, raw)
             if not (resource.forgotten and self._is_older(key, part)):
@@ -161,9 +183,21 @@ class Follower:
     # --- when something is wrong -------------------------------------------------------------------------------------
 
     def _went_well(self) -> None:
+        """The server answered."""
         self._heard = time.monotonic()
+        self._busy_since = None
+        if not self._is_failing:
+            self._store.set_problem(self.name, "")
+
+    @property
+    def _is_failing(self) -> bool:
+        """What failed more than once counts as failing until a watch has lived for a while: a list may succeed, and its
+        watch never."""
+        return self._failures > 1
+
+    def _all_well(self) -> None:
         self._failures = 0
-        self._store.set_problem(self.name, "")
+        self._went_well()
 
     def _pause(self) -> float:
         """How long to wait after another failure."""
@@ -181,8 +215,14 @@ class Follower:
         if error.failure is Failure.EXPIRED and not self._failures:
             self._failures = 1
             return 0.0
-        self._store.set_problem(self.name, str(error))
-        return max(self._pause(), error.retry_after)
+        if error.failure is not Failure.BUSY or self._is_busy_for_long():
+            self._store.set_problem(self.name, str(error))
+        return max(self._pause(), error.retry_after * random.uniform(1.0, 1.2))
+
+    def _is_busy_for_long(self) -> bool:
+        now = time.monotonic()
+        self._busy_since = self._busy_since or now
+        return now - self._busy_since >= self._timing.busy
 
     def _not_served(self) -> float | None:
         """What to do when the server does not have what was asked for. None: that is an error."""
@@ -200,7 +240,7 @@ class Follower:
         self._versions = [None] * len(self._versions)
         self._store.replace(self.name, {})
         self._listed = None
-        self._went_well()
+        self._all_well()
         wait, self._absent_wait = self._absent_wait, min(self._absent_wait * 2, self._timing.absent_last)
         return wait * random.uniform(0.8, 1.2)
 
@@ -215,15 +255,16 @@ class Follower:
             return self._pause()
 
 
-def list_all(api: ApiClient, resource: Resource, timeout: float) -> tuple[dict[object, Parsed], str]:
+def list_all(api: ApiClient, resource: Resource, timing: Timing) -> tuple[dict[object, Parsed], str]:
     """All objects of a resource, and the version to watch from. Raises ApiError.
 
     https://kubernetes.io/docs/reference/using-api/api-concepts/#retrieving-large-results-sets-in-chunks
     """
     parts: dict[object, Parsed] = {}
     params = {**resource.selectors, "limit": str(PAGE)}
+    deadline = time.monotonic() + timing.list_total
     while True:
-        page = api.get(resource.path, params, timeout)
+        page = api.get(resource.path, params, timing.list, deadline - time.monotonic())
         version = _version(page)
         items = page.get("items")
         if version is None or not isinstance(items, list | None) or not str(page.get("kind", "")).endswith("List"):

@@ -89,7 +89,7 @@ def read(config: Config) -> tuple[ClusterState, tuple[str, ...]]:
 def _read(api: ApiClient, subject: Subject, store: Store) -> None:
     for resource in subject.choices:
         try:
-            parts, _ = list_all(api, resource, Timing().list)
+            parts, _ = list_all(api, resource, Timing())
         except ApiError as error:
             if error.failure is not Failure.NOT_SERVED or not subject.optional:
                 raise

@@ -90,15 +90,15 @@ class Store:
         parts: dict[object, Parsed] = {ref: Parsed(objects=(one,)) for ref, one in kept.items()}
         self.replace(source, parts | {None: Parsed(rejections=(*rejections, *twice))})
 
-    def replace(self, source: str, parts: Mapping[object, Parsed]) -> None:
-        """Puts a complete new state of one source, by keys, in place of its old one; ends its problem."""
+    def replace(self, source: str, parts: Mapping[object, Parsed], *, ends_problem: bool = True) -> None:
+        """Puts a complete new state of one source, by keys, in place of its old one; by default ends its problem."""
         with self._lock:
             before = self._parts.get(source)
             same = before is not None and list(before.items()) == list(parts.items())
             if not same:
                 self._parts[source] = dict(parts)
                 self._snapshot = None
-            had_problem = self._problems.pop(source, None) is not None
+            had_problem = ends_problem and self._problems.pop(source, None) is not None
         if had_problem or not same:
             self._changed()
 

@@ -62,6 +62,20 @@ def truncates(handler: Handler, _asked: Asked) -> bool:
     return True
 
 
+def trickles(handler: Handler, _asked: Asked) -> bool:
+    """A list that never ends, a byte after the other, and is never silent for long."""
+    handler.begin_stream()
+    handler.chunk(b'{"kind":"ServiceList","metadata":{"resourceVersion":"9"},"items":[')
+    while handler.alive():
+        try:
+            handler.chunk(b" ")
+        except OSError:
+            break
+        time.sleep(0.05)
+    handler.close_connection = True
+    return True
+
+
 def streams(*chunks: bytes, close: bool = False, silent: float = 0.0) -> Fault:
     """A watch that consists of just these chunks; `close`: cut off in the middle."""
 

@@ -21,10 +21,13 @@ from tests.patience import patient
 LABEL = "metaleg.de/rewriteSrcIP"
 FAST = Timing(
     list=0.5,
+    list_total=2.0,
     watch=20.0,
     silence=0.5,
     first_retry=0.02,
     last_retry=0.2,
+    steady=0.5,
+    busy=0.5,
     absent_first=0.1,
     absent_last=0.2,
     gone=0.6,

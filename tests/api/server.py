@@ -83,6 +83,7 @@ class Asked:
     path: str
     query: dict[str, str]
     authorization: str
+    impersonation: tuple[tuple[str, str], ...] = ()
 
     @property
     def plural(self) -> str:
@@ -490,6 +491,9 @@ class Handler(BaseHTTPRequestHandler):
             path=path,
             query=dict(urllib.parse.parse_qsl(query)),
             authorization=self.headers.get("Authorization", ""),
+            impersonation=tuple(
+                (name, value) for name, value in self.headers.items() if name.startswith("Impersonate")
+            ),
         )
         self.server.api.asked.append(asked)
         return asked

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from metaleg_node import cli
 from metaleg_node.configuration.config import parse
-from metaleg_node.sources import access_rights
+from metaleg_node.sources import access_rights, service_account
 from metaleg_node.sources.resources import subjects
+from tests.api import faults
 from tests.api.certificates import Authority
 from tests.api.harness import l2_status, node, service, write_kubeconfig
-from tests.api.server import ApiServer
+from tests.api.server import ApiServer, Object
 from tests.api.test_credentials import inline
 
 
@@ -102,7 +104,7 @@ def admin_kubeconfig(server: ApiServer, authority: Authority, tmp_path: Path) ->
 def test_the_kubeconfig_command_makes_an_account_that_can_log_in(
     authority: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with ApiServer(tls=authority.server_context(), tokens={"admin"}) as server:
+    with ApiServer(tls=authority.server_context(), tokens={"admin", "of-the-account"}) as server:
         server.service_account_token, server.authority = "of-the-account", authority.certificate.read_bytes()
         admin = admin_kubeconfig(server, authority, tmp_path)
         command = ["kubeconfig", "--admin", str(admin), "--yes", "--metallb-configmap", "bgp"]
@@ -122,6 +124,74 @@ def test_the_kubeconfig_command_makes_an_account_that_can_log_in(
         (tmp_path / "kubeconfig").write_text(printed.out)
         server.tokens = {"of-the-account"}
         assert run(tmp_path, tmp_path / "kubeconfig", "check") == 0
+
+
+def made(admin: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """What the command printed, and the cluster in it."""
+    assert cli.main(["kubeconfig", "--admin", str(admin), "--yes"]) == 0
+    document = yaml.safe_load(capsys.readouterr().out)
+    assert document.keys() == {"apiVersion", "kind", "current-context", "contexts", "clusters", "users"}
+    assert document["users"] == [{"name": "metaleg-node", "user": {"token": "secret"}}]
+    return document["clusters"][0]["cluster"]
+
+
+def test_the_kubeconfig_keeps_the_authority_that_works(
+    authority: Authority, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Authority(directory=tmp_path_factory.mktemp("other")).create()
+    known = inline(authority.certificate)
+    (tmp_path / "ca.crt").write_bytes(authority.certificate.read_bytes())
+    extension = {"name": "x", "extension": {"secret": "of the administrator"}}
+    ways: dict[str, Object] = {
+        "inline": {"certificate-authority-data": known},
+        "in a file beside": {"certificate-authority": "ca.crt"},
+        "as bytes": {"certificate-authority-data": authority.certificate.read_bytes()},
+    }
+    with ApiServer(tls=authority.server_context(), tokens={"admin", "secret"}) as server:
+        for name, way in ways.items():
+            cluster = {**way, "extensions": [extension], "disable-compression": True}
+            admin = write_kubeconfig(tmp_path / "admin", server.url, cluster=cluster, user={"token": "admin"})
+            for of_secret in (authority.certificate.read_bytes(), other.certificate.read_bytes(), b"", b"nonsense"):
+                server.authority = of_secret
+                wanted = {"server": server.url, "certificate-authority-data": known}
+                assert made(admin, capsys) == wanted, (name, of_secret)
+
+
+def test_a_kubeconfig_verifies_the_server_where_that_is_possible(
+    authority: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = {"insecure-skip-tls-verify": True}
+    with ApiServer(tls=authority.server_context(), tokens={"admin", "secret"}) as server:
+        admin = write_kubeconfig(tmp_path / "admin", server.url, cluster=cluster, user={"token": "admin"})
+        server.authority = authority.certificate.read_bytes()
+        assert made(admin, capsys) == {
+            "server": server.url,
+            "certificate-authority-data": inline(authority.certificate),
+        }
+        server.authority = b""
+        assert made(admin, capsys) == {"server": server.url, "insecure-skip-tls-verify": True}
+
+
+def test_a_kubeconfig_that_does_not_work_is_not_printed(
+    server: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_account, "_RIGHTS_WAIT", 0.0)
+    admin = write_kubeconfig(tmp_path / "admin", server.url, user={"token": "admin"})
+    server.tokens = {"admin"}
+    assert cli.main(["kubeconfig", "--admin", str(admin), "--yes"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "the account is made, but a kubeconfig for it does not work" in printed.err
+    assert "401" in printed.err
+
+
+def test_a_token_that_is_not_known_at_once_is_waited_for(
+    server: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    admin = write_kubeconfig(tmp_path / "admin", server.url, user={"token": "admin"})
+    server.inject(faults.answers(401, "Unauthorized"), when=lambda asked: asked.authorization == "Bearer secret")
+    assert made(admin, capsys) == {"server": server.url}
+    assert server.faults_to_come == 0
 
 
 def test_the_kubeconfig_command_does_nothing_without_consent(

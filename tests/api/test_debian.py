@@ -11,7 +11,14 @@ import pytest
 
 PYTHON = Path("/usr/bin/python3")
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("test_follow.py", "test_faults.py", "test_credentials.py", "test_cluster_source.py", "test_return_path.py")
+FILES = (
+    "test_follow.py",
+    "test_faults.py",
+    "test_credentials.py",
+    "test_kubeconfig_fields.py",
+    "test_cluster_source.py",
+    "test_return_path.py",
+)
 MODULES = "kubernetes, prometheus_client, pytest, pytest_timeout, toml, watchdog, xdist, yaml"
 
 
@@ -20,7 +27,7 @@ MODULES = "kubernetes, prometheus_client, pytest, pytest_timeout, toml, watchdog
 def test_all_the_same_with_the_packages_of_debian() -> None:
     found = subprocess.run([PYTHON, "-c", f"import {MODULES}"], capture_output=True, text=True, check=False)
     assert found.returncode == 0, f"./dev setup installs what {PYTHON} lacks here: {found.stderr}"
-    command: list[str | Path] = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--numprocesses", "4"]
+    command: list[str | Path] = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--numprocesses", "6"]
     command += ["--confcutdir", "tests/api", *(f"tests/api/{file}" for file in FILES)]
     # Packages of a stable distribution warn about what came after them.
     command += ["-W", "default::DeprecationWarning", "--override-ini", "addopts="]

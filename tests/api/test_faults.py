@@ -17,6 +17,7 @@ OF_LISTS = {
     "503": faults.answers(503, "ServiceUnavailable"),
     "504": faults.answers(504, "Timeout"),
     "410": faults.answers(410, "Expired"),
+    "503 until nobody knows when": faults.answers(503, "ServiceUnavailable", headers={"Retry-After": "\xb2"}),
     "a redirect": faults.sends(302, b"", "text/plain"),
     "a proxy's page with 200": faults.html(200),
     "a proxy's page with 502": faults.html(502),
@@ -44,8 +45,12 @@ OF_WATCHES = {
     "500 as status": faults.answers(500, "InternalError"),
     "504 as status": faults.answers(504, "Timeout", "Too large resource version"),
     "500 as event": faults.streams(b'{"type":"ERROR","object":{"kind":"Status","code":500,"message":"etcd"}}\n'),
+    "an error without a code": faults.streams(b'{"type":"ERROR","object":{"kind":"Status","code":[410]}}\n'),
     "an event without object": faults.streams(b'{"type":"ADDED"}\n'),
     "an object without version": faults.streams(b'{"type":"DELETED","object":{"metadata":{"name":"a"}}}\n'),
+    "a version that is no text": faults.streams(
+        b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"\\ud800"}}}\n'
+    ),
     "no JSON": faults.streams(b"hello\n"),
     "half an event": faults.streams(b'{"type":"DELETED","object":{"metadata":{"name":"a","namespace":"mail"'),
     "half an event, then a reset": faults.streams(b'{"type":"DELETED","object":{"met', close=True),
@@ -70,7 +75,7 @@ def test_a_first_list_that_fails_is_told_and_tried_again(server: ApiServer, harn
 
 @pytest.mark.parametrize("fault", OF_WATCHES.values(), ids=OF_WATCHES.keys())
 def test_F35_F37_a_watch_that_fails_takes_nothing_away_and_misses_nothing(
-    server: ApiServer, harness: Harness, fault: Fault
+    server: ApiServer, harness: Harness, fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.put(service("a"), service("b"), service("c"))
     server.inject(fault, when=a_watch("services"), times=2)
@@ -84,6 +89,7 @@ def test_F35_F37_a_watch_that_fails_takes_nothing_away_and_misses_nothing(
     assert seen
     harness.wait_well()
     harness.wait(lambda: server.faults_to_come == 0)
+    assert "unexpected error" not in caplog.text
 
 
 @pytest.mark.parametrize("fault", OF_LISTS.values(), ids=OF_LISTS.keys())
@@ -214,6 +220,64 @@ def test_a_server_that_ends_every_watch_at_once_is_not_asked_without_end(server:
     harness.loaded()
     assert eventually(lambda: len(moments) > 8)
     assert moments[8] - moments[0] > 0.2
+
+
+ALWAYS_SHORT = {
+    "a clean end": (faults.streams(), "ends each watch of services at once"),
+    "an event, then a clean end": (
+        faults.streams(b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"7"}}}\n'),
+        "ends each watch of services at once",
+    ),
+    "410 as event": (faults.streams(ERROR_410), "too old resource version"),
+    "410 as status": (faults.answers(410, "Expired", "too old resource version"), "too old resource version"),
+    "500 as event": (OF_WATCHES["500 as event"], "etcd"),
+    "403": (faults.answers(403, "Forbidden", "cannot watch"), "cannot watch"),
+}
+
+
+@pytest.mark.parametrize(("fault", "told"), ALWAYS_SHORT.values(), ids=ALWAYS_SHORT.keys())
+def test_watches_that_never_live_are_told_and_asked_for_less_and_less(
+    server: ApiServer, harness: Harness, fault: Fault, told: str
+) -> None:
+    """Although every list succeeds."""
+    moments: list[float] = []
+    problems: list[bool] = []
+    server.inject(fault, when=lambda asked: a_watch("services")(asked) and noted(moments), times=1_000_000)
+    server.put(service("a"))
+    harness.loaded()
+    assert eventually(lambda: len(moments) > 4)
+    harness.wait_problem(told)
+    harness.observe = lambda: problems.append(bool(harness.store.problems))
+    begun = len(moments)
+    assert eventually(lambda: len(moments) > begun + 6)
+    assert moments[-1] - moments[-2] >= 0.1  # Half of the longest wait, as far as chance goes.
+    assert all(problems)
+    assert harness.names() == ["a"]
+    server.heal()
+    harness.wait_well()
+
+
+def test_a_list_that_never_ends_is_given_up(server: ApiServer, harness: Harness) -> None:
+    server.put(service("a"))
+    server.inject(faults.trickles, when=a_list("services"))
+    told: list[str] = []
+    harness.observe = lambda: told.extend(harness.store.problems)
+    harness.start().wait_names("a")
+    harness.wait_well()
+    assert any("not complete in time" in problem for problem in told)
+
+
+def test_a_server_that_asks_for_patience_is_a_problem_only_when_it_lasts(server: ApiServer, harness: Harness) -> None:
+    moments: list[float] = []
+    busy = faults.answers(429, "TooManyRequests", "too many", headers={"Retry-After": "1"})
+    server.inject(busy, when=lambda asked: a_list("nodes")(asked) and noted(moments), times=3)
+    harness.start()
+    assert eventually(lambda: len(moments) == 1)
+    harness.wait(lambda: len(harness.store.missing) == 1)
+    assert not harness.store.problems
+    harness.wait_problem("too many")
+    assert len(moments) > 1
+    harness.wait_well()
 
 
 def test_the_wait_between_attempts_grows(server: ApiServer, harness: Harness) -> None:

@@ -59,7 +59,7 @@ def carry_out(here: Namespace, script: str) -> None:
 
 def imported(environment: dict[str, str]) -> dict[str, Any]:
     """What `import-env` makes of an environment, for a daemon of the lab."""
-    return tomllib.loads(translate(Environment(variables=environment), file="F"))
+    return tomllib.loads(translate(Environment(variables=environment), file="F").text)
 
 
 class Old:

@@ -141,3 +141,9 @@ def test_a_replaced_file_a_missing_one_and_one_that_may_be_read_now_are_changes(
         change()
         assert [watch.wait(now) for now in (0, 2)] == [2, 0]
         watch.reading()
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b'\xef\xbb\xbf[node]\nname = "n"\n')
+    assert load(path).node.name == "n"

@@ -30,7 +30,9 @@ NODE_MANAGER = "host.drop_invalid_input = true"
 
 
 def text_of(environment: dict[str, str]) -> str:
-    return translate(Environment(variables=environment), file="F")
+    translated = translate(Environment(variables=environment), file="F")
+    assert not translated.problems
+    return translated.text
 
 
 def config_of(environment: dict[str, str]) -> Config:
@@ -38,9 +40,7 @@ def config_of(environment: dict[str, str]) -> Config:
 
 
 def problems_of(environment: dict[str, str]) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        text_of(environment)
-    return [str(problem) for problem in caught.value.problems]
+    return [str(problem) for problem in translate(Environment(variables=environment), file="F").problems]
 
 
 def unwrapped(text: str) -> str:
@@ -385,7 +385,7 @@ spec: {containers: [{image: example/other, env: [{name: LOG_LEVEL, value: trace}
 def test_a_manifest_tells_variables_program_and_what_cannot_be_read() -> None:
     environment = reading.parse(AGENT, file="F")
     assert environment.variables == {"PEER_WEIGHT": "7"}
-    text = translate(environment, file="F")
+    text = translate(environment, file="F").text
     assert parse(text, file="F") == parse(f"{ROUTE_AGENT}\nreturn_path.bgp.peer_weight = 7", file="F")
     told = unwrapped(text)
     assert "NODE_NAME: cannot be read here, it comes from fieldRef spec.nodeName; set node.name" in told
@@ -400,7 +400,7 @@ def test_an_image_tells_the_program_even_without_variables() -> None:
         ("kakaocorp/network-node-manager:v1.0.0", NODE_MANAGER),
     ):
         manifest = json.dumps({"kind": "Pod", "spec": {"containers": [{"image": image}]}})
-        text = translate(reading.parse(manifest, file="F"), file="F")
+        text = translate(reading.parse(manifest, file="F"), file="F").text
         assert parse(text, file="F") == parse(default, file="F")
 
 
@@ -461,7 +461,6 @@ def test_the_command_reads_the_environment(monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"TABLE_WEIGHT=x", "TABLE_WEIGHT = 'x': must be a routing table"),
         (b"A=b\n\xff", "line 2: not UTF-8"),
         (None, "No such"),
     ],
@@ -477,6 +476,30 @@ def test_what_cannot_be_understood_is_a_configuration_error_without_output(
     assert printed.out == ""
     assert printed.err.startswith(f"{file}: ")
     assert message in printed.err
+
+
+def test_the_command_goes_on_after_variables_that_cannot_be_translated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "env"
+    file.write_text("TABLE_WEIGHT=x\nNODE_NAME=n\nLOG_LEVEL=x\n")
+    assert cli.main(["import-env", str(file)]) == 78
+    printed = capsys.readouterr()
+    assert parse(printed.out, file="F") == parse('node.name = "n"\nreturn_path.bgp.enabled = true', file="F")
+    assert "# - TABLE_WEIGHT: cannot be translated\n# - LOG_LEVEL: cannot be translated\n" in printed.out
+    told = printed.err.splitlines()
+    assert told[0].startswith(f"{file}: TABLE_WEIGHT = 'x': must be a routing table")
+    assert told[1].startswith(f"{file}: LOG_LEVEL = 'x': must be")
+    assert len(told) == 2
+
+
+def test_values_that_do_not_fit_together_are_told_and_left_out() -> None:
+    translated = translate(Environment(variables={"TABLE_WEIGHT": "1000005", "LOG_LEVEL": "debug"}), file="F")
+    (problem,) = translated.problems
+    assert str(problem).startswith("F: TABLE_WEIGHT = '1000005': ")
+    assert "TABLE_WEIGHT: cannot be translated" in translated.text
+    config = parse(translated.text, file="F")
+    assert (config.return_path.bgp.table, config.log.level) == (Config().return_path.bgp.table, "debug")
 
 
 # --- whatever it is given --------------------------------------------------------------------------------------------
@@ -505,10 +528,10 @@ def problems_or(make: Callable[[], T]) -> T | None:
 
 @given(st.dictionaries(NAMES | st.text(max_size=5), VALUES, max_size=8))
 def test_any_environment_is_a_configuration_or_problems(variables: dict[str, str]) -> None:
-    text = problems_or(lambda: text_of(variables))
-    if text is not None:
-        parse(text, file="F")
-        assert text.isascii()
+    translated = translate(Environment(variables=variables), file="F")
+    parse(translated.text, file="F")
+    assert translated.text.isascii()
+    assert all(str(problem).isprintable() for problem in translated.problems)
 
 
 TEXTS = (
