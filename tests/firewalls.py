@@ -22,7 +22,15 @@ from metaleg_node.core.networks import merged
 
 MASK = 0x3F000000
 
-_PARTS: tuple[type[Part], ...] = (Egress, LocalAnswers, Transit, ReturnPaths, ReversePathCheck, InvalidInput, ExternalIp)
+_PARTS: tuple[type[Part], ...] = (
+    Egress,
+    LocalAnswers,
+    Transit,
+    ReturnPaths,
+    ReversePathCheck,
+    InvalidInput,
+    ExternalIp,
+)
 _OWNERS = {field.name: kind for kind in _PARTS for field in dataclasses.fields(kind)}
 
 
@@ -129,7 +137,6 @@ PATHS = but(
     checked=frozenset({"eth1", "bond0.100"}),
     spared=networks("198.51.100.0/24", "192.0.2.7/32"),
 )
-
 
 
 def virtual_server(text: str) -> VirtualServer:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.core import assembly, slots
+from metaleg_node.core import assembly, external_ip, slots
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
@@ -94,6 +94,7 @@ class _Known:
     awaited: Set[ObjectRef]
     survey: survey.Survey
     paths: pools.WantedPaths
+    external: external_ip.WantedAddresses
     questions: Questions
     decided: tuple[tuple[Host, assembly.Held, bool], Desired] | None = None
 
@@ -163,8 +164,7 @@ class Reconciler:
         firewall = plan.desired.state.firewall
         if not (sweep and outcome.ok and firewall):
             return outcome
-        sweeping = diff.Step(operation=diff.SweepFlows(firewall=firewall, addresses=None))
-        swept = carry_out(self._machine, (sweeping,), beat)
+        swept = carry_out(self._machine, (diff.sweep(None, firewall),), beat)
         return replace(swept, flushed=swept.flushed + outcome.flushed, done=outcome.done)
 
     def _know(self, cluster: ClusterState) -> _Known:
@@ -174,12 +174,14 @@ class Reconciler:
             surveyed = survey.take(cluster, self._config, awaited)
             self._patience.look(surveyed)
             paths = pools.read(cluster, self._config, self.node)
-            questions = assembly.questions(surveyed, paths, self._config, self.node)
+            external = external_ip.read(cluster, self._config)
+            questions = assembly.questions(surveyed, paths, external, self._config, self.node)
             known = _Known(
                 cluster=cluster,
                 awaited=self._patience.awaited,
                 survey=surveyed,
                 paths=paths,
+                external=external,
                 questions=questions,
             )
             self._known = known
@@ -198,7 +200,9 @@ class Reconciler:
                 routing = self._machine.routing(())
                 return {**slots.read_back(routing, claims, settings.mark_mask, settings.route_table_base), **held}
 
-            found = assembly.assemble(known.survey, known.paths, self._config, self.node, host, held=told)
+            found = assembly.assemble(
+                known.survey, known.paths, self._config, self.node, host, external=known.external, held=told
+            )
             known.decided = facts, found
         return known.decided[1]
 

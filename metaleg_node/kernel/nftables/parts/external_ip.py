@@ -8,7 +8,7 @@ ip_vs_ops) and takes the ClusterIP, which is an address of this host.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from metaleg_node.core.firewall.external_ip import ExternalIp, Target, VirtualServer
 from metaleg_node.core.firewall.part import Firewall
@@ -55,7 +55,7 @@ def render(part: ExternalIp, _firewall: Firewall) -> Piece:
     return Piece(sets=sets, chains=chains)
 
 
-def _servers(version: int, elements: dict[VirtualServer, str | None] | dict[VirtualServer, str], value: str = "") -> Set:
+def _servers(version: int, elements: Mapping[VirtualServer, str | None], value: str = "") -> Set:
     return Set(
         key_type=f"ipv{version}_addr . inet_proto . inet_service",
         value_type=value,
@@ -96,7 +96,7 @@ def _postrouting(mark: int) -> Chain:
     if mark:
         do, hook = f"meta mark set meta mark | {number(mark)}", base("filter", "postrouting", -150)
     rules = (
-        f'ct direction original ct status dnat ct original {ip} daddr @external_addresses{version} '
+        f"ct direction original ct status dnat ct original {ip} daddr @external_addresses{version} "
         f'fib saddr type local oifname != "lo" {do}'
         for version, ip in IP.items()
     )
