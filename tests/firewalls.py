@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from metaleg_node.core.cluster_networks import NEVER_EGRESS
 from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
+from metaleg_node.core.firewall.external_ip import ExternalIp, Target, VirtualServer
 from metaleg_node.core.firewall.invalid_input import InvalidInput
 from metaleg_node.core.firewall.local_answers import LocalAnswers
 from metaleg_node.core.firewall.part import Firewall, Part
@@ -21,7 +22,15 @@ from metaleg_node.core.networks import merged
 
 MASK = 0x3F000000
 
-_PARTS: tuple[type[Part], ...] = (Egress, LocalAnswers, Transit, ReturnPaths, ReversePathCheck, InvalidInput)
+_PARTS: tuple[type[Part], ...] = (
+    Egress,
+    LocalAnswers,
+    Transit,
+    ReturnPaths,
+    ReversePathCheck,
+    InvalidInput,
+    ExternalIp,
+)
 _OWNERS = {field.name: kind for kind in _PARTS for field in dataclasses.fields(kind)}
 
 
@@ -129,6 +138,29 @@ PATHS = but(
     spared=networks("198.51.100.0/24", "192.0.2.7/32"),
 )
 
+
+def virtual_server(text: str) -> VirtualServer:
+    """Written as ADDRESS PROTOCOL PORT."""
+    address, protocol, port = text.split()
+    return VirtualServer(address=ip_address(address), protocol=protocol, port=int(port))
+
+
+def target(cluster_ip: str, *sources: str, host: bool = True) -> Target:
+    """The ClusterIP, and the networks whose pods may come so."""
+    return Target(cluster_ip=ip_address(cluster_ip), sources=networks(*sources), host=host)
+
+
+TARGETS = {
+    virtual_server("192.0.2.210 TCP 80"): target("10.96.0.10"),
+    virtual_server("192.0.2.210 UDP 80"): target("10.96.0.11"),
+    virtual_server("192.0.2.210 SCTP 65535"): target("10.96.0.10", "10.244.1.0/24"),
+    virtual_server("192.0.2.211 TCP 443"): target("10.96.0.12", "10.244.1.0/24", host=False),
+    virtual_server("192.0.2.212 TCP 1"): target("10.96.0.13", "10.0.0.0/8", "192.0.2.7/32"),
+    virtual_server("2001:db8:1::210 TCP 80"): target("fd00:96::10"),
+    virtual_server("2001:db8:1::210 UDP 53"): target("fd00:96::10", "fd00:10:244:1::/64", host=False),
+}
+EXTERNAL = but(FULL, targets=TARGETS, clients=networks("10.244.0.0/16", "fd00:10:244::/48"))
+
 _LONG = NodeName(".".join(["n" * 62] * 4) + "x")
 assert len(_LONG) == 252
 
@@ -206,6 +238,18 @@ FIREWALLS: dict[str, Firewall] = {
         PATHS, paths={Slot(3): ReturnPath(holder=Holder.read("path:x"), networks=networks("192.0.2.7/32"))}
     ),
     "reverse-path-check-alone": wall(checked=frozenset({"eth1"}), spared=networks("10.0.0.0/8")),
+    "external-ips": EXTERNAL,
+    "external-ips-alone": wall(targets=TARGETS, clients=networks("10.244.0.0/16")),
+    "external-ips-elsewhere": but(
+        EXTERNAL,
+        targets={
+            virtual_server("192.0.2.210 TCP 80"): target("10.96.0.11"),
+            virtual_server("192.0.2.210 UDP 80"): target("10.96.0.11", "10.0.0.0/8", host=False),
+            virtual_server("192.0.2.211 TCP 443"): target("10.96.0.12", "10.244.2.0/24", "10.244.4.0/24"),
+        },
+    ),
+    "external-ips-for-the-host-alone": but(EXTERNAL, clients=frozenset()),
+    "external-ips-with-a-mark": but(EXTERNAL, masquerade_mark=0x4000),
     "63-slots": wall(
         pods={
             ip_address(f"10.244.1.{n}"): EgressPod(treatment=Treatment.STEER, slot=Slot(n), filter=R if n % 2 else "")

@@ -152,9 +152,8 @@ def _usage(argument: Argument) -> str:
 
 
 def _table(table: Table) -> str:
-    note = f" *{NOT_YET.capitalize()}.*" if table.not_yet else ""
     body = "".join(_setting(key, entry) for key, entry in table.settings)
-    return f"{roff.subheading(table.heading)}{roff.paragraphs(table.section.doc + note)}{body}"
+    return f"{roff.subheading(table.heading)}{roff.paragraphs(table.section.doc)}{body}"
 
 
 def _setting(key: str, entry: Setting) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from metaleg_node.commands.command import EX_CONFIG, Command, general_options, print_problems
 from metaleg_node.configuration import options as configuration
 from metaleg_node.configuration.config import Config, ConfigError, not_yet_effective
+from metaleg_node.core import external_ip
 from metaleg_node.core.egress import survey
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Code, Problem, fails
@@ -68,12 +69,15 @@ def _state_problems(cluster: ClusterState, config: Config) -> tuple[Problem, ...
     for path in wanted.paths:
         networks, hops = counted(len(path.networks), "network"), counted(len(path.routers), "next hop")
         print(f"return path {path.name}: {networks}, {hops}")
+    external = external_ip.read(cluster, config)
+    if config.external_ip.enabled:
+        print(f"External-IP: {counted(len(external.addresses), 'address')} of Services")
     gap = surveyed.gap(me)
     return (
         *((Problem(code=Code.INCOMPLETE_STATE, text=gap),) if gap else ()),
         *(problem for one in surveyed.services for problem in one.problems(one.obstacle)),
         *(problem for path in wanted.paths for problem in path.problems),
-        *report.rejections((*cluster.rejections, *surveyed.rejections, *wanted.rejections)),
+        *report.rejections((*cluster.rejections, *surveyed.rejections, *wanted.rejections, *external.rejections)),
     )
 
 

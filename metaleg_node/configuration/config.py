@@ -25,6 +25,7 @@ MetallbConfig = Literal["auto", "crds", "configmap"]
 PreFailure = Literal["continue", "abort"]
 Backend = Literal["auto", "nftables", "iptables"]
 WhenUnavailable = Literal["reject", "drop", "allow"]
+TrafficPolicy = Literal["Local", "Cluster"]
 SourcePorts = Literal["preserve", "random"]
 PathRpFilter = Literal["auto", "loose", "off", "filter", "keep"]
 HostRpFilter = Literal["loose", "keep"]
@@ -184,9 +185,15 @@ class ReturnPathSettings:
 class ExternalIpSettings:
     """[external_ip]"""
 
-    enabled: bool = setting(False, s.BOOLEAN, "External-IP to ClusterIP on this node")
+    enabled: bool = setting(False, s.BOOLEAN, "pods and this host reach LoadBalancer addresses by the ClusterIP")
+    traffic_policies: tuple[TrafficPolicy, ...] = setting(
+        ["Local"],
+        Many(item=s.choice(TrafficPolicy), needed=True),
+        "of Services with these as externalTrafficPolicy",
+    )
+    external_ips: bool = setting(False, s.BOOLEAN, "spec.externalIPs too; then all Services are read")
     masquerade_mark: int = setting(
-        0x4000, s.integer(1, s.MARK_MAX, hexadecimal=True), "kube-proxy's mark for traffic to masquerade"
+        0, s.integer(0, s.MARK_MAX, hexadecimal=True), "0: this host is masqueraded; else: gets this mark instead"
     )
 
 
@@ -235,7 +242,7 @@ class Config:
     egress: EgressSettings = section(EgressSettings, "Pods leave with the LoadBalancer address of their Service.")
     return_path: ReturnPathSettings = section(ReturnPathSettings, "Replies leave by the way the request came.")
     external_ip: ExternalIpSettings = section(
-        ExternalIpSettings, "External-IP to ClusterIP, for kube-proxy in IPVS mode.", not_yet=True
+        ExternalIpSettings, "LoadBalancer addresses from inside the cluster, for kube-proxy in IPVS mode."
     )
     host: HostSettings = section(HostSettings, "Settings of the whole host.")
     metrics: MetricsSettings = section(MetricsSettings, "Metrics for Prometheus.")
@@ -297,15 +304,15 @@ def parse(text: str, *, file: str) -> Config:
 
 def not_yet_effective(config: Config) -> list[str]:
     """The keys that differ from their defaults but that no feature uses so far."""
-    return list(_not_yet(config, "", everything=False))
+    return list(_not_yet(config, ""))
 
 
-def _not_yet(table: Any, prefix: str, *, everything: bool) -> Iterator[str]:
+def _not_yet(table: Any, prefix: str) -> Iterator[str]:
     for f in dataclasses.fields(table):
         entry, value, key = f.metadata["entry"], getattr(table, f.name), f"{prefix}{f.name}"
         if isinstance(entry, Section) and not entry.many:
-            yield from _not_yet(value, f"{key}.", everything=everything or entry.not_yet)
-        elif value != f.default and (everything or (isinstance(entry, Setting) and value in entry.not_yet)):
+            yield from _not_yet(value, f"{key}.")
+        elif isinstance(entry, Setting) and value != f.default and value in entry.not_yet:
             yield key
 
 
@@ -443,11 +450,16 @@ def _bgp_priority_is_free(config: Config) -> str:
     return _lies_in(config.return_path.bgp.rule_priority, first, s.PRIORITIES, whose)
 
 
+_KUBE_PROXY_MARK = 0x4000
+"""What it masquerades carries this (its iptables.masqueradeBit, 14)."""
+
+
 def _masquerade_mark_is_free(config: Config) -> str:
-    mask = config.firewall.mark_mask
-    if not config.external_ip.masquerade_mark & mask:
+    mask, mark = config.firewall.mark_mask, config.external_ip.masquerade_mark
+    if not (mark or _KUBE_PROXY_MARK) & mask:
         return ""
-    return f"overlaps firewall.mark_mask ({mask:#x}); change one of the two"
+    whose = "" if mark else f"means that kube-proxy has its usual mark {_KUBE_PROXY_MARK:#x}, which "
+    return f"{whose}overlaps firewall.mark_mask ({mask:#x}); change one of the two"
 
 
 def _health_address_is_free(config: Config) -> str:

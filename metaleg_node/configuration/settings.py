@@ -91,11 +91,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A table, or an array of tables when `many`. `not_yet`: no feature uses any of its keys so far."""
+    """A table, or an array of tables when `many`."""
 
     cls: type[Any]
     doc: str
-    not_yet: bool = False
     many: bool = False
 
 
@@ -118,9 +117,9 @@ def setting(default: object, kind: Kind[Any] | Many[Any], doc: str, **more: Any)
     return field(default=entry.default_value, metadata={"entry": entry})
 
 
-def section(cls: type[Any], doc: str, *, not_yet: bool = False) -> Any:
+def section(cls: type[Any], doc: str) -> Any:
     """A dataclass field for a table."""
-    return field(default=cls(), metadata={"entry": Section(cls=cls, doc=doc, not_yet=not_yet)})
+    return field(default=cls(), metadata={"entry": Section(cls=cls, doc=doc)})
 
 
 def sections(cls: type[Any], doc: str) -> Any:

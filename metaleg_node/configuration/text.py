@@ -55,12 +55,11 @@ def reference() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table of the configuration, with its settings by key; `not_yet` when no feature uses any of them."""
+    """A table of the configuration, with its settings by key."""
 
     name: str
     section: Section
     settings: tuple[tuple[str, Setting], ...]
-    not_yet: bool
 
     @property
     def heading(self) -> str:
@@ -69,17 +68,16 @@ class Table:
 
 def tables() -> Iterator[Table]:
     """All tables, each before those within it."""
-    return _tables("", Section(cls=Config, doc=""), not_yet=False)
+    return _tables("", Section(cls=Config, doc=""))
 
 
-def _tables(name: str, section: Section, *, not_yet: bool) -> Iterator[Table]:
-    not_yet = not_yet or section.not_yet
+def _tables(name: str, section: Section) -> Iterator[Table]:
     if name:
         settings = tuple((key, entry) for key, entry in entries(section.cls) if isinstance(entry, Setting))
-        yield Table(name=name, section=section, settings=settings, not_yet=not_yet)
+        yield Table(name=name, section=section, settings=settings)
     for key, below in entries(section.cls):
         if isinstance(below, Section):
-            yield from _tables(f"{name}.{key}".lstrip("."), below, not_yet=not_yet)
+            yield from _tables(f"{name}.{key}".lstrip("."), below)
 
 
 def not_yet_words(entry: Setting) -> list[str]:
@@ -89,7 +87,7 @@ def not_yet_words(entry: Setting) -> list[str]:
 
 def _sample_table(table: Table) -> Iterator[str]:
     prefix = "# " if table.section.many else ""
-    yield from ("", f"# {table.section.doc}{f' ({NOT_YET})' if table.not_yet else ''}", prefix + table.heading)
+    yield from ("", f"# {table.section.doc}", prefix + table.heading)
     for key, entry in table.settings:
         yield from (f"{prefix}{line}" for line in _sample_lines(key, entry))
 
@@ -106,7 +104,7 @@ def _sample_lines(key: str, entry: Setting) -> tuple[str, ...]:
 
 def _reference_table(table: Table) -> Iterator[str]:
     yield from ("", f"## `{table.heading}`", "")
-    yield table.section.doc + (f" *{NOT_YET.capitalize()}.*" if table.not_yet else "")
+    yield table.section.doc
     if table.settings:
         yield from ("", "| key | default | allowed | meaning |", "|---|---|---|---|")
     for key, entry in table.settings:

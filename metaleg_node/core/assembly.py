@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.core import host_settings, preconditions, slots
+from metaleg_node.core import external_ip, host_settings, preconditions, slots
 from metaleg_node.core.contribution import Contribution
 from metaleg_node.core.egress import node as egress
 from metaleg_node.core.egress.survey import Survey
+from metaleg_node.core.external_ip import ExternalAddress, WantedAddresses
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import MAIN_TABLE, Address, Holder, Host, NodeName, Questions, Rejection, Routing, Slot
 from metaleg_node.core.node_state import NodeState
@@ -35,14 +36,17 @@ class Desired:
     services: tuple[egress.ServiceDecision, ...] = ()
     owners: Mapping[Address, egress.ServiceDecision] = field(default_factory=dict)
     paths: tuple[return_path.PathDecision, ...] = ()
+    external: tuple[ExternalAddress, ...] = ()
     rejections: tuple[Rejection, ...] = ()
     problems: tuple[Problem, ...] = ()
     tables: frozenset[int] = frozenset()
 
 
-def questions(survey: Survey, wanted: WantedPaths, config: Config, me: NodeName) -> Questions:
+def questions(
+    survey: Survey, wanted: WantedPaths, external: WantedAddresses, config: Config, me: NodeName
+) -> Questions:
     """What `assemble` needs to know of the host."""
-    own = Questions(arp=config.host.strict_arp)
+    own = external_ip.questions(external).with_(Questions(arp=config.host.strict_arp))
     return egress.questions(survey, me).with_(paths.questions(wanted.paths)).with_(own)
 
 
@@ -53,6 +57,7 @@ def assemble(
     me: NodeName,
     host: Host,
     *,
+    external: WantedAddresses,
     held: Callable[[Iterable[Claim]], Held],
 ) -> Desired:
     """This node's part of everything. `held` tells which slots the kernel gives to which of these claims now."""
@@ -63,7 +68,9 @@ def assemble(
     granted = slots.assign(held(claims), [claim.holder for claim in claims], slots=number)
     out = egress.decide(undecided, granted)
     back = return_path.decide(found, granted, asked=wanted, config=config, host=host, networks=survey.networks)
-    parts = (out.contribution, back.contribution, host_settings.decide(config.host, host))
+    inward = external_ip.decide(external, config.external_ip, survey.nodes.get(me), host, survey.networks)
+    own = host_settings.decide(config.host, host)
+    parts = (out.contribution, back.contribution, inward.contribution, own)
     state = _state(parts, config)
     lacking = preconditions.judge(out.services, back.paths, survey=survey, config=config, me=me, host=host)
     return Desired(
@@ -71,6 +78,7 @@ def assemble(
         services=out.services,
         owners=out.owners,
         paths=back.paths,
+        external=inward.addresses,
         rejections=tuple(rejection for part in parts for rejection in part.rejections),
         problems=(*(problem for part in parts for problem in part.problems), *lacking, *_gaps(back.paths, survey, me)),
         tables=frozenset({route.table for route in state.routing.routes} | back.tables) - {MAIN_TABLE},

@@ -111,7 +111,9 @@ class DestinationFilter:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """A Service; `created` is its creationTimestamp in RFC 3339 form, which sorts as text. `destinations` is what its
-    annotations of ours mean, or what is wrong with them."""
+    annotations of ours mean, or what is wrong with them. `traffic_policy` is its externalTrafficPolicy, Local or
+    Cluster; `proxied` are the ingress addresses whose ipMode is Proxy; `source_ranges` are its
+    loadBalancerSourceRanges, empty where all may come, None where they cannot be understood."""
 
     ref: ObjectRef
     created: str
@@ -123,6 +125,9 @@ class Service:
     external_ips: tuple[Address, ...]
     ingress: tuple[Address, ...]
     ports: tuple[ServicePort, ...]
+    traffic_policy: str = "Cluster"
+    proxied: frozenset[Address] = frozenset()
+    source_ranges: tuple[Network, ...] | None = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,7 +317,8 @@ class Host:
     arp_announce, where somebody asked. `links` has the interfaces that were asked about and exist; `connected` are the
     networks that this host's own addresses lie in. `not_forwarding` tells for which families no packet is forwarded
     that enters by one of the interfaces in `interfaces`, and `all` where that is 0 (ip-sysctl, forwarding).
-    `unnameable` are those of these interfaces that the packet filter cannot name.
+    `unnameable` are those of these interfaces that the packet filter cannot name. `addresses_of` has the addresses of
+    those interfaces whose addresses were asked for, and which exist.
     """
 
     addresses: frozenset[Address] = frozenset()
@@ -324,6 +330,7 @@ class Host:
     connected: frozenset[Network] = frozenset()
     not_forwarding: frozenset[tuple[Family, str]] = frozenset()
     unnameable: frozenset[str] = frozenset()
+    addresses_of: Mapping[str, frozenset[Address]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,6 +343,7 @@ class Questions:
     all_rp_filters: bool = False
     arp: bool = False
     connected: bool = False
+    addresses_of: frozenset[str] = frozenset()
 
     def with_(self, other: Questions) -> Questions:
         """Both together."""
@@ -345,6 +353,7 @@ class Questions:
             all_rp_filters=self.all_rp_filters or other.all_rp_filters,
             arp=self.arp or other.arp,
             connected=self.connected or other.connected,
+            addresses_of=self.addresses_of | other.addresses_of,
         )
 
 

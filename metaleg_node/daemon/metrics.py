@@ -60,6 +60,7 @@ class Metrics:
         for collect in (
             lambda: _problem_metrics(self._now[1]),
             lambda: _cluster_metrics(self._now[0]),
+            lambda: _external_metrics(self._now[0]),
             lambda: _traffic_metrics(traffic),
             lambda: _watch_metrics(watches()),
             lambda: iter([_count("log_dropped", "Lines of the log that were dropped.", dropped())]),
@@ -210,6 +211,16 @@ def _cluster_metrics(plan: Plan) -> Iterator[Metric]:
             for path in paths
             for hop in path.next_hops
         ),
+    )
+
+
+def _external_metrics(plan: Plan) -> Iterator[Metric]:
+    found = Counts("inactive" if one.obstacle else "active" for one in plan.desired.external)
+    yield _labelled(
+        "external_ips",
+        "LoadBalancer addresses that lead to their ClusterIP here, and those that are left to kube-proxy.",
+        ("state",),
+        (((state,), found[state]) for state in ("active", "inactive")),
     )
 
 

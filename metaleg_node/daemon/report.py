@@ -14,6 +14,7 @@ from metaleg_node.core.problems import Code, Problem, Severity
 from metaleg_node.core.return_path.node import PathDecision
 from metaleg_node.core.slots import mark_of
 from metaleg_node.daemon.status import (
+    ExternalIpStatus,
     GatewayStatus,
     NextHopStatus,
     PathStatus,
@@ -102,6 +103,20 @@ def _path(report: PathDecision, plan: Plan, config: Config) -> PathStatus:
     )
 
 
+def external_ips(plan: Plan) -> list[ExternalIpStatus]:
+    """One entry for each address of the Services that count."""
+    return [
+        ExternalIpStatus(
+            service=f"{one.service.namespace}/{one.service.name}",
+            address=str(one.address),
+            cluster_ip=str(one.cluster_ip) if one.cluster_ip else None,
+            state="inactive" if one.obstacle else "active",
+            reason=one.obstacle,
+        )
+        for one in plan.desired.external
+    ]
+
+
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +164,8 @@ def status_line(plan: Plan | None, source: SourceStatus, found: Sequence[Problem
         reports, ways = plan.desired.services, plan.desired.paths
         parts = [counted(count_services(reports), "service"), counted(count_pods(reports), "pod address")]
         parts += [counted(len(ways), "return path")] if ways else []
+        inward = sum(not one.obstacle for one in plan.desired.external)
+        parts += [counted(inward, "External-IP")] if inward else []
         text = ", ".join(parts)
     else:
         text = "nothing is applied yet"

@@ -89,6 +89,17 @@ class PathStatus(TypedDict):
     next_hops: list[NextHopStatus]
 
 
+class ExternalIpStatus(TypedDict):
+    """One address of a Service (namespace/name) that counts for External-IP; `reason` says why it is left to
+    kube-proxy while `state` is "inactive"."""
+
+    service: str
+    address: str
+    cluster_ip: str | None
+    state: Literal["active", "inactive"]
+    reason: str
+
+
 class ProblemStatus(TypedDict):
     """One thing that is wrong, see `core.problems`."""
 
@@ -115,6 +126,7 @@ class StatusDocument(TypedDict):
     unlisted: dict[str, int]
     gateways: list[GatewayStatus]
     paths: list[PathStatus]
+    external_ips: list[ExternalIpStatus]
     problems: list[ProblemStatus]
     repaired: dict[str, int]
 
@@ -195,6 +207,8 @@ def render(document: StatusDocument, now: datetime) -> str:
         parts.append(table(map(_gateway_row, document["gateways"]), _GATEWAY_HEADER))
     if document["paths"]:
         parts.append(paths_table(document["paths"]))
+    if document["external_ips"]:
+        parts.append(table(map(_external_row, document["external_ips"]), _EXTERNAL_HEADER))
     if document["problems"]:
         parts.append("\n".join(["Problems:", *map(_problem_line, document["problems"])]))
     return "\n\n".join(parts) + "\n"
@@ -204,6 +218,7 @@ _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _SERVICE_HEADER = ("service", "family", "source", "gateway", "pods", "state", "reason")
 _GATEWAY_HEADER = ("gateway", "slot", "mark", "table", "next hops")
 _PATH_HEADER = ("return path", "state", "table", "networks", "next hops", "reason")
+_EXTERNAL_HEADER = ("External-IP", "service", "ClusterIP", "state", "reason")
 _SHOWN_NETWORKS = 3
 
 
@@ -266,6 +281,10 @@ def _path_row(path: PathStatus) -> tuple[object, ...]:
         ", ".join(hops) or (f"dev {path['interface']}" if path["interface"] else "-"),
         path["reason"] or "-",
     )
+
+
+def _external_row(one: ExternalIpStatus) -> tuple[object, ...]:
+    return one["address"], one["service"], one["cluster_ip"] or "-", one["state"], one["reason"] or "-"
 
 
 def _problem_line(problem: ProblemStatus) -> str:

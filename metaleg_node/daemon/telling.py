@@ -134,6 +134,7 @@ class Teller:
             unlisted=report.unlisted(plan) if plan else {},
             gateways=report.gateways(plan, facts.config) if plan else [],
             paths=report.paths(plan, facts.config) if plan else [],
+            external_ips=report.external_ips(plan) if plan else [],
             problems=report.problem_list(report.shown(problems)),
             repaired=dict(self._repaired),
         )

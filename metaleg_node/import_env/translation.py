@@ -166,6 +166,9 @@ class _Translation:
         return None
 
     def _blame(self, name: str, message: str) -> None:
+        """Once for a variable, though it may set several keys."""
+        if any(problem.key == name for problem in self._problems):
+            return
         self._problems.append(Problem(file=self._file, key=name, value=_shown(self._given[name]), message=message))
 
     # --- putting together --------------------------------------------------------------------------------------------
@@ -213,7 +216,7 @@ class _Translation:
         if not self._programs:
             remarks.append("no variable tells which program it is for; " + "; ".join(_hints()))
         if self._already_default:
-            remarks.append(f"as it is by default: {', '.join(self._already_default)}")
+            remarks.append(f"as it is by default: {', '.join(dict.fromkeys(self._already_default))}")
         if remarks:
             yield from ("", "# Not set here:")
             for remark in remarks:

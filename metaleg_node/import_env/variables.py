@@ -85,6 +85,10 @@ def _words(words: Mapping[str, Raw], allowed: str = "") -> Reader:
     return Reader(read, allowed)
 
 
+def _policies(text: str) -> Raw:
+    return ["Local", "Cluster"] if _BOOLEAN.read(text) else ["Local"]
+
+
 def _integer(text: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,20}", text):
         raise ValueError
@@ -233,8 +237,15 @@ VARIABLES = (
     Variable("POD_CIDR_IPV6", _NODE_MANAGER, "cluster.pod_cidrs", _pod_network(6, "2001:db8::/32")),
     Variable("RULE_DROP_INVALID_INPUT_ENABLE", _NODE_MANAGER, "host.drop_invalid_input", _BOOLEAN),
     Variable("RULE_DROP_INVALID_INPUT", _NODE_MANAGER, "host.drop_invalid_input", _BOOLEAN),
-    Variable("RULE_EXTERNAL_CLUSTER_ENABLE", _NODE_MANAGER, "external_ip.enabled", _BOOLEAN),
-    Variable("RULE_EXTERNAL_CLUSTER", _NODE_MANAGER, "external_ip.enabled", _BOOLEAN),
+    *(
+        Variable(name, _NODE_MANAGER, f"external_ip.{key}", reader, remark)
+        for name in ("RULE_EXTERNAL_CLUSTER_ENABLE", "RULE_EXTERNAL_CLUSTER")
+        for key, reader, remark in (
+            ("enabled", _BOOLEAN, ""),
+            ("traffic_policies", Reader(_policies, _BOOLEAN.allowed), "only Local needs it"),
+            ("external_ips", _BOOLEAN, ""),
+        )
+    ),
     Variable(
         "NET_STACK",
         _NODE_MANAGER,

@@ -12,8 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from metaleg_node.core.compare import diff, flows
-from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import FAMILIES, Address, Family, Host, NextHop, Questions, Routing
+from metaleg_node.core.model import FAMILIES, Family, Host, NextHop, Questions, Routing
 from metaleg_node.core.others import Others
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.kernel import other_filters
@@ -72,6 +71,7 @@ class Machine:
             connected=self._routing.connected() if questions.connected else frozenset(),
             not_forwarding=self._not_forwarding({"all", *interfaces.values()}),
             unnameable=self.packet_filter.unnameable(names),
+            addresses_of=self._routing.addresses_of(questions.addresses_of),
         )
 
     def others(self, tables: Collection[int]) -> Others:
@@ -137,8 +137,8 @@ class Machine:
             match operations:
                 case [diff.PutFirewall(firewall=firewall)]:
                     self.packet_filter.put(firewall)
-                case [diff.SweepFlows(firewall=firewall, addresses=addresses)]:
-                    return [self._sweep(firewall, addresses)]
+                case [diff.SweepFlows() as sweep]:
+                    return [self._sweep(sweep)]
                 case [diff.SetSysctl(), *_]:
                     wanted = {one.name: one.value for one in operations if isinstance(one, diff.SetSysctl)}
                     return [error or 0 for error in self._sysctls.set(wanted)]
@@ -157,11 +157,12 @@ class Machine:
         if not self.problems:
             self._sysctls.prune()
 
-    def _sweep(self, firewall: Firewall, addresses: frozenset[Address] | None) -> int:
+    def _sweep(self, sweep: diff.SweepFlows) -> int:
         local = self._routing.addresses()
-        everywhere = addresses is None
-        some = flows.concerned(firewall) if addresses is None else addresses
-        stale = list(flows.stale(conntrack.flows(some, labelled=everywhere), firewall, local))
+        some = flows.concerned(sweep.firewall) if sweep.addresses is None else sweep.addresses
+        some |= {server.address for server in sweep.servers}
+        found = conntrack.flows(some, labelled=sweep.addresses is None)
+        stale = list(flows.stale(found, sweep.firewall, local, sweep.servers))
         for flow, reason in stale[:_MANY_FLOWS]:
             log.debug("conntrack: forgetting %s %s to %s: %s", flow.protocol, flow.source, flow.reply_source, reason)
         return conntrack.delete(flow for flow, _ in stale)

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.configuration.settings import SLOTS
-from metaleg_node.core import assembly, others, preconditions, slots
+from metaleg_node.core import assembly, external_ip, others, preconditions, slots
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
@@ -104,6 +104,7 @@ class _Known:
     awaited: Set[ObjectRef]
     survey: survey.Survey
     paths: pools.WantedPaths
+    external: external_ip.WantedAddresses
     questions: Questions
     decided: tuple[tuple[Host, assembly.Held, bool], Desired] | None = None
 
@@ -184,8 +185,7 @@ class Reconciler:
         firewall = plan.desired.state.firewall
         if not (sweep and outcome.ok and firewall):
             return outcome
-        sweeping = diff.Step(operation=diff.SweepFlows(firewall=firewall, addresses=None))
-        swept = carry_out(self._machine, (sweeping,), beat)
+        swept = carry_out(self._machine, (diff.sweep(None, firewall),), beat)
         return replace(swept, flushed=swept.flushed + outcome.flushed, done=outcome.done)
 
     def _know(self, cluster: ClusterState) -> _Known:
@@ -195,12 +195,14 @@ class Reconciler:
             surveyed = survey.take(cluster, self._config, awaited)
             self._patience.look(surveyed)
             paths = pools.read(cluster, self._config, self.node)
-            questions = assembly.questions(surveyed, paths, self._config, self.node)
+            external = external_ip.read(cluster, self._config)
+            questions = assembly.questions(surveyed, paths, external, self._config, self.node)
             known = _Known(
                 cluster=cluster,
                 awaited=self._patience.awaited,
                 survey=surveyed,
                 paths=paths,
+                external=external,
                 questions=questions,
             )
             self._known = known
@@ -219,7 +221,9 @@ class Reconciler:
                 routing = self._machine.routing(())
                 return {**slots.read_back(routing, claims, settings.mark_mask, settings.route_table_base), **held}
 
-            found = assembly.assemble(known.survey, known.paths, self._config, self.node, host, held=told)
+            found = assembly.assemble(
+                known.survey, known.paths, self._config, self.node, host, external=known.external, held=told
+            )
             known.decided = facts, found
         return known.decided[1]
 

@@ -61,6 +61,9 @@ _FAILURES: Final[Mapping[int, Failure]] = {
     429: Failure.BUSY,
 }
 
+_UNKNOWN_FIELD: Final = "field label not supported"
+"""What a server says that cannot select by a field (apimachinery, conversion of field labels)."""
+
 
 class ApiError(Exception):
     """A request failed; the text is for people. `retry_after` is what the server asks for, in seconds."""
@@ -268,6 +271,8 @@ class ApiClient:
         failure = _FAILURES.get(response.status, Failure.REFUSED)
         if failure is Failure.NOT_SERVED and not _is_api_404(body, told):
             failure = Failure.REFUSED
+        elif response.status == 400 and _UNKNOWN_FIELD in told:
+            failure = Failure.NOT_SERVED
         if failure is Failure.UNAUTHORIZED:
             self._distrust(access)
         place = f"Kubernetes API {access.host}"

@@ -226,7 +226,7 @@ class Follower:
 
     def _not_served(self) -> float | None:
         """What to do when the server does not have what was asked for. None: that is an error."""
-        if not self.subject.optional and len(self.subject.choices) == 1:
+        if not self.subject.optional and self._choice + 1 == len(self.subject.choices):
             return None
         now = time.monotonic()
         self._missing_since = self._missing_since or now

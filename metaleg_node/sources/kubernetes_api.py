@@ -91,7 +91,8 @@ def _read(api: ApiClient, subject: Subject, store: Store) -> None:
         try:
             parts, _ = list_all(api, resource, Timing())
         except ApiError as error:
-            if error.failure is not Failure.NOT_SERVED or not subject.optional:
+            last = resource is subject.choices[-1] and not subject.optional
+            if error.failure is not Failure.NOT_SERVED or last:
                 raise
         else:
             store.replace(subject.name, parts)

@@ -146,7 +146,19 @@ def _pools(cluster: ClusterSettings, by_bgp: bool) -> Iterator[Subject]:
         yield Subject(name=advertisements.kind, choices=(advertisements,), optional=True)
 
 
-_FEATURES: Final[tuple[Callable[[Config], Iterator[Subject]], ...]] = (_egress, _return_path)
+def _external_ip(config: Config) -> Iterator[Subject]:
+    """All Services that may have an address from outside, but for those that egress asks for already."""
+    if not config.external_ip.enabled:
+        return
+    others = f"{config.egress.label}!=true" if config.egress.enabled else ""
+    services = Resource(kind="Service", plural="services", label_selector=others)
+    # Only newer servers select by this field; an older one refuses.
+    by_type = () if config.external_ip.external_ips else (replace(services, field_selector="spec.type=LoadBalancer"),)
+    yield Subject(name="other Services", choices=(*by_type, services))
+    yield from _networks()
+
+
+_FEATURES: Final[tuple[Callable[[Config], Iterator[Subject]], ...]] = (_egress, _return_path, _external_ip)
 
 
 def _needed(resource: Resource) -> Subject:

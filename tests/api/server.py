@@ -323,13 +323,13 @@ class ApiServer:
 
 
 def matches(one: Object, query: dict[str, str], namespace: str) -> bool:
-    """Equality-based label and field selectors, and the namespace of the path."""
+    """Equality-based label selectors, "!=" included, field selectors, and the namespace of the path."""
     if namespace and one["metadata"].get("namespace") != namespace:
         return False
     labels = one["metadata"].get("labels", {})
     for pair in filter(None, query.get("labelSelector", "").split(",")):
         key, _, value = pair.partition("=")
-        if labels.get(key) != value:
+        if (labels.get(key.removesuffix("!")) == value) is key.endswith("!"):
             return False
     for pair in filter(None, query.get("fieldSelector", "").split(",")):
         path, _, value = pair.partition("=")

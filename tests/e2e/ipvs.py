@@ -21,14 +21,16 @@ _SWITCHES = {"tcp": "-t", "udp": "-u"}
 
 class IpvsLab(Lab):
     """`conntrack` is net.ipv4.vs.conntrack: whether IPVS keeps conntrack entries of what it serves. kube-proxy sets it;
-    without it nothing that IPVS serves is masqueraded."""
+    without it nothing that IPVS serves is masqueraded. `falls_back`: where externalTrafficPolicy Local leaves a node
+    without endpoints its address leads to all of them, as since kube-proxy 1.21."""
 
-    def __init__(self, *, conntrack: bool = True) -> None:
+    def __init__(self, *, conntrack: bool = True, falls_back: bool = True) -> None:
         needed("ip_vs", "ip_vs_rr", "dummy")
         # Over a bridge a pod would answer its neighbour directly, past IPVS.
         options = LabOptions(flavour=Flavour.IPTABLES_LEGACY, attachment=Attachment.ROUTED, forward_drop=True)
         super().__init__(options)
         self._conntrack = conntrack
+        self._falls_back = falls_back
         self._made: set[LabNode] = set()
 
     def apply_rules(self) -> None:
@@ -41,7 +43,17 @@ class IpvsLab(Lab):
             services = tuple(self.services.values())
             namespace.ip([f"address flush dev {DEVICE}", *_addresses(services)])
             namespace.run("ipvsadm", "--clear")
-            namespace.run("ipvsadm", "--restore", stdin="\n".join(_virtual_servers(node, services)))
+            namespace.run("ipvsadm", "--restore", stdin="\n".join(self._virtual_servers(node, services)))
+
+    def _virtual_servers(self, node: LabNode, services: tuple[LabService, ...]) -> Iterator[str]:
+        """Input of `ipvsadm --restore`. With externalTrafficPolicy Local the address leads to the pods of this node."""
+        for service in services:
+            here = tuple(pod for pod in service.pods if pod.node == node)
+            outside = here if service.local and (here or not self._falls_back) else service.pods
+            for family in service.families:
+                for protocol in _SWITCHES:
+                    yield from _virtual_server(protocol, service.addresses[family], outside)
+                    yield from _virtual_server(protocol, service.cluster_ips[family], service.pods)
 
     def _make_device(self, node: LabNode) -> None:
         if node in self._made:
@@ -65,7 +77,16 @@ def _iptables(node: LabNode, services: tuple[LabService, ...], options: LabOptio
     """The rules of a node without Services, and in the nat table what IPVS mode has in addition."""
     nat, end, rest = cluster_rules.iptables(node, (), options, family).partition("COMMIT\n")
     added = [rule for s in services if family in s.families for rule in _masquerade(s, family)]
-    return "\n".join([nat.rstrip("\n"), *added, end + rest])
+    rest, end_of_filter, _ = rest.rpartition("COMMIT")
+    dropped = [rule for s in services if family in s.source_ranges for rule in _outside_ranges(s, family)]
+    return "\n".join([nat.rstrip("\n"), *added, end + rest.rstrip("\n"), *dropped, f"{end_of_filter}\n"])
+
+
+def _outside_ranges(service: LabService, family: Family) -> Iterator[str]:
+    """kube-proxy's firewall of the address, in INPUT, before IPVS takes the packet."""
+    for protocol in _SWITCHES:
+        to = f"-d {service.addresses[family]} -p {protocol} --dport {SERVICE_PORT}"
+        yield f"-A INPUT {to} ! -s {service.source_ranges[family]} -j DROP"
 
 
 def _masquerade(service: LabService, family: Family) -> Iterator[str]:
@@ -86,18 +107,6 @@ def _addresses(services: tuple[LabService, ...]) -> Iterator[str]:
         for family in service.families:
             for address in (service.addresses[family], service.cluster_ips[family]):
                 yield f"address add {address} dev {DEVICE}{' nodad' if family == 6 else ''}"
-
-
-def _virtual_servers(node: LabNode, services: tuple[LabService, ...]) -> Iterator[str]:
-    """Input of `ipvsadm --restore`. With externalTrafficPolicy Local the address leads to the pods of this node, or to
-    all where there is none: then only clients of this node come here."""
-    for service in services:
-        here = tuple(pod for pod in service.pods if pod.node == node)
-        outside = here if service.local and here else service.pods
-        for family in service.families:
-            for protocol in _SWITCHES:
-                yield from _virtual_server(protocol, service.addresses[family], outside)
-                yield from _virtual_server(protocol, service.cluster_ips[family], service.pods)
 
 
 def _virtual_server(protocol: str, address: Address, pods: tuple[LabPod, ...]) -> Iterator[str]:

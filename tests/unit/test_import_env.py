@@ -27,6 +27,7 @@ METALEG = f"egress.exclude_cidrs = {PRIVATE}"
 ROUTE_AGENT = "return_path.bgp.enabled = true"
 NODE_MANAGER = "host.drop_invalid_input = true"
 """What each program does without any variable, as TOML."""
+EXTERNAL = 'external_ip = { enabled = true, traffic_policies = ["Local", "Cluster"], external_ips = true }'
 
 
 def text_of(environment: dict[str, str]) -> str:
@@ -116,9 +117,9 @@ GOOD = [
     (SHARED, "RULE_DROP_INVALID_INPUT_ENABLE", "False", ""),
     (NODE_MANAGER, "RULE_DROP_INVALID_INPUT_ENABLE", "true", ""),
     (SHARED, "RULE_DROP_INVALID_INPUT", "false", ""),
-    (NODE_MANAGER, "RULE_EXTERNAL_CLUSTER_ENABLE", "true", "external_ip.enabled = true"),
+    (NODE_MANAGER, "RULE_EXTERNAL_CLUSTER_ENABLE", "true", EXTERNAL),
     (NODE_MANAGER, "RULE_EXTERNAL_CLUSTER_ENABLE", "false", ""),
-    (NODE_MANAGER, "RULE_EXTERNAL_CLUSTER", "TRUE", "external_ip.enabled = true"),
+    (NODE_MANAGER, "RULE_EXTERNAL_CLUSTER", "TRUE", EXTERNAL),
     (NODE_MANAGER, "NET_STACK", "ipv4, IPv6", ""),
     (NODE_MANAGER, "RULE_NOT_TRACK_DNS_ENABLE", "true", ""),
     (NODE_MANAGER, "RULE_NOT_TRACK_DNS", "true", ""),
@@ -150,7 +151,7 @@ BAD = [
     ("FIREWALL_BACKEND", "nftables", "must be iptables"),
     ("FIREWALL_MASK", "0x00F0F000", "there is a gap between its bits"),
     ("FIREWALL_MASK", "15728640", "it is not hexadecimal"),
-    ("FIREWALL_MASK", "0x0000F000", "external_ip.masquerade_mark = 0x4000 overlaps firewall.mark_mask (0xf000)"),
+    ("FIREWALL_MASK", "0x0000F000", "kube-proxy has its usual mark 0x4000, which overlaps firewall.mark_mask (0xf000)"),
     ("FIREWALL_EXCLUDE_DST_CIDRS", "10.0.0.0/8,10.0.0.0/33", "; '10.0.0.0/33' is none"),
     ("FIREWALL_EXCLUDE_DST_CIDRS", "10.0.0.1", "; '10.0.0.1' is none"),
     ("FIREWALL_EXCLUDE_DST_CIDRS", ",", "it names no network"),

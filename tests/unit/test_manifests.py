@@ -267,6 +267,30 @@ def test_a_service_keeps_what_egress_and_external_ips_need() -> None:
     )
 
 
+def test_a_service_keeps_how_its_addresses_are_served() -> None:
+    ingress = [{"ip": "192.0.2.25", "ipMode": "Proxy"}, {"ip": "2001:db8:25::25", "ipMode": "VIP"}]
+    raw = changed(service(), "status.loadBalancer.ingress", ingress)
+    raw = changed(raw, "spec.externalTrafficPolicy", "Local")
+    found = only(changed(raw, "spec.loadBalancerSourceRanges", ["203.0.113.0/24", " 2001:db8::/32 ", "0.0.0.0/0"]))
+    assert isinstance(found, Service)
+    assert (found.traffic_policy, found.proxied) == ("Local", frozenset({ip_address("192.0.2.25")}))
+    assert list(map(str, found.source_ranges or ())) == ["203.0.113.0/24", "2001:db8::/32", "0.0.0.0/0"]
+    plain = only(service())
+    assert isinstance(plain, Service)
+    assert (plain.traffic_policy, plain.proxied, plain.source_ranges) == ("Cluster", frozenset(), ())
+
+
+@pytest.mark.parametrize("ranges", [["203.0.113.0/24", "everybody"], [7], "203.0.113.0/24", {}])
+def test_source_ranges_that_cannot_be_understood_let_nobody_in(ranges: object) -> None:
+    """The Service stays, for all that it is for beside."""
+    found = parse(changed(service(), "spec.loadBalancerSourceRanges", ranges))
+    (one,) = found.objects
+    assert isinstance(one, Service)
+    assert one.source_ranges is None
+    assert one.ingress
+    assert "spec.loadBalancerSourceRanges" in found.rejections[0].reason
+
+
 def test_an_endpoint_slice_keeps_endpoints_that_are_not_ready() -> None:
     found = only(endpoint_slice())
     assert isinstance(found, EndpointSlice)

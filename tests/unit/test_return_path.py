@@ -13,6 +13,7 @@ from metaleg_node.configuration.config import Config
 from metaleg_node.core import assembly as desired
 from metaleg_node.core.compare import diff
 from metaleg_node.core.egress import survey
+from metaleg_node.core.external_ip import WantedAddresses
 from metaleg_node.core.firewall.egress import Treatment
 from metaleg_node.core.firewall.return_paths import ReturnPath
 from metaleg_node.core.model import MARKING, ClusterState, Holder, Host, Link, Match, RouteType, Slot
@@ -493,7 +494,7 @@ def test_interfaces_of_peers_are_loosened_as_those_of_steered_traffic() -> None:
 def questions(text: str) -> dict[str, Any]:
     settings: Config = config(text)
     wanted = pools.read(PEERING, settings, A)
-    asked = desired.questions(survey.take(PEERING, settings), wanted, settings, A)
+    asked = desired.questions(survey.take(PEERING, settings), wanted, WantedAddresses(), settings, A)
     return {"addresses": len(asked.addresses), "links": set(asked.links), "all": asked.all_rp_filters}
 
 

@@ -91,6 +91,16 @@ DOCUMENT: status.StatusDocument = {
             "next_hops": [],
         },
     ],
+    "external_ips": [
+        {
+            "service": "web/shop",
+            "address": "192.0.2.210",
+            "cluster_ip": "10.96.0.10",
+            "state": "active",
+            "reason": "",
+        },
+        {"service": "web/shop", "address": "2001:db8::1", "cluster_ip": None, "state": "inactive", "reason": "none"},
+    ],
     "problems": [{"code": "listen", "severity": "error", "subject": "metrics.listen", "text": "in use"}],
     "repaired": {"rule": 2, "route": 0, "firewall": 1},
 }
@@ -116,6 +126,10 @@ RETURN PATH  STATE     TABLE    NETWORKS                                        
 public       active    1000002  10.0.0.0/25, 10.0.1.0/26, 10.0.2.9/32 and 1 more  192.0.2.1 dev eth1 reachable  -
 local        inactive  -        198.51.100.0/24                                   dev eth2                      down
 
+EXTERNAL-IP  SERVICE   CLUSTERIP   STATE     REASON
+192.0.2.210  web/shop  10.96.0.10  active    -
+2001:db8::1  web/shop  -           inactive  none
+
 Problems:
   error    metrics.listen: in use [listen]
 """
@@ -132,6 +146,7 @@ def test_a_service_that_has_done_nothing_yet() -> None:
         "services": [],
         "gateways": [],
         "paths": [],
+        "external_ips": [],
         "problems": [],
         "repaired": {},
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from metaleg_node.core.changes import Action, Change, change
 from metaleg_node.core.firewall.egress import Egress
+from metaleg_node.core.firewall.external_ip import ExternalIp, VirtualServer
 from metaleg_node.core.firewall.part import Firewall, Numbers, Why
 from metaleg_node.core.model import Address, ForeignItem, Route, RouteKey, RouteType, Rule
 from metaleg_node.core.node_state import NodeState
@@ -83,10 +84,12 @@ class PutFirewall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepFlows:
-    """Deletes the conntrack entries that contradict the firewall; `addresses` None: looks at all of them."""
+    """Deletes the conntrack entries that contradict the firewall; `addresses` None: looks at all of them. What goes to
+    one of `servers` is decided anew in any case."""
 
     firewall: Firewall
     addresses: frozenset[Address] | None
+    servers: frozenset[VirtualServer] = frozenset()
 
 
 RoutingOperation = PutRoute | DeleteRoute | AddRule | DeleteRule | DeleteForeignRoute | DeleteForeignRule
@@ -245,18 +248,22 @@ def _put_firewall(known: Firewall | None, after: Firewall | None, lines: tuple[C
         yield from _receive_first(known, after)
     if known and after is None:
         # Nothing is egress any more, but what began as such is dropped until it is forgotten; only then the table goes.
-        yield Step(operation=PutFirewall(firewall=known.having(replace(known.part(Egress), pods={}))))
-        yield _sweep(known, after)
+        idle = known.having(replace(known.part(Egress), pods={}), ExternalIp())
+        yield Step(operation=PutFirewall(firewall=idle))
+        yield sweep(known, after)
         yield Step(operation=PutFirewall(firewall=after), changes=lines)
     else:
         yield Step(operation=PutFirewall(firewall=after), changes=lines)
-        yield _sweep(known, after)
+        yield sweep(known, after)
 
 
-def _sweep(before: Firewall | None, after: Firewall | None) -> Step:
+def sweep(before: Firewall | None, after: Firewall | None) -> Step:
+    """Forgets connections after a change; `before` None: it is not known what the packet filter held."""
+    have, want = (firewall.part(ExternalIp) if firewall else ExternalIp() for firewall in (before, after))
+    servers = want.moved(have)
     if after is None:
-        return Step(operation=SweepFlows(firewall=Firewall(mark_mask=0), addresses=None))
-    return Step(operation=SweepFlows(firewall=after, addresses=_moved(before, after)))
+        return Step(operation=SweepFlows(firewall=Firewall(mark_mask=0), addresses=None, servers=servers))
+    return Step(operation=SweepFlows(firewall=after, addresses=_moved(before, after), servers=servers))
 
 
 def _receive_first(before: Firewall, after: Firewall) -> Iterator[Step]:

@@ -6,9 +6,10 @@ changes, the entries of its connections must go, so that their next packet is de
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from metaleg_node.core.firewall.egress import Egress, Treatment
+from metaleg_node.core.firewall.external_ip import VirtualServer
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import Address, DestinationFilter, Flow
 from metaleg_node.core.networks import Membership
@@ -17,12 +18,19 @@ LONG_LIVED = frozenset({"tcp", "sctp", "dccp"})
 """Connections that break when their source changes midway; all others are moved at once."""
 
 
-def stale(flows: Iterable[Flow], firewall: Firewall, local: frozenset[Address]) -> Iterator[tuple[Flow, str]]:
-    """The entries to delete, each with the reason. `local` are this node's addresses, which are never outside."""
+def stale(
+    flows: Iterable[Flow], firewall: Firewall, local: frozenset[Address], servers: Collection[VirtualServer] = ()
+) -> Iterator[tuple[Flow, str]]:
+    """The entries to delete, each with the reason. `local` are this node's addresses, which are never outside;
+    `servers` lead elsewhere now. An entry does not tell whether it went by a former ClusterIP, since IPVS puts the
+    endpoint in its place."""
     egress = firewall.part(Egress)
     inside = Membership(egress.inside)
     filters = {key: _Filter(value) for key, value in egress.filters.items()}
     for flow in flows:
+        if servers and flow.protocol not in LONG_LIVED and _server(flow) in servers:
+            yield flow, "its destination leads elsewhere now"
+            continue
         destination = flow.reply_source
         if destination in egress.sources and destination == flow.destination and destination not in local:
             yield flow, "an answer that came before this gateway knew the connection"
@@ -33,6 +41,11 @@ def stale(flows: Iterable[Flow], firewall: Firewall, local: frozenset[Address]) 
             leaves = filters[pod.filter].counts(destination)
         if reason := _why_stale(flow, egress, leaves=leaves):
             yield flow, reason
+
+
+def _server(flow: Flow) -> VirtualServer:
+    port = int(dict(flow.ports).get("dport", "0"))
+    return VirtualServer(address=flow.destination, protocol=flow.protocol.upper(), port=port)
 
 
 def concerned(firewall: Firewall) -> frozenset[Address]:

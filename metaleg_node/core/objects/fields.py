@@ -95,16 +95,16 @@ def _refusal_v6(address: IPv6Address) -> str:
     return ""
 
 
-def network_of(value: object) -> Network | str:
-    """A network in CIDR form, or what was expected instead."""
+def network_of(value: object, least: int = MIN_PREFIX) -> Network | str:
+    """A network in CIDR form whose prefix has at least so many bits, or what was expected instead."""
     if not isinstance(value, str) or len(value) > 49:
         return "a network in CIDR form"
     try:
         network = parse_network(value, of_object=True)
     except ValueError as error:
         return _expected("a network in CIDR form, such as 192.0.2.0/24", error)
-    if network.prefixlen < MIN_PREFIX:
-        return f"a network of one cluster (a prefix of at least {MIN_PREFIX} bits)"
+    if network.prefixlen < least:
+        return f"a network of one cluster (a prefix of at least {least} bits)"
     return network
 
 
@@ -335,6 +335,20 @@ def names(reader: Reader, path: str) -> tuple[str, ...]:
             raise UnusableError(f"{path}[{index}]: {show(value)} is not {NAME_SYNTAX}")
         found.append(value)
     return tuple(found)
+
+
+def every_network(reader: Reader, path: str) -> tuple[Network, ...] | None:
+    """A list of networks, those of all addresses included. None if anything in it is wrong, which costs only what the
+    list is for."""
+    value = reader.value(path)
+    if not isinstance(value, list):
+        return () if value is None or reader.items(path) else None
+    found = [network_of(item.strip() if isinstance(item, str) else item, least=0) for item in value]
+    for index, network in enumerate(found):
+        if isinstance(network, str):
+            reader.reject(f"{path}[{index}]", value[index], network)
+    networks_ = tuple(network for network in found if not isinstance(network, str))
+    return networks_ if len(networks_) == len(found) else None
 
 
 def selectors(

@@ -41,6 +41,8 @@ from metaleg_node.core.objects.fields import (
     NAMESPACE_SYNTAX,
     Reader,
     UnusableError,
+    address_of,
+    every_network,
     is_name,
     is_namespace,
     names,
@@ -236,6 +238,9 @@ def _service(reader: Reader) -> Service:
         external_ips=reader.addresses(reader.items("spec.externalIPs"), "spec.externalIPs"),
         ingress=_ingress(reader),
         ports=tuple(_ports(reader, reader.entries("spec.ports"))),
+        traffic_policy=reader.text("spec.externalTrafficPolicy") or "Cluster",
+        proxied=_proxied(reader),
+        source_ranges=every_network(reader, "spec.loadBalancerSourceRanges"),
     )
 
 
@@ -256,6 +261,16 @@ def _ingress(reader: Reader) -> tuple[Address, ...]:
         if address is not None:
             found[address] = None
     return tuple(found)
+
+
+def _proxied(reader: Reader) -> frozenset[Address]:
+    """The addresses that kube-proxy leaves to the load balancer."""
+    found = (
+        address_of(entry.get("ip"))
+        for _, entry in reader.entries("status.loadBalancer.ingress")
+        if entry.get("ipMode") == "Proxy"
+    )
+    return frozenset(address for address in found if not isinstance(address, str))
 
 
 def _ports(reader: Reader, entries: Iterable[tuple[str, Mapping[str, object]]]) -> Iterable[ServicePort]:
@@ -588,7 +603,8 @@ _INSTEAD: Final[Mapping[tuple[str, str], str]] = {
 # Whatever is read of any of these kinds, wherever it stands; keys of labels and annotations are no fields.
 _READ_WORDS: Final = """
 apiVersion kind metadata name namespace labels annotations creationTimestamp spec status
-type clusterIPs clusterIP externalIPs ports port protocol loadBalancer ingress ip hostname
+type clusterIPs clusterIP externalIPs ports port protocol loadBalancer ingress ip ipMode hostname
+externalTrafficPolicy loadBalancerSourceRanges
 addressType endpoints addresses nodeName targetRef ready serving terminating
 address podCIDRs podCIDR conditions hostNetwork phase podIPs podIP cidrs
 node reason regarding involvedObject note message

@@ -107,6 +107,20 @@ class RoutingControl:
         bodies = self._netlink.listing(rtnetlink.GETADDR, interfaces.dump_body(), "list the addresses")
         return frozenset(address for body in bodies if (address := interfaces.read_address(body)))
 
+    def addresses_of(self, names: Collection[str]) -> dict[str, frozenset[Address]]:
+        """The addresses of each of the interfaces that exist."""
+        found: dict[str, frozenset[Address]] = {}
+        for name in names:
+            try:
+                number = socket.if_nametoindex(name)
+            except OSError:
+                continue
+            requests = (interfaces.dump_body(rtnetlink.SOCKET_FAMILY[family], number) for family in FAMILIES)
+            what = f"list the addresses of {name}"
+            bodies = (body for one in requests for body in self._netlink.listing(rtnetlink.GETADDR, one, what))
+            found[name] = frozenset(address for body in bodies if (address := interfaces.read_address(body)))
+        return found
+
     def connected(self) -> frozenset[Network]:
         """The networks that this host's own addresses lie in, as the main table has them, whether the kernel put them
         there or who learned of them by router advertisement or DHCP."""

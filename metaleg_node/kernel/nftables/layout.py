@@ -13,6 +13,7 @@ from typing import Any
 
 import metaleg_node
 from metaleg_node.core.firewall.egress import Egress
+from metaleg_node.core.firewall.external_ip import ExternalIp
 from metaleg_node.core.firewall.invalid_input import InvalidInput
 from metaleg_node.core.firewall.local_answers import LocalAnswers
 from metaleg_node.core.firewall.part import Firewall, Part
@@ -22,6 +23,7 @@ from metaleg_node.core.firewall.transit import Transit
 from metaleg_node.core.model import CONNTRACK_LABEL
 from metaleg_node.kernel.nftables.parts import (
     egress,
+    external_ip,
     invalid_input,
     local_answers,
     return_paths,
@@ -55,6 +57,7 @@ _PARTS: dict[type[Part], _Rendering] = {
     Transit: _Rendering(render=transit.render, understand=transit.understand, needs=(Egress,)),
     ReturnPaths: _Rendering(render=return_paths.render, understand=return_paths.understand),
     ReversePathCheck: _Rendering(render=reverse_path.render, understand=reverse_path.understand),
+    ExternalIp: _Rendering(render=external_ip.render, understand=external_ip.understand),
     InvalidInput: _Rendering(render=invalid_input.render, understand=invalid_input.understand),
 }
 

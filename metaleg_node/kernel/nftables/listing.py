@@ -9,6 +9,9 @@ from typing import Any
 
 from metaleg_node.kernel.nftables.table import Chain, Set, Table
 
+_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+"""nft lists a protocol by its name where /etc/protocols knows one, else as a number."""
+
 
 def parse(items: Iterable[dict[str, Any]]) -> Table:
     """The table behind the listed objects."""
@@ -55,7 +58,7 @@ def _parse_set(body: Mapping[str, Any]) -> tuple[Set, list[str]]:
             elements[text] = _value_text(value) if is_map else None
         else:
             odd.append(json.dumps(key, sort_keys=True))
-    key_type = body["type"] if isinstance(body["type"], str) else json.dumps(body["type"])
+    key_type = body["type"] if isinstance(body["type"], str) else " . ".join(map(str, body["type"]))
     value_type = body.get("map", "")
     # Flags that are not ours make the header differ, so that the set is made anew.
     extra = " ".join(sorted(flags - {"interval", "timeout"}))
@@ -79,6 +82,9 @@ def _key_text(key: Any) -> str:
             return f"{key:#010x}"
         case {"prefix": {"addr": address, "len": length}}:
             return f"{_key_text(address)}/{length}"
+        case {"concat": [*parts]}:
+            texts = [_key_text(_PROTOCOLS.get(part, part) if isinstance(part, str) else part) for part in parts]
+            return " . ".join(texts) if all(texts) else ""
         case _:
             return ""
 

@@ -96,7 +96,11 @@ class Table:
 
     def networks(self, name: str, suffix: str = "") -> frozenset[Network]:
         """The elements of the sets of this name for both families."""
-        return frozenset(filter(None, (network_of(key) for v in IP for key in self.elements(f"{name}{v}{suffix}"))))
+        return frozenset(net for v in IP for net in self.networks_of(f"{name}{v}{suffix}"))
+
+    def networks_of(self, name: str) -> frozenset[Network]:
+        """The elements of one set."""
+        return frozenset(filter(None, map(network_of, self.elements(name))))
 
 
 # --- making ----------------------------------------------------------------------------------------------------------
