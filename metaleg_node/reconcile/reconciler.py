@@ -152,8 +152,7 @@ class Reconciler:
     def preconditions(self, cluster: ClusterState) -> tuple[Problem, ...]:
         """What this host lacks for what this state of the cluster asks of it. Raises KernelError."""
         known = self._know(cluster)
-        host = self._machine.host(known.questions)
-        found = assembly.assemble(known.survey, known.paths, self._config, self.node, host, held=lambda _: {})
+        found = self._assembled(known, self._machine.host(known.questions), lambda _: {})
         return tuple(problem for problem in found.problems if problem.code in preconditions.CODES)
 
     def collisions(self) -> tuple[Problem, ...]:
@@ -221,11 +220,13 @@ class Reconciler:
                 routing = self._machine.routing(())
                 return {**slots.read_back(routing, claims, settings.mark_mask, settings.route_table_base), **held}
 
-            found = assembly.assemble(
-                known.survey, known.paths, self._config, self.node, host, external=known.external, held=told
-            )
-            known.decided = facts, found
+            known.decided = facts, self._assembled(known, host, told)
         return known.decided[1]
+
+    def _assembled(self, known: _Known, host: Host, held: Callable[[Iterable[slots.Claim]], assembly.Held]) -> Desired:
+        return assembly.assemble(
+            known.survey, known.paths, self._config, self.node, host, external=known.external, held=held
+        )
 
 
 def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[], object] = lambda: None) -> Outcome:

@@ -16,6 +16,7 @@ import yaml
 
 from metaleg_node.configuration import file as configuration_file
 from metaleg_node.configuration.config import ConfigError, parse
+from metaleg_node.core import external_ip
 from metaleg_node.core.assembly import questions
 from metaleg_node.core.egress import survey
 from metaleg_node.core.model import ClusterState, NodeName
@@ -137,7 +138,7 @@ def decide(cluster: ClusterState) -> None:
     """What a node would do about a cluster's state."""
     me = NodeName("worker-1")
     surveyed, paths = survey.take(cluster, EVERYTHING), wanted.read(cluster, EVERYTHING, me)
-    questions(surveyed, paths, EVERYTHING, me)
+    questions(surveyed, paths, external_ip.read(cluster, EVERYTHING), EVERYTHING, me)
     builders.assembled(surveyed, EVERYTHING, me, builders.host(surveyed, me), paths=paths)
 
 
