@@ -24,8 +24,8 @@ from metaleg_node.daemon import health, notify, report
 from metaleg_node.daemon import log as logs
 from metaleg_node.daemon.backoff import Backoff
 from metaleg_node.daemon.cluster_source import PATIENCE_SECONDS, ClusterSource, needs
+from metaleg_node.daemon.company import Company
 from metaleg_node.daemon.events import Event, Events
-from metaleg_node.daemon.fight import Fight
 from metaleg_node.daemon.metrics import Metrics
 from metaleg_node.daemon.telling import Facts, Teller
 from metaleg_node.daemon.web import ListenError, WebServer
@@ -90,8 +90,7 @@ class Service:
         self._last_state: NodeState | None = None
         self._backoff = Backoff()
         self._look_at = 0.0
-        self._fight = Fight()
-        self._others_due = True
+        self._company = Company()
         self._complete_once = False
         # What an earlier run left undone, or what failed, must be looked for among all connections.
         self._sweep_due = True
@@ -116,7 +115,7 @@ class Service:
         """Works with the present configuration. Returns whether there is another one now, else the service ends."""
         config = self._config
         self._reconciler = Reconciler(self._machine, config)
-        self._others_due = True
+        self._company.due = True
         self._backoff.over()
         # Nobody listened to the kernel while the configuration changed.
         self._machine.packet_filter.forget()
@@ -190,11 +189,11 @@ class Service:
 
     def _concerns_us(self, events: set[Event]) -> bool:
         """Whether there is anything to do: since the monitor told, the packet filter may have been looked at anyway."""
-        if events and events <= _OF_OTHERS and (pause := self._fight.pause(time.monotonic())) > 0:
+        if events and events <= _OF_OTHERS and (pause := self._company.fight.pause(time.monotonic())) > 0:
             self._events.schedule(Event.INTERVAL if Event.INTERVAL in events else Event.PUT_OFF, pause)
             return False
         if Event.INTERVAL in events:
-            self._others_due = True
+            self._company.due = True
             self._machine.packet_filter.forget()
             self._events.schedule(Event.INTERVAL, self._config.reconcile.interval)
         try:
@@ -286,7 +285,7 @@ class Service:
             self._last_state = self._plan.desired.state
             if drifted:
                 self._teller.repaired(self._plan)
-                self._fight.repaired(plan.changes, time.monotonic())
+                self._company.fight.repaired(plan.changes, time.monotonic())
         return outcome
 
     def _hooked(self, kind: hooks.Kind, problems: tuple[Problem, ...]) -> None:
@@ -310,20 +309,9 @@ class Service:
             self._publish()
 
     def _look_at_others(self) -> None:
-        """After a complete comparison, when nothing waits for it; a fight may be over at any time."""
-        problems_of = self._teller.problems_of
-        before = problems_of.get("others", ()), problems_of.get("fight", ())
-        problems_of["fight"] = self._fight.problems(time.monotonic())
-        if self._others_due and self._complete_once:
-            self._others_due = False
-            try:
-                problems_of["others"] = self._reconciler.collisions()
-            except KernelError as error:
-                problems_of["others"] = (Problem(code=Code.KERNEL, text=str(error)),)
-            except Exception:
-                # Others may write anything; nothing of ours depends on it.
-                log.exception("what other programs do could not be understood")
-        if before != (problems_of.get("others", ()), problems_of["fight"]):
+        """After a complete comparison, when nothing waits for it."""
+        if self._company.look(self._reconciler.collisions, allowed=self._complete_once):
+            self._teller.problems_of["others"] = self._company.problems
             self._publish()
 
     # --- configuration -----------------------------------------------------------------------------------------------

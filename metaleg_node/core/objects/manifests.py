@@ -16,11 +16,8 @@ from typing import Final
 
 from metaleg_node.core.model import (
     Address,
-    AddressPool,
-    Advertisement,
     AnnouncedBy,
     Announcement,
-    BGPPeer,
     ClusterObject,
     Endpoint,
     EndpointSlice,
@@ -35,6 +32,7 @@ from metaleg_node.core.model import (
     ServiceCIDR,
     ServicePort,
 )
+from metaleg_node.core.objects import pools
 from metaleg_node.core.objects.annotations import destinations
 from metaleg_node.core.objects.fields import (
     NAME_SYNTAX,
@@ -45,9 +43,7 @@ from metaleg_node.core.objects.fields import (
     every_network,
     is_name,
     is_namespace,
-    names,
     network_of,
-    selectors,
     show,
     timestamp_of,
 )
@@ -503,35 +499,6 @@ def _last_seen(reader: Reader) -> str:
 # --- MetalLB's pools and peers ---------------------------------------------------------------------------------------
 
 
-def _pool(reader: Reader) -> AddressPool:
-    return AddressPool(ref=reader.ref, labels=reader.labels(), ranges=reader.ranges("spec.addresses"))
-
-
-def _advertisement(reader: Reader) -> Advertisement:
-    return Advertisement(
-        ref=reader.ref,
-        pools=names(reader, "spec.ipAddressPools"),
-        pool_selectors=selectors(reader, "spec.ipAddressPoolSelectors"),
-        peers=reader.value("spec.peers") not in (None, []),
-    )
-
-
-def _peer(reader: Reader) -> BGPPeer:
-    return BGPPeer(
-        ref=reader.ref,
-        labels=reader.labels(),
-        address=_peer_address(reader, "spec.peerAddress"),
-        has_address=reader.value("spec.peerAddress") not in (None, ""),
-        node_selectors=selectors(reader, "spec.nodeSelectors"),
-        vrf=reader.text("spec.vrf"),
-    )
-
-
-def _peer_address(reader: Reader, path: str) -> Address | None:
-    value = reader.value(path)
-    return None if value in (None, "") else reader.address(value, path)
-
-
 def _old_configuration(raw: Mapping[str, object]) -> Parsed:
     """The text of MetalLB's ConfigMap before 0.13; its entries are not objects, so pools get the kind AddressPool and
     peers, which have no name, are counted."""
@@ -539,31 +506,14 @@ def _old_configuration(raw: Mapping[str, object]) -> Parsed:
     parts = []
     for index, (_, entry) in enumerate(top.entries("peers")):
         reader = Reader(entry, ObjectRef(kind="BGPPeer", name=f"peers[{index}]"))
-        parts.append(_read(_old_peer, reader))
+        parts.append(_read(pools.old_peer, reader))
     for field, entry in top.entries("address-pools"):
         name = entry.get("name")
         if isinstance(name, str) and _OLD_NAME.fullmatch(name):
-            parts.append(_read(_old_pool, Reader(entry, ObjectRef(kind="AddressPool", name=name))))
+            parts.append(_read(pools.old_pool, Reader(entry, ObjectRef(kind="AddressPool", name=name))))
         else:
             top.reject(f"{field}.name", name, "the name of an address pool")
     return merge([*parts, Parsed(rejections=top.rejections)])
-
-
-def _old_peer(reader: Reader) -> BGPPeer:
-    return BGPPeer(
-        ref=reader.ref,
-        labels={},
-        address=_peer_address(reader, "peer-address"),
-        has_address=reader.value("peer-address") not in (None, ""),
-        node_selectors=selectors(reader, "node-selectors", "match-labels", "match-expressions"),
-    )
-
-
-def _old_pool(reader: Reader) -> AddressPool:
-    protocol = reader.text("protocol")
-    if protocol not in ("layer2", "bgp"):
-        raise UnusableError(f"protocol: {show(protocol)} is not layer2 or bgp")
-    return AddressPool(ref=reader.ref, labels={}, ranges=reader.ranges("addresses"), protocol=protocol)
 
 
 # --- the kinds -------------------------------------------------------------------------------------------------------
@@ -587,10 +537,10 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "Event": _Kind(groups=("", "events.k8s.io"), read=_event),
     "ServiceL2Status": _Kind(groups=("metallb.io",), read=_l2_status),
     "ServiceBGPStatus": _Kind(groups=("metallb.io",), read=_bgp_status),
-    "IPAddressPool": _Kind(groups=("metallb.io",), read=_pool),
-    "BGPAdvertisement": _Kind(groups=("metallb.io",), read=_advertisement),
-    "L2Advertisement": _Kind(groups=("metallb.io",), read=_advertisement),
-    "BGPPeer": _Kind(groups=("metallb.io",), read=_peer),
+    "IPAddressPool": _Kind(groups=("metallb.io",), read=pools.pool),
+    "BGPAdvertisement": _Kind(groups=("metallb.io",), read=pools.advertisement),
+    "L2Advertisement": _Kind(groups=("metallb.io",), read=pools.advertisement),
+    "BGPPeer": _Kind(groups=("metallb.io",), read=pools.peer),
 }
 
 # What people still have, by kind and API group, and what is read in its place.

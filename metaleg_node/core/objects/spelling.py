@@ -18,7 +18,7 @@ _LIKE = 0.8
 """How much alike two words are (difflib) of which one is taken for the other."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
     """The fields at one place: those that are read there, and others that exist and could be taken for them."""
 
@@ -27,7 +27,7 @@ class _Place:
 
 
 def _place(read: str, other: str = "") -> _Place:
-    return _Place(tuple(read.split()), frozenset((*read.split(), *other.split())))
+    return _Place(read=tuple(read.split()), known=frozenset((*read.split(), *other.split())))
 
 
 _SELECTOR: Final = _place("matchLabels matchExpressions")
