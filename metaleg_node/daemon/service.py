@@ -9,7 +9,7 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 import metaleg_node
@@ -77,7 +77,8 @@ class Service:
         self._metrics = Metrics(
             version=metaleg_node.__version__,
             traffic=self._machine.packet_filter.counters,
-            watches=self._watch_ages,
+            # By the time of a scrape it may be another source.
+            watches=lambda: self._source.ages(),
             dropped=dropped,
         )
         self._notifier = notify.Notifier()
@@ -103,7 +104,7 @@ class Service:
             self._readiness.expect()
             stack.callback(self._readiness.abandon)
             stack.enter_context(self._machine)
-            stack.callback(self._stop_following)
+            stack.callback(lambda: self._source.stop())
             self._metrics.config_loaded()
             log.info("metaleg-node %s runs for node %s", metaleg_node.__version__, self._reconciler.node)
             self._events.put(Event.START)
@@ -155,10 +156,6 @@ class Service:
         self._followed = followed
         self._events.schedule(Event.START, self._source.start(patience=self._patience()))
 
-    def _stop_following(self) -> None:
-        # By then it may be another source than at the start.
-        self._source.stop()
-
     def _patience(self) -> float:
         """How long to wait for the API before the last known state is taken: not at all where the kernel holds nothing
         of ours, after a boot for example, since anything is better than packets with a wrong source."""
@@ -172,9 +169,6 @@ class Service:
     def _cluster_changed(self) -> None:
         """Called in the threads of the source."""
         self._events.put(Event.CLUSTER)
-
-    def _watch_ages(self) -> Mapping[str, float]:
-        return self._source.ages()
 
     def _hint(self, hint: Hint) -> None:
         """Called in the monitor's thread."""
@@ -250,10 +244,9 @@ class Service:
             if not outcome.ok:
                 self._left_alone(self._backoff.failed(undone=outcome.undone))
             return outcome
-        except IncompleteError as error:
-            outcome = _failure(Code.INCOMPLETE_STATE, str(error))
-        except KernelError as error:
-            outcome = _failure(Code.KERNEL, str(error))
+        except (IncompleteError, KernelError) as error:
+            code = Code.INCOMPLETE_STATE if isinstance(error, IncompleteError) else Code.KERNEL
+            outcome = _failure(code, str(error))
         except Exception as error:
             log.exception("a reconcile met something unexpected")
             self._machine.packet_filter.forget()

@@ -35,7 +35,7 @@ from tests.unit.builders import (
     pod,
     service,
 )
-from tests.unit.test_survey import EARLY, LATE, claimed
+from tests.unit.test_survey import BGP, EARLY, LATE, claimed
 
 # --- claims on pods --------------------------------------------------------------------------------------------------
 
