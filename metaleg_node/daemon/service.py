@@ -78,7 +78,7 @@ class Service:
             version=metaleg_node.__version__,
             traffic=self._machine.packet_filter.counters,
             # By the time of a scrape it may be another source.
-            watches=lambda: self._source.ages(),
+            watches=lambda: self._source.ages(),  # noqa: PLW0108
             dropped=dropped,
         )
         self._notifier = notify.Notifier()
@@ -104,7 +104,7 @@ class Service:
             self._readiness.expect()
             stack.callback(self._readiness.abandon)
             stack.enter_context(self._machine)
-            stack.callback(lambda: self._source.stop())
+            stack.callback(lambda: self._source.stop())  # noqa: PLW0108 - by then it may be another one
             self._metrics.config_loaded()
             log.info("metaleg-node %s runs for node %s", metaleg_node.__version__, self._reconciler.node)
             self._events.put(Event.START)

@@ -28,32 +28,23 @@ from metaleg_node.core.model import (
     ObjectRef,
     Pod,
     Rejection,
-    Service,
     ServiceCIDR,
-    ServicePort,
 )
 from metaleg_node.core.objects import pools
-from metaleg_node.core.objects.annotations import destinations
 from metaleg_node.core.objects.fields import (
     NAME_SYNTAX,
     NAMESPACE_SYNTAX,
     Reader,
     UnusableError,
-    address_of,
-    every_network,
     is_name,
     is_namespace,
     network_of,
     show,
     timestamp_of,
 )
-
-ANNOTATION_PREFIX: Final = "metaleg.de/"
-"""Only annotations of our own are kept; others can be large, and none of them matters here."""
+from metaleg_node.core.objects.services import ANNOTATION_PREFIX, ports, service
 
 _ADDRESS_TYPES: Final[Mapping[str, Family]] = {"IPv4": 4, "IPv6": 6}
-_SERVICE_TYPES: Final = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
-_PROTOCOLS: Final = ("TCP", "UDP", "SCTP")
 _OLD_NAME: Final = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,252}")
 # What MetalLB's speaker writes; the protocol came with version 0.13, before it an address had only one.
 _NODE_ASSIGNED: Final = re.compile(
@@ -218,68 +209,6 @@ def ref_for_message(raw: Mapping[str, object], kind: str) -> ObjectRef:
 # --- Kubernetes ------------------------------------------------------------------------------------------------------
 
 
-def _service(reader: Reader) -> Service:
-    kind = reader.text("spec.type") or "ClusterIP"
-    if kind not in _SERVICE_TYPES:
-        raise UnusableError(f"spec.type: {show(kind)} is not one of {', '.join(_SERVICE_TYPES)}")
-    annotations = reader.annotations(ANNOTATION_PREFIX)
-    return Service(
-        ref=reader.ref,
-        created=reader.timestamp("metadata.creationTimestamp"),
-        type=kind,
-        labels=reader.labels(),
-        annotations=annotations,
-        destinations=destinations(annotations),
-        cluster_ips=_cluster_ips(reader),
-        external_ips=reader.addresses(reader.items("spec.externalIPs"), "spec.externalIPs"),
-        ingress=_ingress(reader),
-        ports=tuple(_ports(reader, reader.entries("spec.ports"))),
-        traffic_policy=reader.text("spec.externalTrafficPolicy") or "Cluster",
-        proxied=_proxied(reader),
-        source_ranges=every_network(reader, "spec.loadBalancerSourceRanges"),
-    )
-
-
-def _cluster_ips(reader: Reader) -> tuple[Address, ...]:
-    """`None` stands for a headless Service; clusterIPs came with dual stack, clusterIP is its first entry."""
-    path = "spec.clusterIPs" if reader.value("spec.clusterIPs") is not None else "spec.clusterIP"
-    values = reader.items(path) if path == "spec.clusterIPs" else [reader.value(path)]
-    return reader.addresses([value for value in values if value not in (None, "", "None")], path)
-
-
-def _ingress(reader: Reader) -> tuple[Address, ...]:
-    found: dict[Address, None] = {}
-    for field, entry in reader.entries("status.loadBalancer.ingress"):
-        value = entry.get("ip")
-        if value in (None, "") and entry.get("hostname"):
-            continue  # Some load balancers are known by name only.
-        address = reader.address(value, f"{field}.ip")
-        if address is not None:
-            found[address] = None
-    return tuple(found)
-
-
-def _proxied(reader: Reader) -> frozenset[Address]:
-    """The addresses that kube-proxy leaves to the load balancer."""
-    found = (
-        address_of(entry.get("ip"))
-        for _, entry in reader.entries("status.loadBalancer.ingress")
-        if entry.get("ipMode") == "Proxy"
-    )
-    return frozenset(address for address in found if not isinstance(address, str))
-
-
-def _ports(reader: Reader, entries: Iterable[tuple[str, Mapping[str, object]]]) -> Iterable[ServicePort]:
-    for field, entry in entries:
-        port, protocol = entry.get("port"), entry.get("protocol", "TCP")
-        if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
-            reader.reject(f"{field}.port", port, "a port number from 1 to 65535")
-        elif not isinstance(protocol, str) or protocol not in _PROTOCOLS:
-            reader.reject(f"{field}.protocol", protocol, "TCP, UDP or SCTP")
-        else:
-            yield ServicePort(protocol=protocol, port=port)
-
-
 def _endpoint_slice(reader: Reader) -> EndpointSlice | None:
     address_type = reader.text("addressType")
     if address_type == "FQDN":
@@ -299,7 +228,7 @@ def _endpoint_slice(reader: Reader) -> EndpointSlice | None:
         mirrored=manager == "endpointslicemirroring-controller.k8s.io",
         endpoints=tuple(_endpoints(reader, family)),
         # A port may be missing: then only whoever made the slice knows it.
-        ports=tuple(_ports(reader, ((f, e) for f, e in reader.entries("ports") if e.get("port") is not None))),
+        ports=tuple(ports(reader, ((f, e) for f, e in reader.entries("ports") if e.get("port") is not None))),
     )
 
 
@@ -529,7 +458,7 @@ class _Kind:
 
 
 _KINDS: Final[Mapping[str, _Kind]] = {
-    "Service": _Kind(groups=("",), read=_service),
+    "Service": _Kind(groups=("",), read=service),
     "EndpointSlice": _Kind(groups=("discovery.k8s.io",), read=_endpoint_slice),
     "Node": _Kind(groups=("",), read=_node, namespaced=False),
     "Pod": _Kind(groups=("",), read=_pod),
