@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import socket
+from pathlib import Path
 
 from metaleg_node.commands.command import EX_CONFIG, Command, general_options, print_problems
 from metaleg_node.configuration import options as configuration
 from metaleg_node.configuration.config import Config, ConfigError, not_yet_effective
+from metaleg_node.core import tried
 from metaleg_node.core.egress import survey
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Code, Problem, fails
 from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.daemon import report
+from metaleg_node.kernel.errors import KernelError
+from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.reconciler import node_name
 from metaleg_node.sources import once
 from metaleg_node.text import counted
@@ -29,12 +33,20 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"{options.config_file}: {key}: accepted, but without effect in this version")
         if hint := pools.unseen((name for _, name in socket.if_nameindex()), config):
             print(f"return_path.match: {hint}")
-        problems = _source_problems(config)
+        problems = (*_host_problems(options.state_dir), *_source_problems(config))
     print_problems(problems)
     if fails("check", problems):
         return EX_CONFIG
     print(f"{options.config_file}: good")
     return 0
+
+
+def _host_problems(state_dir: Path) -> tuple[Problem, ...]:
+    """Where this machine is older than what was tried. It may be another one than the node."""
+    try:
+        return tuple(tried.problems(Machine(state_dir).versions()))
+    except KernelError as error:
+        return (Problem(code=Code.UNTRIED, text=str(error)),)
 
 
 def _source_problems(config: Config) -> tuple[Problem, ...]:

@@ -43,6 +43,7 @@ class Code(enum.StrEnum):
     KERNEL = "kernel"
     SYSCTL_RECORD = "sysctl-record"
     INTERFACE_NAME = "interface-name"
+    UNTRIED = "untried"
     UNEXPECTED = "unexpected"
     # Egress: why a Service has none.
     NOT_LOAD_BALANCER = "not-load-balancer"
@@ -86,6 +87,7 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.KERNEL: (Severity.ERROR, "The kernel refused something."),
     Code.SYSCTL_RECORD: (Severity.ERROR, "The record of changed sysctls cannot be read or written."),
     Code.INTERFACE_NAME: (Severity.ERROR, "The packet filter cannot name an interface."),
+    Code.UNTRIED: (Severity.NOTE, "The kernel or nft is older than those that this version was tried with."),
     Code.UNEXPECTED: (Severity.ERROR, "A fault of this program."),
     Code.NOT_LOAD_BALANCER: (Severity.WARNING, "A labelled Service is not of type LoadBalancer."),
     Code.BAD_ANNOTATION: (Severity.WARNING, "An annotation of a labelled Service cannot be understood."),
