@@ -68,6 +68,9 @@ class FakePacketFilter:
         names = ("steered", "translated", "held", "dropped") if self.firewall else ()
         return dict.fromkeys(names, Counter(0, 0))
 
+    def versions(self) -> dict[str, str]:
+        return {}
+
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         return frozenset(name for name in interfaces if not name.replace(".", "").isalnum())
 

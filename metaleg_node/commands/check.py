@@ -10,7 +10,7 @@ from pathlib import Path
 from metaleg_node.commands.command import EX_CONFIG, Command, general_options, print_problems
 from metaleg_node.configuration import options as configuration
 from metaleg_node.configuration.config import Config, ConfigError, not_yet_effective
-from metaleg_node.core import external_ip
+from metaleg_node.core import external_ip, tried
 from metaleg_node.core.egress import survey
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Code, Problem, fails
@@ -35,12 +35,24 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"{options.config_file}: {key}: accepted, but without effect in this version")
         if hint := pools.unseen((name for _, name in socket.if_nameindex()), config):
             print(f"return_path.match: {hint}")
-        problems = (*_hook_problems(config), *_source_problems(config, options.state_dir))
+        problems = (
+            *_host_problems(options.state_dir),
+            *_hook_problems(config),
+            *_source_problems(config, options.state_dir),
+        )
     print_problems(problems)
     if fails("check", problems):
         return EX_CONFIG
     print(f"{options.config_file}: good")
     return 0
+
+
+def _host_problems(state_dir: Path) -> tuple[Problem, ...]:
+    """Where this machine is older than what was tried. It may be another one than the node."""
+    try:
+        return tuple(tried.problems(Machine(state_dir).versions()))
+    except KernelError as error:
+        return (Problem(code=Code.UNTRIED, text=str(error)),)
 
 
 def _hook_problems(config: Config) -> tuple[Problem, ...]:

@@ -55,5 +55,8 @@ class PacketFilter(Protocol):
     def counters(self) -> Mapping[str, Counter]:
         """By name: steered, translated, held, dropped; empty while it holds nothing of ours. For any thread."""
 
+    def versions(self) -> Mapping[str, str]:
+        """Of the programs that speak to the kernel, by their names."""
+
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         """Those of the interfaces that it cannot name."""

@@ -6,6 +6,7 @@ The only place that knows which module of `kernel` carries out which operation.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +50,10 @@ class Machine:
     def own_ports(self) -> Collection[int]:
         """The netlink port ids of our own rtnetlink writes."""
         return self._routing.port_ids
+
+    def versions(self) -> dict[str, str]:
+        """The kernel's, under "Linux", and those of programs by their names. Raises KernelError."""
+        return {"Linux": os.uname().release, **self.packet_filter.versions()}
 
     # --- observing ---------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from metaleg_node.lab.plan import NODES, SERVER_PORT, SERVICE_PORT, LabNode, Lab
 from tests.e2e import second_way
 from tests.e2e.scenario import NODE1, NODE2, NODE3, SETTLED
 from tests.e2e.second_way import BOTH_POOLS, HostPod, SecondWay
+from tests.lab import probes
 from tests.lab.lab import Lab
 from tests.lab.plan import LabOptions
 from tests.lab.server import Server
@@ -20,6 +21,7 @@ from tests.patience import patient
 
 ALL = {(p, f): True for p in second_way.PROTOCOLS for f in FAMILIES}
 NONE = dict.fromkeys(ALL, False)
+_DIRECT = LabService(name="dsr", number=7, pods=(), gateway=None, labelled=False)
 
 
 def services(lab: Lab, host: LabNode) -> tuple[LabService, LabService, LabService]:
@@ -59,6 +61,22 @@ class Scene:
             return last[0] == {s.name: wanted for s in self.services}
 
         assert wait_until(right, timeout), last
+
+    def serve_from_a_pod(self) -> None:
+        """Instead of the Services: as with Cilium, or with direct server return, a pod of node1 has a LoadBalancer
+        address itself, and its packets have that source before they are routed."""
+        self.lab.set_services()
+        node, pod = self.lab.namespace(NODE1), self.lab.pod(NODE1)
+        self.lab.namespace(pod).ip(
+            f"address add {a} dev lo{' nodad' if f == 6 else ''}" for f, a in _DIRECT.addresses.items()
+        )
+        node.ip(f"route add {a} via {pod.addresses[f]}" for f, a in _DIRECT.addresses.items())
+        self.second.announce(_DIRECT, NODE1)
+
+    def answers_from_a_pod(self) -> list[bool]:
+        """Whether it answers the client, by family."""
+        client, pod = self.second.machine("client"), self.lab.pod(NODE1).name
+        return [probes.tcp(client, _DIRECT.addresses[f], SERVER_PORT, patient(0.5)).by == pod for f in FAMILIES]
 
     def inside(self) -> dict[str, str]:
         """Who answers to clients inside the cluster and on the nodes' LAN, by Service, client, protocol and family."""

@@ -34,13 +34,18 @@ BGP_POOLS = [*BOTH_POOLS, second_way.advertisement("all")]
 
 
 @pytest.fixture
-def bgp() -> Iterator[Scene]:
-    """The nodes have addresses on the second network, as they need for BGP sessions."""
+def peering() -> Iterator[Scene]:
+    """The nodes have addresses on the second network, as they need for BGP sessions; no daemon runs yet."""
     with ExitStack() as stack:
         here = scene(stack, LabOptions(flavour=Flavour.IPTABLES_LEGACY), addresses=True)
         here.write([*BGP_POOLS, *peers(1, 2)])
-        here.lab.start_daemons(BGP)
         yield here
+
+
+@pytest.fixture
+def bgp(peering: Scene) -> Scene:
+    peering.lab.start_daemons(BGP)
+    return peering
 
 
 def table_20(here: Scene) -> list[str]:
@@ -68,6 +73,16 @@ def test_BGP_replies_leave_by_the_peers(bgp: Scene) -> None:
     (path,) = json.loads(answer)["paths"]
     assert (path["name"], path["table"], path["state"]) == ("bgp", 20, "active")
     assert {hop["neighbour"] for hop in path["next_hops"]} & {"reachable", "stale", "delay", "probe"}
+
+
+def test_BGP_by_rules_alone_serves_packets_that_netfilter_does_not_see(peering: Scene) -> None:
+    peering.serve_from_a_pod()
+    peering.write([*BGP_POOLS, *peers(1, 2)])
+    assert peering.answers_from_a_pod() == [False, False]
+    peering.lab.start_daemons({"return_path": {"bgp": {"enabled": True}, "match": ["rules"]}})
+    assert peering.answers_from_a_pod() == [True, True]
+    assert {line.split()[2] for line in rules_to_20(peering)} == {str(n) for n in second_way.POOL_NETWORK.values()}
+    assert "mark" not in "".join(rules_to_20(peering))
 
 
 def test_R28_no_answer_is_lost_while_peers_come_and_go(bgp: Scene) -> None:

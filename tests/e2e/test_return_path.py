@@ -142,25 +142,12 @@ def test_a_program_bound_to_an_address_of_the_pool_on_loopback(plain: Scene, mat
 
 @pytest.mark.parametrize("match", ["source", "conntrack", "rules"])
 def test_forwarded_packets_that_have_the_source_before_they_are_routed(stack: ExitStack, match: str) -> None:
-    """As with Cilium, or with direct server return: the pod itself has the LoadBalancer address."""
     plain = scene(stack, LabOptions(flavour=Flavour.IPTABLES_LEGACY))
-    plain.lab.set_services()
-    service = LabService(name="dsr", number=7, pods=(), gateway=None, labelled=False)
-    pod = plain.lab.pod(NODE1)
-    plain.lab.namespace(pod).ip(
-        [f"address add {a} dev lo{' nodad' if f == 6 else ''}" for f, a in service.addresses.items()]
-    )
-    plain.lab.namespace(NODE1).ip([f"route add {a} via {pod.addresses[f]}" for f, a in service.addresses.items()])
-    plain.second.announce(service, NODE1)
+    plain.serve_from_a_pod()
     plain.write(BOTH_POOLS)
-
-    def answered() -> list[str]:
-        client = plain.second.machine("client")
-        return [probes.tcp(client, service.addresses[f], SERVER_PORT, patient(0.5)).by for f in FAMILIES]
-
-    assert answered() == ["", ""]
+    assert plain.answers_from_a_pod() == [False, False]
     plain.lab.start_daemons(l2(match=[match]))
-    assert answered() == [pod.name] * 2
+    assert plain.answers_from_a_pod() == [True, True]
 
 
 # --- layer 2 ---------------------------------------------------------------------------------------------------------

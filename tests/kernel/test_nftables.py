@@ -267,3 +267,8 @@ def test_a_damaged_table_can_be_removed(here: Netns, change: str) -> None:
     here.run("nft", "-f", "-", stdin=FOREIGN_CHANGES[change].format(t=TABLE, E=key) + "\n")
     put(None)
     assert nftables.observe() == nftables.ABSENT
+
+
+def test_its_version_is_what_nft_tells(inside: Netns) -> None:
+    (word, version) = inside.run("nft", "--version").stdout.split()[:2]
+    assert (word, version) == ("nftables", f"v{nftables.Nftables().versions()['nft']}")

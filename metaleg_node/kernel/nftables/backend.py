@@ -107,6 +107,9 @@ class Nftables:
     def counters(self) -> Mapping[str, Counter]:
         return counters()
 
+    def versions(self) -> Mapping[str, str]:
+        return {"nft": version()}
+
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         return frozenset(name for name in interfaces if not _PLAIN_INTERFACE.fullmatch(name))
 
@@ -183,6 +186,16 @@ def counters() -> dict[str, Counter]:
         for c in found
         if c and c["table"] == NAME and c["family"] == FAMILY
     }
+
+
+def version() -> str:
+    """nft's. Raises KernelError."""
+    told = process.run(["nft", "--version"]).stdout
+    # nftables v1.0.6 (Lester Gooch #5)
+    found = re.search(r"\bv(\d\S*)", told)
+    if not found:
+        raise KernelError(f"`nft --version` tells no version: {told.strip() or 'nothing at all'}")
+    return found[1]
 
 
 def _complaint(stderr: str) -> str:
