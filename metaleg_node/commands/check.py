@@ -36,7 +36,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if hint := pools.unseen((name for _, name in socket.if_nameindex()), config):
             print(f"return_path.match: {hint}")
         problems = (
-            *_host_problems(options.state_dir),
+            *_versions(options.state_dir),
             *_hook_problems(config),
             *_source_problems(config, options.state_dir),
         )
@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _host_problems(state_dir: Path) -> tuple[Problem, ...]:
+def _versions(state_dir: Path) -> tuple[Problem, ...]:
     """Where this machine is older than what was tried. It may be another one than the node."""
     try:
         return tuple(tried.problems(Machine(state_dir).versions()))

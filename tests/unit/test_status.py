@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
