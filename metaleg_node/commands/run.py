@@ -11,6 +11,7 @@ from metaleg_node.configuration import file as config_file
 from metaleg_node.configuration.config import Config, ConfigError
 from metaleg_node.configuration.options import Options
 from metaleg_node.daemon import lock
+from metaleg_node.daemon import log as logs
 from metaleg_node.daemon.log_writer import unblocked_stderr
 from metaleg_node.daemon.service import Service
 from metaleg_node.sources.saved_state import SavedState
@@ -20,13 +21,13 @@ log = logging.getLogger(__name__)
 
 def _run(arguments: argparse.Namespace) -> int:
     watch = config_file.Watch(arguments.config)
-    with unblocked_stderr() as writer:
-        options, config = configured(arguments)
-        _need_source(config, options)
-        for key in configuration.not_yet_effective(config):
-            log.warning("%s: %s has no effect in this version", options.config_file, key)
-        with lock.single_instance():
-            Service(options, config, watch, dropped=lambda: writer.dropped).run()
+    options, config = configured(arguments)
+    _need_source(config, options)
+    for key in configuration.not_yet_effective(config):
+        log.warning("%s: %s has no effect in this version", options.config_file, key)
+    with lock.single_instance(), unblocked_stderr() as writer:
+        logs.setup(level=config.log.level, form=config.log.format)
+        Service(options, config, watch, dropped=lambda: writer.dropped).run()
     return 0
 
 
