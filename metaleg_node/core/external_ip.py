@@ -9,7 +9,7 @@ address off.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from metaleg_node.configuration.config import Config, ExternalIpSettings
@@ -72,26 +72,46 @@ def read(cluster: ClusterState, config: Config) -> WantedAddresses:
     settings = config.external_ip
     if not settings.enabled:
         return WantedAddresses()
-    claims: dict[VirtualServer, set[ObjectRef]] = defaultdict(set)
-    for service in cluster.services:
-        for address in _addresses(service, settings):
-            for server in _servers(service, address):
-                claims[server].add(service.ref)
+    claims = _claims(cluster, settings)
+    known = bool(cluster.service_cidrs or config.cluster.service_cidrs)
+    ranges: set[frozenset[Network]] = set()
     found, rejections = [], []
-    for service in cluster.services:
+    for service in sorted(cluster.services, key=lambda s: (s.created, s.ref)):
         if service.traffic_policy not in settings.traffic_policies:
             continue
         for address in _addresses(service, settings):
             one = _external(service, address)
-            taken = {s: claims[s] - {service.ref} for s in one.servers if len(claims[s]) > 1}
-            rejections += [Rejection(ref=service.ref, reason=_collision(s, refs)) for s, refs in taken.items()]
+            if not one.obstacle and address not in service.ingress and not known:
+                one = replace(one, servers=(), obstacle=f"{address} may be any Service's own; {_SET_SERVICE_CIDRS}")
+            if not one.obstacle and sum(map(len, ranges | {one.sources})) > config.egress.max_networks:
+                one = replace(one, servers=(), obstacle=f"{address}: {_TOO_MANY}")
+            ranges |= {one.sources} if one.servers else set()
+            taken = [server for server in one.servers if len(claims[server]) > 1]
+            if taken:
+                reason = _collision(taken, claims[taken[0]], service.ref)
+                rejections.append(Rejection(ref=service.ref, reason=reason))
             if one.obstacle and address not in service.proxied:
                 rejections.append(Rejection(ref=service.ref, reason=f"External-IP: {one.obstacle}"))
-            servers = tuple(server for server in one.servers if server not in taken)
+            servers = tuple(server for server in one.servers if len(claims[server]) == 1)
             if taken and not servers:
                 one = replace(one, obstacle="other Services claim it on the same ports")
             found.append(replace(one, servers=servers))
     return WantedAddresses(addresses=tuple(found), rejections=tuple(rejections))
+
+
+_SET_SERVICE_CIDRS = "as no Service network is known, it is left alone; set cluster.service_cidrs"
+_TOO_MANY = "with its loadBalancerSourceRanges there would be more networks than egress.max_networks; it is left alone"
+_NAMED = 3
+
+
+def _claims(cluster: ClusterState, settings: ExternalIpSettings) -> dict[VirtualServer, list[ObjectRef]]:
+    """Who claims what, in order."""
+    claims: dict[VirtualServer, list[ObjectRef]] = defaultdict(list)
+    for service in sorted(cluster.services, key=lambda s: s.ref):
+        for address in _addresses(service, settings):
+            for server in _servers(service, address):
+                claims[server].append(service.ref)
+    return claims
 
 
 def _addresses(service: Service, settings: ExternalIpSettings) -> Iterator[Address]:
@@ -129,8 +149,12 @@ def _external(service: Service, address: Address) -> ExternalAddress:
     )
 
 
-def _collision(server: VirtualServer, refs: Iterable[ObjectRef]) -> str:
-    return f"External-IP: {server} is claimed by {', '.join(map(str, sorted(refs)))}, too; it is left to kube-proxy"
+def _collision(taken: Sequence[VirtualServer], claims: Sequence[ObjectRef], me: ObjectRef) -> str:
+    """Why a Service has less than it asks for: the first of what others claim, and some of them."""
+    more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
+    others = [str(ref) for ref in claims[: _NAMED + 1] if ref != me][:_NAMED]
+    rest = f" and {len(claims) - 1 - len(others)} more" if len(claims) - 1 > len(others) else ""
+    return f"External-IP: {taken[0]}{more} is claimed by {', '.join(others)}{rest}, too; it is left to kube-proxy"
 
 
 # --- this node's part ------------------------------------------------------------------------------------------------
@@ -145,7 +169,9 @@ def decide(
     wanted: WantedAddresses, settings: ExternalIpSettings, node: Node | None, host: Host, networks: ClusterNetworks
 ) -> Decided:
     """This node's part: the addresses that IPVS serves here, and serves at their ClusterIP. `node` is this one."""
-    present = tuple(_here(one, host) for one in wanted.addresses)
+    inside = Membership(networks.cluster)
+    stolen = [one for one in wanted.addresses if not one.obstacle and one.address in inside]
+    present = tuple(_here(one, host, inside) for one in wanted.addresses)
     targets: dict[VirtualServer, Target] = {}
     for one in present:
         if one.cluster_ip and not one.obstacle:
@@ -161,7 +187,10 @@ def decide(
     part = ExternalIp(targets=targets, clients=networks.pods, masquerade_mark=settings.masquerade_mark)
     contribution = Contribution(
         parts=(part,) if targets else (),
-        rejections=wanted.rejections,
+        rejections=(
+            *wanted.rejections,
+            *(Rejection(ref=one.service, reason=f"External-IP: {one.address} {_INSIDE}") for one in stolen),
+        ),
         problems=(_NO_PODS,) if targets and not networks.pods else (),
     )
     return Decided(contribution=contribution, addresses=present)
@@ -174,7 +203,12 @@ _NO_PODS = Problem(
 )
 
 
-def _here(one: ExternalAddress, host: Host) -> ExternalAddress:
+_INSIDE = "is a node's, a pod's or a Service's own, so nobody else's; it is left alone"
+
+
+def _here(one: ExternalAddress, host: Host, inside: Membership) -> ExternalAddress:
+    if not one.obstacle and one.address in inside:
+        return replace(one, obstacle=f"{one.address} {_INSIDE}")
     served = host.addresses_of.get(INTERFACE)
     if one.obstacle or (served and one.address in served and one.cluster_ip in served):
         return one

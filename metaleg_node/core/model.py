@@ -88,6 +88,12 @@ class ServicePort:
     port: int
 
 
+def short_name(text: str) -> str:
+    """A name for something that tenants write, such that nobody finds another text of the same name; empty for an empty
+    text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32] if text else ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationFilter:
     """Destinations that stay as they are, and (when not empty) the only ones that count. `key` is a short name, the
@@ -100,7 +106,7 @@ class DestinationFilter:
     def __post_init__(self) -> None:
         if self.exclude or self.only:
             text = ";".join(",".join(sorted(map(str, nets))) for nets in (self.exclude, self.only))
-            object.__setattr__(self, "key", hashlib.sha256(text.encode()).hexdigest()[:12])
+            object.__setattr__(self, "key", short_name(text))
 
     @property
     def size(self) -> int:

@@ -212,6 +212,7 @@ def _gateway(plan: Plan, firewall: Firewall, slot: Slot, base: int) -> GatewaySt
         for route in plan.desired.state.routing.routes
         if route.table == base + slot
         for hop in route.next_hops
+        if hop.gateway
     }
     mark = f"{firewall.mark(slot):#010x}"
     node = str(firewall.part(Egress).gateways[slot])

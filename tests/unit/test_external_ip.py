@@ -15,7 +15,7 @@ from metaleg_node.core.compare import diff, flows
 from metaleg_node.core.egress import survey
 from metaleg_node.core.external_ip import INTERFACE
 from metaleg_node.core.firewall.external_ip import ExternalIp
-from metaleg_node.core.model import Flow, Host, Service, ServicePort
+from metaleg_node.core.model import Flow, Host, Network, Service, ServicePort
 from metaleg_node.core.problems import Code
 from tests.firewalls import EXTERNAL, networks, target, virtual_server, wall
 from tests.unit.builders import A, addresses, assembled, cluster, config, node, service
@@ -24,6 +24,7 @@ LB, LB6, OTHER = "192.0.2.210", "2001:db8:1::210", "192.0.2.211"
 IP, IP6 = "10.96.0.10", "fd00:96::10"
 ON = "[external_ip]\nenabled = true\n"
 EVERYTHING = f'{ON}traffic_policies = ["Local", "Cluster"]\nexternal_ips = true\n'
+WITH_NETWORKS = f'{EVERYTHING}[cluster]\nservice_cidrs = ["10.96.0.0/16", "fd00:96::/112"]\n'
 SERVED = (LB, LB6, OTHER, IP, IP6)
 
 
@@ -75,7 +76,7 @@ LEADS = {
     "not of type LoadBalancer": ((local(type="ClusterIP"),), EVERYTHING, {}),
     "externalIPs, when asked for": (
         (local(type="ClusterIP", external_ips=addresses((OTHER,))),),
-        EVERYTHING,
+        WITH_NETWORKS,
         {f"{OTHER} TCP 80": IP},
     ),
     "externalIPs, when not": ((local(type="ClusterIP", external_ips=addresses((OTHER,))),), ON, {}),
@@ -121,14 +122,55 @@ def test_an_address_is_left_alone_with_a_reason(name: str) -> None:
     assert any(reason in rejection.reason for rejection in found.rejections) is told
 
 
+@pytest.mark.parametrize("stolen", ["10.96.0.99", "10.0.0.2", "10.244.2.7", "fd00:96::77"])
+def test_nobody_takes_an_address_that_is_the_clusters_own(stolen: str) -> None:
+    """Another Service's ClusterIP, above all, which is on kube-ipvs0 as well: the cluster's DNS, for example."""
+    thief = local(type="ClusterIP", external_ips=addresses((stolen,)), ingress=())
+    found = decide(thief, text=WITH_NETWORKS, served=(*SERVED, stolen))
+    assert targets(found) == {}
+    assert any(f"{stolen} is a node's, a pod's or a Service's own" in r.reason for r in found.rejections)
+
+
+def test_without_service_networks_external_ips_are_left_alone() -> None:
+    found = decide(local(type="ClusterIP", external_ips=addresses((OTHER,))), text=EVERYTHING)
+    assert targets(found) == {}
+    assert any("set cluster.service_cidrs" in rejection.reason for rejection in found.rejections)
+
+
+def test_source_ranges_are_bounded_for_all_services_together() -> None:
+    def ranges(number: int) -> tuple[Network, ...]:
+        return tuple(networks(*(f"10.{number}.{n}.0/25" for n in range(200))))
+
+    services = [
+        local(f"s{n}", ingress=addresses((f"192.0.2.{n}",)), source_ranges=ranges(n), created=f"2024-01-0{n}T00:00:00Z")
+        for n in (3, 1, 2)
+    ]
+    found = decide(
+        *services, text=f"{ON}[egress]\nmax_networks = 400\n", served=("192.0.2.1", "192.0.2.2", "192.0.2.3", IP)
+    )
+    assert sorted(server.split()[0] for server in targets(found)) == ["192.0.2.1", "192.0.2.2"]
+    assert [str(r.ref) for r in found.rejections] == ["Service shop/s3"]
+
+
+def test_many_services_with_one_address_cost_what_they_are() -> None:
+    ports = tuple(ServicePort(protocol="TCP", port=n) for n in range(1, 101))
+    services = [local(f"s{n:03}", ingress=addresses((LB,)), ports=ports) for n in range(100)]
+    found = decide(*services)
+    assert len(found.rejections) == 100
+    assert max(len(rejection.reason) for rejection in found.rejections) < 300
+    assert "(and 99 more) is claimed by Service shop/s001, Service shop/s002, Service shop/s003 and 96 more" in (
+        found.rejections[0].reason
+    )
+
+
 def test_what_two_services_claim_is_left_to_kube_proxy() -> None:
     """Also when only one of them counts."""
     second = (ServicePort(protocol="TCP", port=80), ServicePort(protocol="TCP", port=81))
     found = decide(local(), local("other", ports=second, ingress=addresses((LB,)), cluster_ips=addresses((OTHER,))))
     assert targets(found) == {f"{LB6} TCP 80": IP6, f"{LB} TCP 81": OTHER}
-    assert reasons(found) == ["other Services claim it on the same ports", "", ""]
-    assert [str(r.ref) for r in found.rejections] == ["Service shop/web", "Service shop/other"]
-    assert f"{LB} TCP 80 is claimed by Service shop/other, too" in found.rejections[0].reason
+    assert reasons(found) == ["", "other Services claim it on the same ports", ""]
+    assert [str(r.ref) for r in found.rejections] == ["Service shop/other", "Service shop/web"]
+    assert f"{LB} TCP 80 is claimed by Service shop/other, too" in found.rejections[1].reason
     assert targets(decide(local(), local("other", traffic_policy="Cluster"))) == {}
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from metaleg_node.core.changes import Action, Change, between, change, listed
 from metaleg_node.core.firewall.part import Numbers, Part, collection
-from metaleg_node.core.model import Address, Network
+from metaleg_node.core.model import Address, Network, short_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +30,11 @@ class Target:
     cluster_ip: Address
     sources: frozenset[Network] = frozenset()
     host: bool = True
+    key: str = field(init=False, compare=False)
+    """A short name of its sources, the same for the same networks; empty where all may come."""
 
-    @property
-    def key(self) -> str:
-        """A short name of its sources, the same for the same networks; empty where all may come."""
-        text = ",".join(sorted(map(str, self.sources)))
-        return hashlib.sha256(text.encode()).hexdigest()[:12] if text else ""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", short_name(",".join(sorted(map(str, self.sources)))))
 
     def __str__(self) -> str:
         some = f" for {listed(self.sources)}" if self.sources else ""

@@ -337,12 +337,19 @@ def names(reader: Reader, path: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+MAX_NETWORKS = 256
+"""Of one list: whoever may write an object could write thousands."""
+
+
 def every_network(reader: Reader, path: str) -> tuple[Network, ...] | None:
     """A list of networks, those of all addresses included. None if anything in it is wrong, which costs only what the
     list is for."""
     value = reader.value(path)
     if not isinstance(value, list):
         return () if value is None or reader.items(path) else None
+    if len(value) > MAX_NETWORKS:
+        reader.reject(path, f"{len(value)} networks", f"at most {MAX_NETWORKS}")
+        return None
     found = [network_of(item.strip() if isinstance(item, str) else item, least=0) for item in value]
     for index, network in enumerate(found):
         if isinstance(network, str):
