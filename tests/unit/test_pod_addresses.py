@@ -145,6 +145,16 @@ def test_a_label_that_is_neither_true_nor_false_is_told(value: str, told: bool) 
     assert bool([r for r in found.rejections if 'only "true" counts' in r.reason]) is told
 
 
+def test_a_label_or_annotation_with_a_typo_is_told() -> None:
+    label = config().egress.label
+    mistaken = service("web", labels={label.lower(): "true"}, annotations={"metaleg.de/only-cidr": "10.0.0.0/8"})
+    reasons = [rejection.reason for rejection in take(cluster(services=[mistaken]), config()).rejections]
+    assert f"label {label.lower()} does not count; egress.label is {label}" in reasons
+    assert "annotation metaleg.de/only-cidr has no meaning; there are metaleg.de/exclude-cidrs and" in "\n".join(
+        reasons
+    )
+
+
 def test_pod_networks_may_come_from_the_configuration() -> None:
     state = cluster(nodes=[node("a", pods=()), node("b", pods=()), node("c", pods=())])
     assert claimed(state, '[cluster]\npod_cidrs = ["10.244.0.0/16"]') == {"web": ["10.244.1.5", "10.244.2.5"]}

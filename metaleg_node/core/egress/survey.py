@@ -31,6 +31,7 @@ from metaleg_node.core.model import (
 )
 from metaleg_node.core.networks import Membership
 from metaleg_node.core.objects import metallb
+from metaleg_node.core.objects.annotations import EXCLUDE, ONLY
 from metaleg_node.core.problems import Code, Problem
 
 _SECOND = len("2024-05-01T08:00:00")
@@ -137,7 +138,7 @@ def take(cluster: ClusterState, config: Config, awaited: Set[ObjectRef] = frozen
     requests = _within_quota(requests, config.egress.max_networks)
     pods, refused = _claims(requests, cluster, checks)
     rejections += refused
-    rejections += _unclear_labels(cluster.services, config.egress.label)
+    rejections += _unclear(cluster.services, config.egress.label)
     rejections += [rejection for request in requests for rejection in _second_addresses(request)]
     services = [one for request in requests for one in _families(request, pods[request.service.ref].values())]
     sources = {one.source for one in services if one.source}
@@ -193,11 +194,18 @@ def _served(services: Iterable[Service], slices: Iterable[EndpointSlice]) -> fro
     return frozenset(p.port for s in ours for p in s.ports if p.protocol in ("UDP", "SCTP"))
 
 
-def _unclear_labels(services: Iterable[Service], label: str) -> Iterator[Rejection]:
+def _unclear(services: Iterable[Service], label: str) -> Iterator[Rejection]:
+    """What was probably meant for us, but is not understood: a tenant's restriction, for example, with a typo."""
     for service in services:
         value = service.labels.get(label, "true")
         if value not in ("true", "false"):
             yield Rejection(ref=service.ref, reason=f'label {label} is "{value}"; only "true" counts')
+        for key in service.labels:
+            if key != label and key.lower() == label.lower():
+                yield Rejection(ref=service.ref, reason=f"label {key} does not count; egress.label is {label}")
+        for name in service.annotations.keys() - {EXCLUDE, ONLY}:
+            known = f"{EXCLUDE} and {ONLY}"
+            yield Rejection(ref=service.ref, reason=f"annotation {name} has no meaning; there are {known}")
 
 
 def _about(service: Service, announcements: Iterable[Announcement]) -> list[Announcement]:
@@ -249,7 +257,8 @@ def choose_gateway(
             f", preferred to {_some([n for n in names if n != best.node])}" if ambiguous else ""
         )
         return Gateway(node=nodes[best.node], why=why, ambiguous=ambiguous)
-    detail = "no node announces it: there is no ServiceL2Status, ServiceBGPStatus or event about it as new as itself"
+    objects = "ServiceL2Status, ServiceBGPStatus or event"
+    detail = f"no node announces it: there is no {objects} about it that is not older than the Service"
     return Obstacle(code=Code.NO_GATEWAY, detail=detail)
 
 
