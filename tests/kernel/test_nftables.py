@@ -16,7 +16,7 @@ from metaleg_node.core.model import NodeName, Slot
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.nftables import backend as nftables
 from metaleg_node.kernel.nftables.layout import render
-from metaleg_node.kernel.nftables.script import transaction
+from metaleg_node.kernel.nftables.script import transactions
 from tests.firewalls import FIREWALLS, FULL, STEER, but, flat
 from tests.netns import Netns
 from tests.property.test_convergence import sound_states
@@ -45,7 +45,7 @@ def here(netns: Netns) -> Iterator[Netns]:
         yield netns
 
 
-def put(firewall: Firewall | None) -> bool:
+def put(firewall: Firewall | None) -> int:
     """One apply from what is there; tells whether there was a transaction."""
     return nftables.apply(nftables.observe(), firewall)[1]
 
@@ -54,7 +54,7 @@ def assert_holds(firewall: Firewall) -> None:
     seen = nftables.observe()
     assert seen.firewall == firewall
     assert nftables.damage(seen) == ()
-    assert transaction(seen.table, render(firewall)) == ""
+    assert transactions(seen.table, render(firewall)) == ()
 
 
 @pytest.mark.usefixtures("here")
@@ -237,6 +237,18 @@ def test_what_others_change_is_seen_and_one_apply_repairs_it(here: Netns, change
     assert harm or seen.firewall != FULL, "the change goes unnoticed"
     assert put(FULL)
     assert_holds(FULL)
+
+
+def test_sets_are_filled_before_and_emptied_after_the_rules_that_ask_them() -> None:
+    without, restricted = render(but(FULL, filters={}, pods={})), render(FULL)
+    filled, changed = transactions(without, restricted)
+    assert "add chain" not in filled
+    assert "add rule" not in filled
+    assert "add element inet metaleg_node exclude4_f" in filled
+    assert "add element inet metaleg_node exclude4_f" not in changed
+    changed, emptied = transactions(restricted, without)
+    assert "delete set" not in changed
+    assert {line.split()[0:2] == ["delete", "set"] for line in emptied.splitlines()} == {True}
 
 
 @pytest.mark.usefixtures("here")

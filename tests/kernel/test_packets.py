@@ -11,6 +11,7 @@ import json
 import re
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from ipaddress import ip_address
 
@@ -359,6 +360,42 @@ def test_a_reply_that_leaves_by_its_path_has_no_mark_any_more(net: Net, egress: 
     assert net.seen(net.server()) == []
     counted = re.findall(r"counter packets (\d+)", net.node.run("nft", "list", "table", "inet", "watch").stdout)
     assert counted == ["1", "0"], "marked until it is about to leave, and then no more"
+
+
+@pytest.mark.parametrize("pod", [STEER, SNAT], ids=["steered", "translated"])
+def test_F33_destinations_that_come_and_go_let_nothing_out_in_between(net: Net, pod: EgressPod) -> None:
+    """While the kernel commits a packet may meet new rules and old sets: "not one of the only ones" is true then."""
+    everywhere = DestinationFilter(only=networks("0.0.0.0/0", "::/0"))
+    restricted = dataclasses.replace(pod, filter=everywhere.key)
+    net.put(pod)
+    server, over = net.server(), threading.Event()
+
+    def send() -> None:
+        with net.pod.inside():
+            while not over.is_set():
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flow:
+                    flow.bind((POD, 0))
+                    flow.sendto(b"x", server.getsockname())
+        with net.pod.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flow:
+            flow.sendto(b"last", server.getsockname())
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    seen: set[str] = set()
+
+    def listen() -> None:
+        while (got := server.recvfrom(9))[0] != b"last":
+            seen.add(got[1][0])
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    for _ in range(60):
+        net.put(restricted, filters={everywhere.key: everywhere})
+        net.put(pod)
+    over.set()
+    sender.join()
+    listener.join()
+    assert seen == {str(pod.source or POD)}, seen
 
 
 # --- holding ---------------------------------------------------------------------------------------------------------

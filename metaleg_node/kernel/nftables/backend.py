@@ -20,7 +20,7 @@ from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
 from metaleg_node.kernel.nftables.layout import also, maker, render, understand
 from metaleg_node.kernel.nftables.listing import parse
-from metaleg_node.kernel.nftables.script import differ, transaction
+from metaleg_node.kernel.nftables.script import differ, transactions
 from metaleg_node.kernel.nftables.table import FAMILY, NAME, TABLE, Table
 from metaleg_node.kernel.nftables.watch import Watch, generation
 from metaleg_node.kernel.packet_filter import Counter, View
@@ -158,21 +158,20 @@ def damage(observed: Observed) -> tuple[Damage, ...]:
     return tuple(Damage(what=name) for name in names)
 
 
-def apply(observed: Observed, desired: Firewall | None) -> tuple[Observed, bool]:
-    """Makes the kernel hold `desired`, given what was observed; one transaction, none when nothing differs.
+def apply(observed: Observed, desired: Firewall | None) -> tuple[Observed, int]:
+    """Makes the kernel hold `desired`, given what was observed; see `transactions`.
 
-    Returns what the kernel holds now, and whether there was a transaction. Raises KernelError; the kernel is then
-    unchanged.
+    Returns what the kernel holds now, and how many transactions there were. Raises KernelError; what packets meet is
+    then unchanged, unless the sets that were used until now could not be taken away.
     """
     after = render(desired) if desired else None
-    script = transaction(observed.table, after)
-    if script:
-        if observed.firewall and desired:
-            script += "".join(f"{line}\n" for line in also(observed.firewall, desired))
-        done = process.run(["nft", "-f", "-"], stdin=script)
+    scripts = transactions(observed.table, after)
+    moved = "".join(f"{line}\n" for line in also(observed.firewall, desired)) if observed.firewall and desired else ""
+    for number, script in enumerate(scripts):
+        done = process.run(["nft", "-f", "-"], stdin=script + ("" if number else moved))
         if done.returncode:
             raise KernelError(f"nft refused the change of table {TABLE}: {_complaint(done.stderr)}")
-    return Observed(table=after, firewall=desired), bool(script)
+    return Observed(table=after, firewall=desired), len(scripts)
 
 
 def counters() -> dict[str, Counter]:

@@ -1,9 +1,10 @@
-"""The difference between two tables as an nft script: one transaction, which grows with what differs alone."""
+"""The difference between two tables as nft scripts, which grow with what differs alone."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.nftables.table import TABLE, Chain, Set, Table
@@ -12,14 +13,30 @@ _PLAIN = re.compile(r"[-A-Za-z0-9_.:/@+ ]*")
 """All that keys, values and comments of ours consist of."""
 
 
-def transaction(before: Table | None, after: Table | None) -> str:
-    """The nft script that turns one table into the other; empty when they are the same."""
+def transactions(before: Table | None, after: Table | None) -> tuple[str, ...]:
+    """The nft scripts that turn one table into the other, in order; none when they are the same.
+
+    What packets meet changes in one of them. A set whose rules come or go with it is filled in a transaction before,
+    and emptied in one after: while the kernel commits, a packet may meet the rules of the one generation and the
+    elements of the other, and "in none of these networks" would be true of all (31 of half a million packets left with
+    the node's address so).
+    """
     if after is None:
-        return f"delete table {TABLE}\n" if before else ""
+        return (f"delete table {TABLE}\n",) if before else ()
     if before is None or _must_rebuild(before, after):
-        return "\n".join([f"add table {TABLE}", f"delete table {TABLE}", *_create(after)]) + "\n"
-    lines = [*_grow(before, after), *_elements(before, after), *_shrink(before, after)]
-    return "\n".join(lines) + "\n" if lines else ""
+        return (_script([f"add table {TABLE}", f"delete table {TABLE}", *_create(after)]),)
+    first = {n: s for n, s in after.sets.items() if n not in before.sets and not s.value_type and s.elements}
+    last = {n: s for n, s in before.sets.items() if n not in after.sets and not s.value_type}
+    ready = replace(before, sets={**before.sets, **first})
+    done = replace(after, sets={**after.sets, **last})
+    filled = [line for n, s in first.items() for line in (_declare_set(n, s), *_add_elements(n, s, s.elements))]
+    changed = [*_grow(ready, done), *_elements(ready, done), *_shrink(ready, done)]
+    emptied = [f"delete set {TABLE} {name}" for name in last]
+    return tuple(_script(lines) for lines in (filled, changed, emptied) if lines)
+
+
+def _script(lines: list[str]) -> str:
+    return "\n".join(lines) + "\n"
 
 
 def _must_rebuild(before: Table, after: Table) -> bool:
@@ -99,10 +116,10 @@ def _plain(text: str) -> str:
 
 
 def _shrink(before: Table, after: Table) -> Iterator[str]:
-    """Chains and sets that are no longer needed; nothing refers to a chain once all of them are empty."""
+    """Chains and maps that are no longer needed; nothing refers to a chain once all of them are empty."""
     chains = [name for name in before.chains if name not in after.chains]
-    sets = {name: "map" if s.value_type else "set" for name, s in before.sets.items() if name not in after.sets}
-    yield from (f"flush {what} {TABLE} {name}" for name, what in sets.items())
+    maps = [name for name in before.sets if name not in after.sets]
+    yield from (f"flush map {TABLE} {name}" for name in maps)
     yield from (f"flush chain {TABLE} {name}" for name in chains)
     yield from (f"delete chain {TABLE} {name}" for name in chains)
-    yield from (f"delete {what} {TABLE} {name}" for name, what in sets.items())
+    yield from (f"delete map {TABLE} {name}" for name in maps)
