@@ -114,6 +114,7 @@ class Manager:
 
 @pytest.fixture
 def manager(netns: Netns, tmp_path: Path) -> Iterator[Manager]:
+    netns.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
     manager = Manager(netns, tmp_path)
     yield manager
     manager.close()

@@ -239,16 +239,18 @@ def test_what_others_change_is_seen_and_one_apply_repairs_it(here: Netns, change
     assert_holds(FULL)
 
 
-def test_sets_are_filled_before_and_emptied_after_the_rules_that_ask_them() -> None:
+def test_what_is_new_comes_before_and_what_is_old_goes_after_what_packets_meet() -> None:
     without, restricted = render(but(FULL, filters={}, pods={})), render(FULL)
-    filled, changed = transactions(without, restricted)
-    assert "add chain" not in filled
-    assert "add rule" not in filled
-    assert "add element inet metaleg_node exclude4_f" in filled
-    assert "add element inet metaleg_node exclude4_f" not in changed
-    changed, emptied = transactions(restricted, without)
-    assert "delete set" not in changed
-    assert {line.split()[0:2] == ["delete", "set"] for line in emptied.splitlines()} == {True}
+    new, changed = transactions(without, restricted)
+    assert "add rule inet metaleg_node steer_1 " in new
+    assert "add element inet metaleg_node exclude4_f" in new
+    assert "add element inet metaleg_node pods4 " not in new
+    assert "add element inet metaleg_node pods4 " in changed
+    assert "add rule" not in changed
+    changed, gone = transactions(restricted, without)
+    assert "delete element inet metaleg_node pods4 " in changed
+    assert "delete chain inet metaleg_node steer_1\n" in gone
+    assert {line.split()[0] for line in gone.splitlines()} == {"flush", "delete"}
 
 
 @pytest.mark.usefixtures("here")

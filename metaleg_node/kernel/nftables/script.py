@@ -16,23 +16,27 @@ _PLAIN = re.compile(r"[-A-Za-z0-9_.:/@+ ]*")
 def transactions(before: Table | None, after: Table | None) -> tuple[str, ...]:
     """The nft scripts that turn one table into the other, in order; none when they are the same.
 
-    What packets meet changes in one of them. A set whose rules come or go with it is filled in a transaction before,
-    and emptied in one after: while the kernel commits, a packet may meet the rules of the one generation and the
-    elements of the other, and "in none of these networks" would be true of all (31 of half a million packets left with
-    the node's address so).
+    What packets meet changes in one of them. What is new and what is no longer needed comes in a transaction before and
+    goes in one after: while the kernel commits, a packet may meet the rules of the one generation and the elements of
+    the other. A chain then has no rules yet, and "in none of these networks" is true of all: of half a million packets
+    31 left with the node's address.
     """
     if after is None:
         return (f"delete table {TABLE}\n",) if before else ()
     if before is None or _must_rebuild(before, after):
         return (_script([f"add table {TABLE}", f"delete table {TABLE}", *_create(after)]),)
-    first = {n: s for n, s in after.sets.items() if n not in before.sets and not s.value_type and s.elements}
-    last = {n: s for n, s in before.sets.items() if n not in after.sets and not s.value_type}
-    ready = replace(before, sets={**before.sets, **first})
-    done = replace(after, sets={**after.sets, **last})
-    filled = [line for n, s in first.items() for line in (_declare_set(n, s), *_add_elements(n, s, s.elements))]
-    changed = [*_grow(ready, done), *_elements(ready, done), *_shrink(ready, done)]
-    emptied = [f"delete set {TABLE} {name}" for name in last]
-    return tuple(_script(lines) for lines in (filled, changed, emptied) if lines)
+    ready = replace(
+        before,
+        sets={**{n: s for n, s in after.sets.items() if n not in before.sets}, **before.sets},
+        chains={**{n: c for n, c in after.chains.items() if n not in before.chains and not c.hook}, **before.chains},
+    )
+    kept = replace(after, sets={**before.sets, **after.sets}, chains={**before.chains, **after.chains})
+    steps = (
+        [*_grow(before, ready), *_elements(before, ready)],
+        [*_grow(ready, kept), *_elements(ready, kept)],
+        [*_shrink(kept, after)],
+    )
+    return tuple(_script(lines) for lines in steps if lines)
 
 
 def _script(lines: list[str]) -> str:
@@ -116,10 +120,10 @@ def _plain(text: str) -> str:
 
 
 def _shrink(before: Table, after: Table) -> Iterator[str]:
-    """Chains and maps that are no longer needed; nothing refers to a chain once all of them are empty."""
+    """Chains and sets that are no longer needed; nothing refers to a chain once all of them are empty."""
     chains = [name for name in before.chains if name not in after.chains]
-    maps = [name for name in before.sets if name not in after.sets]
-    yield from (f"flush map {TABLE} {name}" for name in maps)
+    sets = {name: "map" if s.value_type else "set" for name, s in before.sets.items() if name not in after.sets}
+    yield from (f"flush {what} {TABLE} {name}" for name, what in sets.items())
     yield from (f"flush chain {TABLE} {name}" for name in chains)
     yield from (f"delete chain {TABLE} {name}" for name in chains)
-    yield from (f"delete map {TABLE} {name}" for name in maps)
+    yield from (f"delete {what} {TABLE} {name}" for name, what in sets.items())
