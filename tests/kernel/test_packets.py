@@ -389,7 +389,7 @@ def test_F33_destinations_that_come_and_go_let_nothing_out_in_between(net: Net, 
 
     listener = threading.Thread(target=listen)
     listener.start()
-    for _ in range(60):
+    for _ in range(40):
         net.put(restricted, filters={everywhere.key: everywhere})
         net.put(pod)
     over.set()
