@@ -77,7 +77,7 @@ class DeleteForeignRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutFirewall:
-    """Makes the packet filter hold this, in one transaction; None: nothing of ours."""
+    """Makes the packet filter hold this, such that what packets meet changes at once; None: nothing of ours."""
 
     firewall: Firewall | None
 

@@ -1,4 +1,4 @@
-"""The packet filter by nftables: one table, one transaction for each change.
+"""The packet filter by nftables: one table; what packets meet changes in one transaction.
 
 Only `table inet metaleg_node` is ever read or written. It is remembered from one look to the next, since listing ten
 thousand elements costs more than all the rest; the ruleset's generation tells when a look must be a real one.
