@@ -105,6 +105,10 @@ class Manager:
     def log(self) -> str:
         return (self.directory / "log").read_text()
 
+    def logs(self, text: str) -> bool:
+        """Whether that comes into the log, which is written beside the loop: what it has told others may be first."""
+        return wait_until(lambda: text in self.log(), TIMEOUT)
+
     def close(self) -> None:
         self._socket.close()
         if self._process:
@@ -182,7 +186,7 @@ def test_half_a_configuration_and_an_empty_one_are_not_taken(manager: Manager) -
         assert [manager.hear() for _ in range(3)] == ["WATCHDOG=1"] * 3
         writer.write("[egress]\nenabled = false\n")
     manager.until("READY=1")
-    assert "configuration read again: no change" in manager.log()
+    assert manager.logs("configuration read again: no change"), manager.log()
     assert "configuration read again: changed" not in manager.log()
 
     file.write_text("")
@@ -250,7 +254,7 @@ def test_without_api_and_state_those_who_wait_go_on_after_ten_seconds(manager: M
     problem = f"Kubernetes API {NOWHERE}: connection refused"
     assert last_status(told) == f"STATUS=waiting for the Kubernetes API ({place}); 1 problem: {problem}"
     assert 10 <= taken < 20, "from the start of the process, so the time that this takes is in it"
-    assert "nothing complete was applied within 10 s" in manager.log()
+    assert manager.logs("nothing complete was applied within 10 s"), manager.log()
     assert not has_table(manager)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import yaml
 
+from metaleg_node.lab.daemons import wait_until
 from tests.api.harness import write_kubeconfig
 from tests.e2e.api_lab import api_lab
-from tests.e2e.scenario import NODE3, egress_service, sources, texts
+from tests.e2e.scenario import NODE3, SETTLED, egress_service, sources, texts
 from tests.package.node import Node
 
 KUBECONFIG = "/etc/metaleg-node/kubeconfig"
@@ -95,9 +96,10 @@ def test_a_state_directory_that_has_become_read_only_keeps_no_rule_from_the_kern
         container.run("mount", "-o", "remount,ro", place)
         fresh.start()
         fresh.expect(fresh.address)
-        done = fresh.status()
-        assert done.returncode == 1
-        assert f"cannot write {place}/sysctls.json: Read-only file system" in done.stdout
+        # The packets' new source is there a moment before the report of the reconcile that made it.
+        told = f"cannot write {place}/sysctls.json: Read-only file system"
+        assert wait_until(lambda: told in fresh.status().stdout, SETTLED), fresh.status().stdout
+        assert fresh.status().returncode == 1
     finally:
         container.run("systemctl", "stop", "metaleg-node")
         container.run("umount", place)
