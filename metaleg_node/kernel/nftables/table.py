@@ -7,14 +7,12 @@ still the one that was put there, whatever form this or that version of nft list
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from ipaddress import ip_address, ip_network
 
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import Address, Network, Slot
+from metaleg_node.kernel.elements import address_of, network_of, network_text
 
 FAMILY = "inet"
 NAME = "metaleg_node"
@@ -22,8 +20,6 @@ TABLE = f"{FAMILY} {NAME}"
 COUNTERS = ("steered", "translated", "held", "dropped")
 DROP = 'counter name "dropped" drop'
 IP = {4: "ip", 6: "ip6"}
-HOLDER = re.compile(r"[-A-Za-z0-9._:]{1,253}")
-"""Names of nodes and of return paths, as they stand in comments."""
 
 _NAME_CHUNK = 100
 """A comment holds 128 bytes; node names (up to 253) are spread over the comments of their chain's rules."""
@@ -150,12 +146,6 @@ def number(value: int) -> str:
     return f"{value:#010x}"
 
 
-@lru_cache(1 << 15)
-def network_text(network: Network) -> str:
-    """A network as nft lists it: a single address without its length."""
-    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
-
-
 def unmark(firewall: Firewall) -> str:
     """The mark has done its work. A tunnel hands it on to the packet that it makes of this one, which must find its own
     way."""
@@ -169,28 +159,6 @@ def set_mark(slot: Slot, firewall: Firewall) -> str:
 
 
 # --- reading back ----------------------------------------------------------------------------------------------------
-
-
-def has_slot(slot: Slot, mask: int) -> bool:
-    """Whether the mask has room for a slot."""
-    return mask > 0 and 0 < slot <= mask // (mask & -mask)
-
-
-def address_of(text: str) -> Address | None:
-    """The address that an element is, None for another thing."""
-    try:
-        return ip_address(text)
-    except ValueError:
-        return None
-
-
-@lru_cache(1 << 15)
-def network_of(text: str) -> Network | None:
-    """The network that an element is. Remembered: every comparison reads the same thousand networks again."""
-    try:
-        return ip_network(text)
-    except ValueError:
-        return None
 
 
 def numbers(elements: Iterable[str]) -> Iterator[int]:

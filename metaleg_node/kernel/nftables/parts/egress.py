@@ -16,21 +16,19 @@ from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.transit import Transit
 from metaleg_node.core.model import CONNTRACK_LABEL, Address, DestinationFilter, Holder, Network, Slot
+from metaleg_node.kernel.elements import HOLDER, address_of, has_slot
 from metaleg_node.kernel.nftables.table import (
     DROP,
-    HOLDER,
     IP,
     TABLE,
     Chain,
     Piece,
     Set,
     Table,
-    address_of,
     address_set,
     base,
     by_mark,
     chain,
-    has_slot,
     network_set,
     number,
     numbers,

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from metaleg_node.core.firewall.external_ip import ExternalIp, Target, VirtualServer
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import Network
+from metaleg_node.kernel.elements import address_of
 from metaleg_node.kernel.nftables.table import (
     IP,
     Chain,
     Piece,
     Set,
     Table,
-    address_of,
     address_set,
     base,
     chain,

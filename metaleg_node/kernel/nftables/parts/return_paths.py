@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.return_paths import ReturnPath, ReturnPaths
 from metaleg_node.core.model import MARKING, Holder, Match, Network, Slot
+from metaleg_node.kernel.elements import HOLDER, has_slot, network_of, network_text
 from metaleg_node.kernel.nftables.table import (
-    HOLDER,
     IP,
     Chain,
     Piece,
@@ -23,10 +23,7 @@ from metaleg_node.kernel.nftables.table import (
     Table,
     base,
     chain,
-    has_slot,
-    network_of,
     network_set,
-    network_text,
     set_mark,
 )
 
