@@ -6,7 +6,7 @@ server of each; iptables only marks what shall be masqueraded (kubernetes.io, "V
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from metaleg_node.core.model import FAMILIES, Address, Family
 from metaleg_node.lab.plan import NODES, POD_NETWORK, SERVER_PORT, SERVICE_PORT, LabNode, LabPod, LabService
@@ -17,6 +17,8 @@ from tests.lab.plan import Attachment, Flavour, LabOptions
 
 DEVICE = "kube-ipvs0"
 _SWITCHES = {"tcp": "-t", "udp": "-u"}
+"""ipvsadm's words for what the lab's Services serve."""
+_SWITCH_OF = {**_SWITCHES, "sctp": "--sctp-service"}
 
 
 class IpvsLab(Lab):
@@ -44,6 +46,14 @@ class IpvsLab(Lab):
             namespace.ip([f"address flush dev {DEVICE}", *_addresses(services)])
             namespace.run("ipvsadm", "--clear")
             namespace.run("ipvsadm", "--restore", stdin="\n".join(self._virtual_servers(node, services)))
+
+    def serve(self, node: LabNode, ends: Iterable[tuple[str, Address, int]], pods: tuple[LabPod, ...]) -> None:
+        """Lets a node serve further protocols, addresses and ports, which lead to those pods."""
+        served = tuple(ends)
+        bound = dict.fromkeys(address for _, address, _ in served)
+        self.namespace(node).ip(f"address replace {a} dev {DEVICE}{' nodad' * (a.version == 6)}" for a in bound)
+        lines = [line for protocol, address, port in served for line in _virtual_server(protocol, address, pods, port)]
+        self.namespace(node).run("ipvsadm", "--restore", stdin="\n".join(lines))
 
     def _virtual_servers(self, node: LabNode, services: tuple[LabService, ...]) -> Iterator[str]:
         """Input of `ipvsadm --restore`. With externalTrafficPolicy Local the address leads to the pods of this node."""
@@ -109,9 +119,11 @@ def _addresses(services: tuple[LabService, ...]) -> Iterator[str]:
                 yield f"address add {address} dev {DEVICE}{' nodad' if family == 6 else ''}"
 
 
-def _virtual_server(protocol: str, address: Address, pods: tuple[LabPod, ...]) -> Iterator[str]:
+def _virtual_server(
+    protocol: str, address: Address, pods: tuple[LabPod, ...], port: int = SERVICE_PORT
+) -> Iterator[str]:
     family: Family = 4 if address.version == 4 else 6
-    server = f"{_SWITCHES[protocol]} {_endpoint(address, SERVICE_PORT)}"
+    server = f"{_SWITCH_OF[protocol]} {_endpoint(address, port)}"
     yield f"-A {server} -s rr"
     for pod in pods:
         yield f"-a {server} -r {_endpoint(pod.addresses[family], SERVER_PORT)} -m"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from contextlib import ExitStack
+from ipaddress import ip_address
+from socket import AF_INET, IPPROTO_SCTP, SOCK_STREAM
 from typing import Any
 
 import pytest
 
-from metaleg_node.core.model import FAMILIES, Family
+from metaleg_node.core.model import FAMILIES, Address, Family
+from metaleg_node.lab import objects
 from metaleg_node.lab.daemons import wait_until
-from metaleg_node.lab.plan import SERVICE_PORT, LabNode, LabPod, LabService
+from metaleg_node.lab.plan import SERVER_PORT, SERVICE_NETWORK, SERVICE_PORT, LabNode, LabPod, LabService
 from tests.e2e.ipvs import IpvsLab
 from tests.e2e.scenario import NODE1, NODE2, NODE3, SECOND, SETTLED
+from tests.kernel_modules import needed
 from tests.lab.lab import Lab
 from tests.lab.probes import Answer, open_tcp
 from tests.patience import patient
@@ -22,6 +27,8 @@ KINDS = tuple((protocol, family) for protocol in ("tcp", "udp") for family in FA
 NEAR, FAR = LabPod(node=NODE2, number=2), LabPod(node=NODE1, number=1)
 CLIENTS: tuple[str | LabNode | LabPod, ...] = ("outside", NEAR, FAR, NODE2, NODE1)
 """The pod of the Service runs on node2."""
+CROWD = ip_address("198.18.0.0")
+"""The first address of a thousand Services."""
 
 # docs/external-ip.md has this table.
 REACHED = {
@@ -90,6 +97,55 @@ def test_who_reaches_a_local_service(release: str) -> None:
             connection.sendall(b"hello\n")
             assert connection.recv(2048)
         assert reached(lab, service) == REACHED[release]
+
+
+def beside(service: LabService, protocol: str, port: int, number: int, *addresses: Address) -> objects.Object:
+    """A Service with the ClusterIPs of that number, at those addresses."""
+    made = objects.service(dataclasses.replace(service, name=f"{protocol}-{number}"))
+    made["spec"]["ports"] = [{"protocol": protocol.upper(), "port": port}]
+    made["spec"]["clusterIPs"] = [str(SERVICE_NETWORK[f][number]) for f in FAMILIES]
+    made["status"]["loadBalancer"]["ingress"] = [{"ip": str(address)} for address in addresses]
+    return made
+
+
+def test_services_that_share_an_address_sctp_and_a_thousand_others() -> None:
+    needed("sctp")
+    with IpvsLab(falls_back=False) as lab:
+        service = web(lab)
+        lab.set_services(service)
+        shared = [beside(service, "tcp", 81, 200, *service.addresses.values())]
+        shared += [beside(service, "sctp", 82, 201, *service.addresses.values())]
+        crowd = [beside(service, "tcp", SERVICE_PORT, 1000 + n, CROWD + n) for n in range(1000)]
+        for protocol, port, number in (("tcp", 81, 200), ("sctp", 82, 201)):
+            lab.serve(NODE1, [(protocol, SERVICE_NETWORK[f][number], port) for f in FAMILIES], service.pods)
+        lab.serve(NODE1, [("tcp", CROWD + n, SERVICE_PORT) for n in range(1000)], ())
+        lab.serve(NODE1, [("tcp", SERVICE_NETWORK[4][1000 + n], SERVICE_PORT) for n in range(1000)], service.pods)
+        assert lab.ask(NODE1, "tcp", 4, patient(0.4), to=(CROWD + 999, SERVICE_PORT)).error
+        lab.start_daemons(ON)
+        lab.write_state([*lab.cluster_objects(), *shared, *crowd])
+        assert wait_until(lambda: active(lab, NODE1, 2 + 1000), SETTLED)
+        for client in (NODE1, FAR):
+            for port in (SERVICE_PORT, 81):
+                for family in FAMILIES:
+                    assert not lab.ask(client, "tcp", family, patient(1), to=(service.addresses[family], port)).error
+            assert not lab.ask(client, "tcp", 4, patient(1), to=(CROWD + 999, SERVICE_PORT)).error
+        assert associated(lab, service, FAR, 82)
+
+
+def associated(lab: Lab, service: LabService, client: LabPod, port: int) -> bool:
+    """Whether an SCTP association with the Service's pod comes to be, and carries a message back."""
+    pod, word = lab.namespace(*service.pods), b"hello"
+    with ExitStack() as stack:
+        ends = [stack.enter_context(n.socket(AF_INET, SOCK_STREAM, IPPROTO_SCTP)) for n in (pod, lab.namespace(client))]
+        listener, asking = ends
+        for end in ends:
+            end.settimeout(patient(2))
+        listener.bind(("", SERVER_PORT))
+        listener.listen()
+        asking.connect((str(service.addresses[4]), port))
+        answering = stack.enter_context(listener.accept()[0])
+        answering.sendall(word)
+        return asking.recv(100) == word
 
 
 def test_source_ranges_hold_inside_as_they_do_outside() -> None:
