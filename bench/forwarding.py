@@ -190,9 +190,14 @@ def cost(node: Namespace, case: Case) -> float:
             bursts = [sender.send(_BURST // less)]
             while time.monotonic() < end:
                 bursts.append(sender.send(_BURST // less))
-        with NetlinkSocket(NETLINK_NETFILTER) as netlink:
-            netlink.change([Request(_FORGET_CONNECTIONS, bytes(4))], "forget all connections")
+        forget_connections()
     return statistics.median(bursts)
+
+
+def forget_connections() -> None:
+    """Empties the connection table of this namespace."""
+    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+        netlink.change([Request(_FORGET_CONNECTIONS, bytes(4))], "forget all connections")
 
 
 def _by_hand(node: Namespace, *, gateway: bool) -> None:

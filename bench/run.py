@@ -1,7 +1,7 @@
 """Measures, prints a table, and with --json the figures for programs.
 
 bench/run.py [--json] [--rounds N] [NAME…]     NAME: forwarding, rules, parts, update, compare, idle, start, api,
-                                               return_path, routing, saved_state, state_file
+                                               return_path, external_ip, routing, saved_state, state_file
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import api, control, forwarding, results, return_path, routing, saved_state, state_file
+from bench import api, control, external_ip, forwarding, results, return_path, routing, saved_state, state_file
 
 MEASUREMENTS: Mapping[str, Callable[[int], list[results.Figure]]] = {
     "forwarding": forwarding.measure,
@@ -28,6 +28,7 @@ MEASUREMENTS: Mapping[str, Callable[[int], list[results.Figure]]] = {
     "start": control.start,
     "api": api.api,
     "return_path": return_path.measure,
+    "external_ip": external_ip.measure,
     "routing": routing.measure,
     "state_file": state_file.measure,
     "saved_state": saved_state.measure,
