@@ -38,6 +38,7 @@ MISSPELT = [
     (good.endpoint_slice, "endpoints.0.conditions", "terminatin", "terminating"),
     (good.node, "spec", "podCIDRS", "podCIDRs"),
     (good.pod, "status", "podIPS", "podIPs"),
+    (good.l2_status, "status", "nodeName", "node"),
 ]
 
 

@@ -17,6 +17,9 @@ from metaleg_node.core.objects.manifests import is_known, ref_for_message
 _LIKE = 0.8
 """How much alike two words are (difflib) of which one is taken for the other."""
 
+_SHORT = 3
+"""A longer word with more behind it, as nodeName for node, is taken for that word."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
@@ -105,8 +108,9 @@ def _look(raw: Mapping[str, object], kind: str, places: Mapping[str, _Place]) ->
 
 
 def _meant(key: str, place: _Place) -> str:
-    words = {word.lower(): word for word in place.read}
-    close = difflib.get_close_matches(key[:60].lower(), words, n=1, cutoff=_LIKE)
+    words, written = {word.lower(): word for word in place.read}, key[:60].lower()
+    longer = [word for word in words if len(word) > _SHORT and written.startswith(word)]
+    close = difflib.get_close_matches(written, words, n=1, cutoff=_LIKE) or longer
     return words[close[0]] if close else ""
 
 
