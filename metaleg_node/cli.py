@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 import metaleg_node
+from metaleg_node import terminal
 from metaleg_node.commands.command import EX_CONFIG, Command, Failure, add_general_options
 from metaleg_node.configuration.config import ConfigError
 from metaleg_node.daemon import lock, status
@@ -19,13 +20,14 @@ from metaleg_node.reconcile.reconciler import IncompleteError
 
 EX_USAGE = 64
 
-_COMMANDS = ("run", "apply", "plan", "cleanup", "check", "status", "kubeconfig", "import_env", "demo")
+_COMMANDS = ("run", "apply", "plan", "cleanup", "check", "status", "explain", "kubeconfig", "import_env", "demo")
 """Their modules, in the order of --help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     options = parser().parse_args(arguments)
+    terminal.setup(options.color)
     try:
         code: int = options.run(options)
     except ConfigError as error:

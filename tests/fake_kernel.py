@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from ipaddress import ip_network
 
 from metaleg_node.core.compare import diff
-from metaleg_node.core.firewall.egress import Egress, Treatment
+from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import ForeignItem, Route, RouteType, Routing, Rule
 from metaleg_node.core.node_state import NodeState
@@ -70,6 +70,9 @@ class FakePacketFilter:
 
     def versions(self) -> dict[str, str]:
         return {}
+
+    def chain(self, pod: EgressPod) -> str:
+        return f"the place of {pod.treatment}"
 
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         return frozenset(name for name in interfaces if not name.replace(".", "").isalnum())

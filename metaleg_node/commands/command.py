@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from metaleg_node import terminal
 from metaleg_node.configuration.config import Config, LogLevel
 from metaleg_node.configuration.options import Options
 from metaleg_node.core.model import ClusterState
@@ -63,6 +64,12 @@ def add_general_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help=f"for what outlasts a boot; {directory.format(STATE_DIRECTORY, DEFAULT_STATE_DIR)}",
+    )
+    parser.add_argument(
+        "--color",
+        choices=terminal.CHOICES,
+        default="auto",
+        help="colour words: auto is on a terminal, unless the variable NO_COLOR is set",
     )
     parser.add_argument("--log-level", choices=get_args(LogLevel), help="instead of log.level")
 

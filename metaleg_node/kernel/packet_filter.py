@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from metaleg_node.core.compare.diff import Damage
+from metaleg_node.core.firewall.egress import EgressPod
 from metaleg_node.core.firewall.part import Firewall
 
 
@@ -57,6 +58,9 @@ class PacketFilter(Protocol):
 
     def versions(self) -> Mapping[str, str]:
         """Of the programs that speak to the kernel, by their names."""
+
+    def chain(self, pod: EgressPod) -> str:
+        """Where in it the packets of such a pod go, for people who look there."""
 
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         """Those of the interfaces that it cannot name."""

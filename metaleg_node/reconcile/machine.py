@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from metaleg_node.core.compare import diff, flows
-from metaleg_node.core.model import FAMILIES, Family, Host, NextHop, Questions, Routing
+from metaleg_node.core.explain.situation import Lookup, Way
+from metaleg_node.core.model import FAMILIES, Address, Family, Flow, Host, NextHop, Questions, Routing
 from metaleg_node.core.others import Others
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.kernel import other_filters
@@ -88,6 +89,18 @@ class Machine:
             marks=filters.marks,
             closed=filters.closed,
         )
+
+    def way(self, question: Lookup) -> Way:
+        """Where the kernel would send such a packet. Raises KernelError."""
+        return self._routing.way(question)
+
+    def flows(self, address: Address) -> list[Flow] | None:
+        """The connections that begin at or go to an address; None where that may not be seen."""
+        try:
+            return conntrack.flows({address})
+        except KernelError as error:
+            log.debug("conntrack: %s", error)
+            return None
 
     def neighbours(self, hops: Iterable[NextHop]) -> dict[NextHop, str]:
         """What the neighbour tables say of each next hop, see `neighbours.states`. Nothing rests on it, so it is

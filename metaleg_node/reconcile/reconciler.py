@@ -17,6 +17,7 @@ from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
 from metaleg_node.core.egress import survey
+from metaleg_node.core.explain.situation import Kernel, Situation
 from metaleg_node.core.model import ClusterState, Host, NextHop, NodeName, ObjectRef, Questions
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
@@ -148,6 +149,40 @@ class Reconciler:
         )
         neighbours = self._machine.neighbours(hop for one in result.paths for hop in one.path.next_hops)
         return Plan(desired=result, steps=steps, problems=self._machine.problems, neighbours=neighbours)
+
+    def situation(self, cluster: ClusterState) -> Situation:
+        """What explanations follow from. Nothing is changed, and what this user may not see is left open. Raises
+        KernelError."""
+        known, machine = self._know(cluster), self._machine
+        gap = known.survey.gap(self.node) if self._config.egress.enabled else ""
+        unread, view = "", None
+        try:
+            view = machine.packet_filter.observe()
+        except KernelError as error:
+            unread = str(error)
+        held = view.firewall.holders if view and view.firewall else {}
+        lost = not view or view.firewall is None or bool(view.damage)
+        desired = Desired() if gap else self._decide(known, machine.host(known.questions), held, lost=lost)
+        kernel = Kernel(
+            routing=machine.routing(desired.tables),
+            firewall=view.firewall if view else None,
+            unread=unread,
+            damage=tuple(f"{one.what}: {one.reason}" for one in view.damage) if view else (),
+            place=machine.packet_filter.place,
+            chain=machine.packet_filter.chain,
+            way=machine.way,
+            flows=machine.flows,
+            neighbours=machine.neighbours({hop for one in desired.state.routing.routes for hop in one.next_hops}),
+        )
+        return Situation(
+            cluster=cluster,
+            config=self._config,
+            me=self.node,
+            survey=known.survey,
+            desired=desired,
+            kernel=kernel,
+            gap=gap,
+        )
 
     def preconditions(self, cluster: ClusterState) -> tuple[Problem, ...]:
         """What this host lacks for what this state of the cluster asks of it. Raises KernelError."""

@@ -211,3 +211,23 @@ def test_the_kubeconfig_command_tells_what_is_wrong(
     admin = write_kubeconfig(tmp_path / "admin", server.url, user={"token": "other"})
     assert cli.main(["kubeconfig", "--admin", str(admin), "--yes"]) == 1
     assert "401" in capsys.readouterr().err
+
+
+def test_explain_goes_by_the_last_known_state_while_the_api_does_not_answer(
+    server: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", server.url)
+    objects = (node("worker-1"), service("a"), l2_status("a", "worker-1"))
+    server.put(*objects)
+    assert run(tmp_path, kubeconfig, "explain", "mail/a") == 0
+    live = capsys.readouterr()
+    server.down()
+    assert run(tmp_path, kubeconfig, "explain", "mail/a") == 1
+    assert "connection refused" in capsys.readouterr().err
+    (tmp_path / "lib").mkdir(exist_ok=True)
+    (tmp_path / "lib" / "cluster-state.yaml").write_text(yaml.safe_dump_all(objects))
+    assert run(tmp_path, kubeconfig, "explain", "mail/a") == 0
+    saved = capsys.readouterr()
+    assert saved.out == live.out != ""
+    assert "connection refused" in saved.err
+    assert "going by the state of 20" in saved.err

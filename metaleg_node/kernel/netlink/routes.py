@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from metaleg_node.core.explain.situation import Lookup, Way
 from metaleg_node.core.model import ROUTE_PROTOCOL, Address, Family, ForeignItem, Network, NextHop, Route, RouteType
 from metaleg_node.kernel.netlink.rtnetlink import (
     PROTOCOLS,
@@ -32,12 +33,13 @@ IndexOf = Callable[[str], int]
 _PROTOCOL_AT, _TYPE_AT = 5, 7
 _HOP = struct.Struct("=HBBi")
 """struct rtnexthop: length, flags, weight - 1, interface; attributes follow."""
-_DST, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _CACHEINFO, _TABLE, _VIA, _PREF, _NH_ID = 1, 4, 5, 6, 9, 12, 15, 18, 20, 30
+_DST, _SRC, _IIF, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _CACHEINFO = 1, 2, 3, 4, 5, 6, 9, 12
+_TABLE, _MARK, _VIA, _PREF, _NH_ID = 15, 16, 18, 20, 30
 _KNOWN = {_DST, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _CACHEINFO, _TABLE, _PREF}
 _SAID_BY_NEXTHOP = {_OIF, _GATEWAY, _MULTIPATH, _VIA}
 _BEHIND_ROUTERS = {_GATEWAY, _VIA, _MULTIPATH, _NH_ID}
-_ONLINK, _CLONED = 0x4, 0x200
-"""RTNH_F_ONLINK; RTM_F_CLONED: a cache entry, no route."""
+_ONLINK, _CLONED, _LOOKUP_TABLE = 0x4, 0x200, 0x1000
+"""RTNH_F_ONLINK; RTM_F_CLONED: a cache entry, no route; RTM_F_LOOKUP_TABLE: tell the table that led to a route."""
 _COMPAT = 252
 """RT_TABLE_COMPAT: the table's number does not fit the header and stands in an attribute alone."""
 _UNIVERSE, _LINK, _NOWHERE = 0, 253, 255
@@ -73,19 +75,44 @@ def get_body(target: Address) -> bytes:
     return header + attribute(_DST, target.packed)
 
 
-class Lookup(NamedTuple):
+def way_body(question: Lookup, interface: int) -> bytes:
+    """The RTM_GETROUTE message, without its header, that asks for the way of a packet that came in by the interface
+    with this index; 0: one of this host."""
+    to, source = question.destination, question.source
+    # IPv6 tells the table in any case, and refuses the flag.
+    flags = _LOOKUP_TABLE if to.version == 4 else 0
+    header = ROUTING.pack(family_of(to), to.max_prefixlen, source.max_prefixlen if source else 0, 0, 0, 0, 0, 0, flags)
+    parts = [attribute(_DST, to.packed)]
+    parts += [attribute(_SRC, source.packed)] if source else []
+    parts += [numeric(_IIF, interface)] if interface else []
+    parts += [numeric(_MARK, question.mark)] if question.mark else []
+    return header + b"".join(parts)
+
+
+def read_way(body: bytes, name_of: NameOf) -> Way:
+    """What the kernel answers to `way_body`."""
+    _, _, _, _, table, _, _, kind, _ = ROUTING.unpack_from(body)
+    found = attributes(body, ROUTING.size)
+    if kind != _UNICAST:
+        return Way(refusal=f"{_TYPES.get(kind, str(kind))} to this host")
+    gateway = found.get(_GATEWAY)
+    hop = NextHop(gateway=address(gateway) if gateway else None, interface=name_of(number(found.get(_OIF, b""))))
+    return Way(table=number(found.get(_TABLE, b"")) or table, hop=hop)
+
+
+class Found(NamedTuple):
     """The answer to a route look-up: the interface's index, and whether no router is in between."""
 
     interface: int
     direct: bool
 
 
-def read_lookup(body: bytes) -> Lookup | None:
+def read_lookup(body: bytes) -> Found | None:
     """What the kernel answers to `get_body`; None when the way is not a unicast route."""
     if body[_TYPE_AT] != _UNICAST:
         return None
     found = attributes(body, ROUTING.size)
-    return Lookup(interface=number(found.get(_OIF, b"")), direct=not found.keys() & {_GATEWAY, _VIA})
+    return Found(interface=number(found.get(_OIF, b"")), direct=not found.keys() & {_GATEWAY, _VIA})
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Dumps of routes are filtered by the kernel: a node may have many thousands of ro
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from metaleg_node.core.compare import diff
+from metaleg_node.core.explain.situation import Lookup, Way
 from metaleg_node.core.model import FAMILIES, MAIN_TABLE, ROUTE_PROTOCOL, Address, Family, Link, Network, Route, Routing
 from metaleg_node.core.others import PolicyRule
 from metaleg_node.kernel.errors import KernelError
@@ -167,6 +169,18 @@ class RoutingControl:
                 if found.direct:
                     on_link.add(address)
         return interface, frozenset(on_link)
+
+    def way(self, question: Lookup) -> Way:
+        """Where the kernel would send such a packet."""
+        try:
+            interface = socket.if_nametoindex(question.interface) if question.interface else 0
+        except OSError:
+            return Way(refusal=f"there is no interface {question.interface}")
+        body = routes.way_body(question, interface)
+        (answer,) = self._netlink.ask(rtnetlink.GETROUTE, [body], "look up a route")
+        if answer.code:
+            return Way(refusal=f"no way: {os.strerror(answer.code)} (errno {answer.code})")
+        return routes.read_way(answer.body, rtnetlink.interface_name)
 
     def _rules(self) -> Iterator[bytes]:
         for family in FAMILIES:

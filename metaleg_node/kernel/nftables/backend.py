@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 import metaleg_node
 from metaleg_node.core.compare.diff import Damage
+from metaleg_node.core.firewall.egress import EgressPod
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.kernel import process
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
 from metaleg_node.kernel.nftables.layout import also, maker, render, understand
 from metaleg_node.kernel.nftables.listing import parse
+from metaleg_node.kernel.nftables.parts.egress import chain_of
 from metaleg_node.kernel.nftables.script import differ, transactions
 from metaleg_node.kernel.nftables.table import FAMILY, NAME, TABLE, Table
 from metaleg_node.kernel.nftables.watch import Watch, generation
@@ -109,6 +111,9 @@ class Nftables:
 
     def versions(self) -> Mapping[str, str]:
         return {"nft": version()}
+
+    def chain(self, pod: EgressPod) -> str:
+        return f"{self.place}, chain {chain_of(pod)}"
 
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         return frozenset(name for name in interfaces if not _PLAIN_INTERFACE.fullmatch(name))

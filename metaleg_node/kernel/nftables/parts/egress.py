@@ -78,7 +78,7 @@ def _sets(egress: Egress) -> dict[str, Set]:
     sets: dict[str, Set] = {}
     for version in IP:
         pods = {a: pod for a, pod in egress.pods.items() if a.version == version}
-        steer: dict[str, str | None] = {str(a): f"goto {_chain_of(pod)}" for a, pod in pods.items()}
+        steer: dict[str, str | None] = {str(a): f"goto {chain_of(pod)}" for a, pod in pods.items()}
         snat: dict[str, str | None] = {str(a): str(pod.source) for a, pod in pods.items() if pod.source}
         local: dict[str, str | None] = {str(a): f"goto {_forgotten(pod)}" for a, pod in pods.items() if pod.local}
         address = f"ipv{version}_addr"
@@ -198,7 +198,7 @@ def _pod_chains(egress: Egress, firewall: Firewall) -> dict[str, Chain]:
     chains: dict[str, Chain] = {}
     for pod in set(egress.pods.values()):
         name = str(egress.gateways.get(pod.slot, "")) if pod.slot else ""
-        chains.setdefault(_chain_of(pod), chain(_pod_rules(pod, egress, firewall), note=name))
+        chains.setdefault(chain_of(pod), chain(_pod_rules(pod, egress, firewall), note=name))
     return chains
 
 
@@ -225,7 +225,7 @@ def _verdict(pod: EgressPod, egress: Egress, firewall: Firewall) -> str:
             return DROP
 
 
-def _chain_of(pod: EgressPod) -> str:
+def chain_of(pod: EgressPod) -> str:
     """The chain that a pod's packets go to: treatment, slot and filter, as far as there are any."""
     slot = f"_{pod.slot}" if pod.slot else ""
     return f"{pod.treatment}{slot}" + (f"_f{pod.filter}" if pod.filter else "")

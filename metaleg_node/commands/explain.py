@@ -1,0 +1,76 @@
+"""`explain`: why an address leaves as it does, or does not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from metaleg_node.commands.command import Command, Failure, configured, json_option
+from metaleg_node.commands.explain_text import State, document, render
+from metaleg_node.configuration.config import Config
+from metaleg_node.configuration.options import Options
+from metaleg_node.core.explain.explanation import explain
+from metaleg_node.core.explain.targets import TargetError, destination
+from metaleg_node.core.model import ClusterState
+from metaleg_node.reconcile.machine import Machine
+from metaleg_node.reconcile.reconciler import Reconciler
+from metaleg_node.sources import once, state_file
+from metaleg_node.sources.saved_state import SavedState
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options, config = configured(arguments)
+    try:
+        to = destination(arguments.to) if arguments.to else None
+        cluster, state = read_state(options, config)
+        with Machine(options.state_dir) as machine:
+            situation = Reconciler(machine, config).situation(cluster)
+            answers = explain(arguments.target, to, situation)
+    except TargetError as error:
+        raise Failure(str(error)) from error
+    if arguments.json:
+        told = document(arguments.target, arguments.to, situation, answers, state)
+        print(json.dumps(told, indent=2))
+    else:
+        if state["problem"]:
+            print(f"! {state['problem']}; going by the state of {state['since']}", file=sys.stderr)
+        print(render(answers, situation))
+    return 0 if all(answer.ok for answer in answers) else 1
+
+
+def read_state(options: Options, config: Config) -> tuple[ClusterState, State]:
+    """The cluster's state, the last known one where the API does not answer. Raises Failure."""
+    cluster, problems = once.read(config)
+    place = config.cluster.state_file or "Kubernetes API"
+    if not problems:
+        return cluster, State(place=place, since=None, problem="")
+    saved = None if config.cluster.state_file else SavedState(options.state_dir, state_file.configmap_of(config)).load()
+    if saved is None:
+        raise Failure(problems[0])
+    return saved.state, State(place=str(options.state_dir), since=saved.time, problem=problems[0])
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        help="namespace/pod, namespace/service, or an address: a pod's, a LoadBalancer's, a pool's, a node's",
+    )
+    parser.add_argument(
+        "--to", metavar="ADDRESS", help="the other end, or ADDRESS:PORT/PROTOCOL; default: any outside the cluster"
+    )
+    json_option(parser)
+
+
+COMMAND = Command(
+    name="explain",
+    run=_run,
+    summary="why an address leaves as it does, or does not",
+    description="Explains how what a pod sends leaves the cluster: which rule decides on which node, which node "
+    "translates, which source the outside sees, and why not when not; and how replies from a LoadBalancer address "
+    "leave. It decides as the service does, compares with what the kernel of this node holds, and changes nothing. "
+    "While the API does not answer it goes by the state that the service saved last.",
+    statuses="0 when it goes as wanted, 1 when it does not, or when that cannot be told",
+    options=_options,
+)
