@@ -20,7 +20,19 @@ from metaleg_node.reconcile.reconciler import IncompleteError
 
 EX_USAGE = 64
 
-_COMMANDS = ("run", "apply", "plan", "cleanup", "check", "status", "explain", "kubeconfig", "import_env", "demo")
+_COMMANDS = (
+    "run",
+    "apply",
+    "plan",
+    "cleanup",
+    "check",
+    "status",
+    "explain",
+    "trace",
+    "kubeconfig",
+    "import_env",
+    "demo",
+)
 """Their modules, in the order of --help."""
 
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from metaleg_node.kernel.errors import KernelError, MissingProgramError
@@ -65,6 +66,43 @@ def run(argv: Sequence[str], *, stdin: str = "", timeout: float = 60.0) -> Compl
         stdout=done.stdout.decode(errors="replace"),
         stderr=done.stderr.decode(errors="replace"),
     )
+
+
+class Fed:
+    """A program that reads its input from us until we close it, or end; what it prints is lost. Making one raises
+    KernelError."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        command = [find(argv[0]), *argv[1:]]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=_ENVIRONMENT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise KernelError(f"cannot start {command[0]}: {error.strerror}") from error
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def write(self, text: str) -> None:
+        """Gives it input; one that has ended takes none."""
+        assert self._process.stdin
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(text.encode())
+            self._process.stdin.flush()
+
+    def close(self) -> None:
+        """Ends its input, and waits for its own end."""
+        assert self._process.stdin
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
 
 
 def _signal(number: int) -> str:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from metaleg_node.core.compare import diff, flows
+from metaleg_node.core.explain.following import Traced
 from metaleg_node.core.explain.situation import Lookup, Way
 from metaleg_node.core.model import FAMILIES, Address, Family, Flow, Host, NextHop, Questions, Routing
 from metaleg_node.core.others import Others
@@ -22,6 +23,7 @@ from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink import conntrack, neighbours
 from metaleg_node.kernel.netlink.routing import RoutingControl
 from metaleg_node.kernel.nftables.backend import Nftables
+from metaleg_node.kernel.nftables.trace import Tracer
 from metaleg_node.kernel.packet_filter import PacketFilter
 from metaleg_node.kernel.sysctl import Sysctls
 
@@ -93,6 +95,10 @@ class Machine:
     def way(self, question: Lookup) -> Way:
         """Where the kernel would send such a packet. Raises KernelError."""
         return self._routing.way(question)
+
+    def trace(self, traced: Traced) -> Tracer:
+        """Follows packets, in a `with` block."""
+        return Tracer(traced)
 
     def flows(self, address: Address) -> list[Flow] | None:
         """The connections that begin at or go to an address; None where that may not be seen."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -14,7 +16,7 @@ from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.kernel import process
 from metaleg_node.lab.plan import NODES, SERVER, SERVER_PORT, LabNode, LabPod, LabService
 from tests.e2e.path_scene import scene
-from tests.e2e.scenario import NODE1, NODE2, egress_service
+from tests.e2e.scenario import NODE1, NODE2, SETTLED, egress_service
 from tests.e2e.second_way import CLIENT, l2
 from tests.lab.lab import Lab
 from tests.lab.plan import Flavour, LabOptions
@@ -140,6 +142,18 @@ def test_people_get_the_answer_first_and_a_mistake_in_one_line(lab: Lab) -> None
     for words in (["203.0.113.77"], ["default/nobody"], ["10.244.1.2", "--to", "x"]):
         done = daemon.command("explain", *words)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+
+
+def test_trace_follows_a_pod_by_its_name_up_to_the_source_that_leaves(lab: Lab) -> None:
+    argv = lab.daemons[NODE2]._argv("trace", "default/pod1-1", "--to", f"{SERVER[4]}:{SERVER_PORT}/tcp")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout
+        assert command.stdout.readline().startswith("waiting 30 s for what 10.244.1.2 sends")
+        seen = lab.source_seen(lab.pod(NODE1))
+        lines = iter(command.stdout.readline, f"  => leaves by eth0 with source {seen}\n")
+        assert any(line.startswith("  translated to the LoadBalancer address") for line in lines)
+        command.send_signal(signal.SIGINT)
+        assert command.wait(SETTLED) == 0
 
 
 def test_replies_by_a_return_path_are_told_as_they_go() -> None:

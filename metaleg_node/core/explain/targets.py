@@ -133,12 +133,33 @@ def _services(namespace: str, name: str, cluster: ClusterState) -> Iterator[Targ
             yield ServiceTarget(service=service)
 
 
-def _pods(namespace: str, name: str, cluster: ClusterState) -> Iterator[Target]:
+def pod_address(text: str) -> Address:
+    """An address in any spelling. Raises TargetError."""
+    address = _address(text)
+    if address is None:
+        raise TargetError(f"{text!r} is neither an address nor namespace/pod")
+    return address
+
+
+def pod_addresses(text: str, cluster: ClusterState) -> tuple[Address, ...]:
+    """The addresses of namespace/pod, as Pods and EndpointSlices tell them. Raises TargetError."""
+    namespace, _, name = text.partition("/")
+    found = _addresses_of(namespace, name, cluster)
+    if not found:
+        raise TargetError(f"no EndpointSlice or Pod tells of a pod {text}; give its address")
+    return found
+
+
+def _addresses_of(namespace: str, name: str, cluster: ClusterState) -> tuple[Address, ...]:
     ref = ObjectRef(kind="Pod", namespace=namespace, name=name)
     told = [address for pod in cluster.pods if pod.ref == ref for address in pod.addresses]
     named = (endpoint for one in cluster.endpoint_slices for endpoint in one.endpoints if endpoint.target == ref)
     told += [address for endpoint in named for address in endpoint.addresses]
-    for address in sorted(dict.fromkeys(told), key=lambda a: (a.version, int(a))):
+    return tuple(sorted(dict.fromkeys(told), key=lambda a: (a.version, int(a))))
+
+
+def _pods(namespace: str, name: str, cluster: ClusterState) -> Iterator[Target]:
+    for address in _addresses_of(namespace, name, cluster):
         node = next((one for one in cluster.nodes if address in (*one.internal_ips, *one.addresses)), None)
         yield NodeTarget(node=node, address=address) if node else _pod(address, cluster, f"{namespace}/{name}")
 
