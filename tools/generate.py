@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from metaleg_node.configuration.config import ClusterSettings
-from metaleg_node.configuration.text import reference, sample
+from metaleg_node.configuration.text import SHIPPED, reference, sample
 from metaleg_node.sources import access_rights
 from tools import completion, manual
 
@@ -27,7 +27,8 @@ def rbac() -> str:
 
 
 FILES = {
-    "etc/metaleg-node/config.toml": sample,
+    "etc/metaleg-node/config.toml": lambda: SHIPPED,
+    "etc/metaleg-node/examples/config.toml": sample,
     "docs/configuration.md": reference,
     "etc/metaleg-node/kubernetes/rbac.yaml": rbac,
     "completion/metaleg-node": completion.script,

@@ -12,6 +12,7 @@ from metaleg_node.commands.command import (
     STATE_DIRECTORY,
 )
 from metaleg_node.configuration.config import ClusterSettings
+from metaleg_node.configuration.file import FRAGMENTS
 from metaleg_node.configuration.settings import Setting
 from metaleg_node.configuration.text import INTRODUCTION, NOT_YET, Table, not_yet_words, tables, toml_text
 from metaleg_node.daemon.notify import READY_SECONDS
@@ -51,6 +52,7 @@ Each line in the journal has its priority, so `journalctl -u metaleg-node -p war
 
 _FILES = (
     (str(DEFAULT_CONFIG), "The configuration; see `metaleg-node.toml`(5)."),
+    (f"{DEFAULT_CONFIG.parent}/{FRAGMENTS}/*.toml", "Merged over it, in the order of their names."),
     (ClusterSettings().kubeconfig, "Credentials for the Kubernetes API; `metaleg-node kubeconfig` makes them."),
     (f"{DEFAULT_CONFIG.parent}/hooks", "A place for hooks; `hooks.pre` and `hooks.post` say which run."),
     (
@@ -113,7 +115,7 @@ def file_page() -> str:
             roff.header(*_FILE_PAGE, _SOURCE, _MANUAL),
             _name(_FILE_PAGE[0], "configuration of metaleg-node(8)"),
             roff.heading("SYNOPSIS"),
-            roff.paragraphs(f"`{DEFAULT_CONFIG}`"),
+            roff.paragraphs(f"`{DEFAULT_CONFIG}`, `{DEFAULT_CONFIG.parent}/{FRAGMENTS}/*.toml`"),
             roff.heading("DESCRIPTION"),
             roff.paragraphs(INTRODUCTION),
             roff.heading("SETTINGS"),

@@ -32,19 +32,29 @@ def _run(arguments: argparse.Namespace) -> int:
         problems = configuration.problems(error)
     else:
         for key in not_yet_effective(config):
-            print(f"{options.config_file}: {key}: accepted, but without effect in this version")
-        if hint := pools.unseen((name for _, name in socket.if_nameindex()), config):
-            print(f"return_path.match: {hint}")
-        problems = (
-            *_versions(options.state_dir),
-            *_hook_problems(config),
-            *_source_problems(config, options.state_dir),
-        )
+            print(f"{config.origin.file(key)}: {key}: accepted, but without effect in this version")
+        problems = configuration.former_keys(config)
+        if not arguments.files:
+            problems += _beyond_files(config, options.state_dir)
     print_problems(problems)
     if fails("check", problems):
         return EX_CONFIG
     print(f"{options.config_file}: good")
     return 0
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--files",
+        action="store_true",
+        help="look at the configuration's files alone, not at hooks, cluster and machine",
+    )
+
+
+def _beyond_files(config: Config, state_dir: Path) -> tuple[Problem, ...]:
+    if hint := pools.unseen((name for _, name in socket.if_nameindex()), config):
+        print(f"return_path.match: {hint}")
+    return *_versions(state_dir), *_hook_problems(config), *_source_problems(config, state_dir)
 
 
 def _versions(state_dir: Path) -> tuple[Problem, ...]:
@@ -113,5 +123,6 @@ COMMAND = Command(
     summary="validate the configuration and the state file, or the access to the API",
     description="Validates the configuration and the state file, or the access to the API, and judges this machine "
     "where it is a node of that cluster; prints every problem, and what the cluster's state holds.",
+    options=_add_options,
     statuses=f"0 when all is good, {EX_CONFIG} when there are problems",
 )

@@ -24,7 +24,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options, config = configured(arguments)
     _need_source(config, options)
     for key in configuration.not_yet_effective(config):
-        log.warning("%s: %s has no effect in this version", options.config_file, key)
+        log.warning("%s: %s has no effect in this version", config.origin.file(key), key)
     with lock.single_instance(), unblocked_stderr() as writer:
         logs.setup(level=config.log.level, form=config.log.format)
         Service(options, config, watch, dropped=lambda: writer.dropped).run()
@@ -40,8 +40,8 @@ def _need_source(config: Config, options: Options) -> None:
 
     problem = kubernetes_api.credentials_problem(config.cluster)
     if problem and not SavedState(options.state_dir).exists():
-        file = str(options.config_file)
-        raise ConfigError((configuration.Problem(file=file, key="cluster.kubeconfig", message=problem),))
+        key = "cluster.kubeconfig"
+        raise ConfigError((configuration.Problem(file=config.origin.file(key), key=key, message=problem),))
 
 
 COMMAND = Command(

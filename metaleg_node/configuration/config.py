@@ -9,14 +9,14 @@ import dataclasses
 import datetime
 import functools
 import json
-import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from metaleg_node.configuration import settings as s
+from metaleg_node.configuration.merging import Merged, join, short
 from metaleg_node.configuration.settings import Many, Section, Setting, section, sections, setting
 from metaleg_node.core.model import Address, AnnouncedBy, Match, Network
 from metaleg_node.text import endpoint
@@ -232,7 +232,9 @@ class LogSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The whole configuration; `Config()` is all defaults."""
+    """The whole configuration; `Config()` is all defaults. `origin` tells which file a key is from."""
+
+    origin: Merged = dataclasses.field(default_factory=lambda: Merged(main=""), compare=False, repr=False)
 
     node: NodeSettings = section(NodeSettings, "This node.")
     cluster: ClusterSettings = section(ClusterSettings, "Where the cluster's state comes from.")
@@ -286,20 +288,38 @@ class ConfigError(Exception):
         return cls(tuple(Problem(file=file, message=message) for message in messages))
 
 
-def parse(text: str, *, file: str) -> Config:
-    """Turns TOML text into a Config. Raises ConfigError with every problem; `file` is only for their text."""
-    try:
-        document = tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError.of(file, "not valid TOML: nested too deeply") from None
-    except ValueError as error:  # TOMLDecodeError; or a number or date that Python cannot hold
-        raise ConfigError.of(file, f"not valid TOML: {error}") from None
-    reader = _Reader(file)
-    config: Config = reader.table(Config, document, "")
+def parse(text: str, *, file: str, fragments: Mapping[str, str] | None = None) -> Config:
+    """Turns TOML text into a Config, with `fragments`, texts by their files, over it in their order. Raises ConfigError
+    with every problem; the files are only for their text."""
+    merged = Merged(main=file)
+    problems: list[Problem] = []
+    for name, one in {file: text, **(fragments or {})}.items():
+        try:
+            merged.add(name, _document(one, name))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(tuple(problems))
+    reader = _Reader(merged)
+    config: Config = dataclasses.replace(reader.table(Config, merged.tables, ""), origin=merged)
     _relate(config, reader)
     if reader.problems:
         raise ConfigError(tuple(reader.problems))
     return config
+
+
+def _document(text: str, file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError.of(file, "not valid TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError; or a number or date that Python cannot hold
+        raise ConfigError.of(file, f"not valid TOML: {error}") from None
+
+
+def former_keys(config: Config) -> tuple[Problem, ...]:
+    """The keys in its files that still work, but not for long."""
+    return tuple(Problem(file=use.file, key=use.key, message=use.former.text) for use in config.origin.uses)
 
 
 def not_yet_effective(config: Config) -> list[str]:
@@ -308,8 +328,8 @@ def not_yet_effective(config: Config) -> list[str]:
 
 
 def _not_yet(table: Any, prefix: str) -> Iterator[str]:
-    for f in dataclasses.fields(table):
-        entry, value, key = f.metadata["entry"], getattr(table, f.name), f"{prefix}{f.name}"
+    for name, entry in s.entries(type(table)):
+        f, value, key = type(table).__dataclass_fields__[name], getattr(table, name), f"{prefix}{name}"
         if isinstance(entry, Section) and not entry.many:
             yield from _not_yet(value, f"{key}.")
         elif isinstance(entry, Setting) and value != f.default and value in entry.not_yet:
@@ -322,13 +342,13 @@ def _not_yet(table: Any, prefix: str) -> Iterator[str]:
 class _Reader:
     """Turns tables into dataclasses and gathers what is wrong; a bad value reads as its default."""
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    def __init__(self, merged: Merged) -> None:
+        self._merged = merged
         self.problems: list[Problem] = []
 
     def add(self, key: str, message: str, value: object = None, *, hexadecimal: bool = False) -> None:
         text = "" if value is None else _shown(value, hexadecimal=hexadecimal)
-        self.problems.append(Problem(file=self.file, key=key, value=text, message=message))
+        self.problems.append(Problem(file=self._merged.file(key), key=key, value=text, message=message))
 
     def is_good(self, key: str) -> bool:
         """Whether nothing is wrong at this key or inside it."""
@@ -338,11 +358,11 @@ class _Reader:
         known = dict(s.entries(cls))
         for name in raw:
             if name not in known:
-                self.add(_join(key, name), _unknown(name, key, list(known)))
+                self.add(join(key, name), _unknown(name, key, list(known)))
         return cls(**{name: self._entry(entry, raw, name, key) for name, entry in known.items()})
 
     def _entry(self, entry: Setting | Section, raw: dict[str, Any], name: str, parent: str) -> Any:
-        key = _join(parent, name)
+        key = join(parent, name)
         if isinstance(entry, Setting):
             return self._setting(entry, raw, name, key)
         if entry.many:
@@ -391,30 +411,21 @@ class _Reader:
             return fallback
 
 
-def _join(parent: str, name: str) -> str:
-    written = _short(name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name))
-    return f"{parent}.{written}" if parent else written
-
-
 def _shown(value: object, *, hexadecimal: bool = False) -> str:
     """A value about as TOML writes it, in printable ASCII, shortened; tables only hinted at. `hexadecimal`: as integers
     of its key are written."""
     if isinstance(value, list):
-        return _short(f"[{', '.join('[...]' if isinstance(item, list) else _shown(item) for item in value)}]")
+        return short(f"[{', '.join('[...]' if isinstance(item, list) else _shown(item) for item in value)}]")
     if isinstance(value, dict):
         return "{...}" if value else "{}"
     if isinstance(value, tuple):
-        return _short(json.dumps(endpoint(*value)))
+        return short(json.dumps(endpoint(*value)))
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, int) and not isinstance(value, bool):
         # TOML has no negative hexadecimal numbers, and Python refuses to write very long decimal ones.
-        return _short(hex(value)) if (hexadecimal and value >= 0) or abs(value) >= 1 << 64 else str(value)
-    return _short(repr(value) if isinstance(value, float) else json.dumps(value))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        return short(hex(value)) if (hexadecimal and value >= 0) or abs(value) >= 1 << 64 else str(value)
+    return short(repr(value) if isinstance(value, float) else json.dumps(value))
 
 
 def _unknown(name: str, table: str, known: list[str]) -> str:

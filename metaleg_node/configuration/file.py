@@ -1,14 +1,17 @@
-"""The configuration's file: how it is read, what is wrong when it cannot be, and when a changed one is to be read."""
+"""The configuration's files: how they are read, what is wrong when they cannot be, and when they are read again."""
 
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 from metaleg_node import files
 from metaleg_node.configuration.config import Config, ConfigError, parse
-from metaleg_node.files import Flaw, FlawError
+from metaleg_node.files import Flaw, FlawError, Stamp
 
+FRAGMENTS = "conf.d"
+"""The directory beside the configuration file whose *.toml files are merged over it, in the order of their names."""
 MAX_BYTES = 1 << 20
 """The size of the largest file that is read, far above what any configuration needs."""
 SETTLE_SECONDS = 2.0
@@ -23,43 +26,82 @@ _FLAWS = {
 
 
 def load(path: Path | str, *, may_be_empty: bool = True) -> Config:
-    """Reads a configuration file. Raises ConfigError, also when the file cannot be read.
+    """Reads a configuration file, and its fragments. Raises ConfigError, also when one of them cannot be read.
 
     `may_be_empty` is for the start alone: later, somebody may have emptied the file in order to rewrite it.
     """
-    file = str(path)
-    text = _text(Path(path), file)
-    if not may_be_empty and not text.strip():
-        raise ConfigError.of(
-            file, "is empty, as while somebody writes it; if all defaults are wanted, write a comment into it"
-        )
-    return parse(text, file=file)
+    main = Path(path)
+    texts, problems = {}, []
+    try:
+        files = [main, *fragments(main)]
+    except ConfigError as error:
+        files, problems = [main], [*error.problems]
+    for file in files:
+        try:
+            texts[str(file)] = _text(file, may_be_empty=may_be_empty)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(tuple(problems))
+    return parse(texts.pop(str(main)), file=str(main), fragments=texts)
+
+
+def fragments(path: Path) -> list[Path]:
+    """The files that are merged over a configuration file, in their order; hidden ones are somebody's who writes.
+    Raises ConfigError."""
+    directory = path.parent / FRAGMENTS
+    try:
+        names = sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigError.of(str(directory), f"cannot be read: {error.strerror}; let this user read it") from error
+    return [directory / name for name in names if name.endswith(".toml") and not name.startswith(".")]
 
 
 class Watch:
-    """Tells a program that runs when to read its file again. Times are seconds of a clock that never jumps."""
+    """Tells a program that runs when to read its files again. Times are seconds of a clock that never jumps."""
 
     def __init__(self, path: Path, settle: float = SETTLE_SECONDS) -> None:
         """To be made before the file is read for the first time, so that no change is missed."""
         self._path = path
         self._settle = settle
-        self._read = self._seen = files.stamp(path)
+        self._read = self._seen = _stamps(path)
         self._seen_since = -math.inf
 
     def wait(self, now: float) -> float:
-        """Looks at the file. Returns the seconds until it is to be read if it stays as it is: 0 is now, infinity never,
-        since it was read as it is."""
-        found = files.stamp(self._path)
+        """Looks at the files. Returns the seconds until they are to be read if they stay as they are: 0 is now,
+        infinity never, since they were read as they are."""
+        found = _stamps(self._path)
         if found != self._seen:
             self._seen, self._seen_since = found, now
         return math.inf if found == self._read else max(0.0, self._seen_since + self._settle - now)
 
     def reading(self) -> None:
-        """The file as it is now is about to be read."""
-        self._read = files.stamp(self._path)
+        """The files as they are now are about to be read."""
+        self._read = _stamps(self._path)
 
 
-def _text(path: Path, file: str) -> str:
+def _stamps(path: Path) -> dict[Path, Stamp]:
+    try:
+        beside = fragments(path)
+    except ConfigError:
+        beside = [path.parent / FRAGMENTS]
+    return {file: files.stamp(file) for file in (path, *beside)}
+
+
+def _text(path: Path, *, may_be_empty: bool) -> str:
+    """What one file says. Raises ConfigError."""
+    file = str(path)
+    text = _decoded(path, file)
+    if not may_be_empty and not text.strip():
+        raise ConfigError.of(
+            file, "is empty, as while somebody writes it; if all defaults are wanted, write a comment into it"
+        )
+    return text
+
+
+def _decoded(path: Path, file: str) -> str:
     try:
         return files.read(path, MAX_BYTES).decode("utf-8-sig")
     except FlawError as error:

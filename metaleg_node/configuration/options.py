@@ -22,11 +22,12 @@ class Options:
 
     def load(self, *, may_be_empty: bool = True) -> Config:
         """The configuration, with what the command line overrides. Raises ConfigError."""
-        file = str(self.config_file)
-        config = config_file.load(file, may_be_empty=may_be_empty)
+        config = config_file.load(self.config_file, may_be_empty=may_be_empty)
         if config.firewall.backend == "iptables":
             message = 'this backend is not yet there; set "auto" or "nftables"'
-            problem = configuration.Problem(file=file, key="firewall.backend", value='"iptables"', message=message)
+            key = "firewall.backend"
+            file = config.origin.file(key)
+            problem = configuration.Problem(file=file, key=key, value='"iptables"', message=message)
             raise ConfigError((problem,))
         if self.log_level:
             config = replace(config, log=replace(config.log, level=self.log_level))
@@ -36,3 +37,9 @@ class Options:
 def problems(error: ConfigError) -> tuple[Problem, ...]:
     """What is wrong with the configuration, as all that is wrong is told."""
     return tuple(Problem(code=Code.CONFIGURATION, subject=p.file, text=p.text) for p in error.problems)
+
+
+def former_keys(config: Config) -> tuple[Problem, ...]:
+    """What its files should no longer say."""
+    found = configuration.former_keys(config)
+    return tuple(Problem(code=Code.FORMER_KEY, subject=p.file, text=p.text) for p in found)

@@ -129,7 +129,7 @@ def sections(cls: type[Any], doc: str) -> Any:
 
 def entries(cls: type[Any]) -> Iterator[tuple[str, Setting | Section]]:
     """The keys of a table in their order, each with what it may hold."""
-    return ((f.name, f.metadata["entry"]) for f in fields(cls))
+    return ((f.name, f.metadata["entry"]) for f in fields(cls) if "entry" in f.metadata)
 
 
 def leaves(cls: type[Any], path: tuple[str, ...] = (), *, many: bool = False) -> Iterator[Leaf]:

@@ -18,16 +18,29 @@ NOT_YET = "not yet in effect"
 
 _SAMPLE_HEAD = """\
 # metaleg-node: every setting with its default; all of them may be left out.
-# Durations are strings with units (ms, s, m, h). A change of this file is taken over once it has been left alone for
-# two seconds; `metaleg-node check` tells what is wrong with it.
+# Durations are strings with units (ms, s, m, h). Copy what you want otherwise into a file of your own in
+# /etc/metaleg-node/conf.d.
 """
 
+SHIPPED = """\
+# The configuration of metaleg-node: what it does not say has its default. All settings are in metaleg-node.toml(5) and
+# in /usr/share/doc/metaleg-node/examples/config.toml.
+#
+# The files conf.d/*.toml beside this one are merged over it in the order of their names. Write your settings there, and
+# no upgrade asks about this file. Changes are taken over once the files have been left alone for two seconds;
+# `metaleg-node check` tells what is wrong with them.
+"""
+"""The text of the configuration file that the package brings; it must stay the same over releases, since a change asks
+every administrator who has edited the file."""
+
 INTRODUCTION = """\
-`metaleg-node` reads one TOML file, `/etc/metaleg-node/config.toml` unless `--config` names another.
-Every key may be left out; an unknown key is an error. Durations are strings with units: `"20ms"`,
+`metaleg-node` reads a TOML file, `/etc/metaleg-node/config.toml` unless `--config` names another, and
+the files `conf.d/*.toml` beside it, in the order of their names: tables are merged, any other value
+replaces the one before, arrays as a whole. Every key may be left out; an unknown key is an error. A
+key that was renamed or removed is a warning for two minor releases. Durations are strings with units: `"20ms"`,
 `"10s"`, `"5m"`, `"1h30m"`. A CIDR without a prefix length means that one address. SIGHUP loads the
-file again at once; without it a changed file is loaded when it has been left alone for two seconds.
-A file with errors, or an empty one, changes nothing: the errors are reported and the old
+files again at once; without it changed files are loaded when they have been left alone for two
+seconds. A file with errors, or an empty one, changes nothing: the errors are reported and the old
 configuration stays in force. `metaleg-node check` prints all of them, each with file, key and
 value, and exits with status 78.
 
@@ -44,7 +57,7 @@ This page is written by `tools/generate.py` from the settings table.
 
 
 def sample() -> str:
-    """The text of etc/metaleg-node/config.toml; it parses to `Config()`."""
+    """The text of etc/metaleg-node/examples/config.toml; it parses to `Config()`."""
     return _SAMPLE_HEAD + "".join(f"{line}\n" for table in tables() for line in _sample_table(table))
 
 

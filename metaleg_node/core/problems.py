@@ -30,6 +30,7 @@ class Code(enum.StrEnum):
 
     # The configuration and this program.
     CONFIGURATION = "configuration"
+    FORMER_KEY = "former-key"
     LISTEN = "listen"
     HOOK = "hook"
     STATUS_FILE = "status-file"
@@ -86,6 +87,7 @@ class Code(enum.StrEnum):
 
 _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.CONFIGURATION: (Severity.ERROR, "The configuration file is wrong; what was in force before stays so."),
+    Code.FORMER_KEY: (Severity.WARNING, "A key of the configuration was renamed or removed; it is understood for now."),
     Code.LISTEN: (Severity.ERROR, "Metrics or health checks cannot be served at their address."),
     Code.HOOK: (Severity.ERROR, "A hook failed, timed out or was refused."),
     Code.STATUS_FILE: (Severity.ERROR, "What the service does cannot be written for others to read, or is old."),
@@ -129,6 +131,9 @@ _FAILS_FROM = {"check": Severity.WARNING, "status": Severity.ERROR}
 """`check` finds all that its caller could mend; `status`, on every node, does not fail for one tenant's mistake. No
 note makes either fail."""
 
+_FAILS_NOTHING = {Code.FORMER_KEY}
+"""An upgrade may bring these to a node that was fine before, and must not be stopped by them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Problem:
@@ -153,4 +158,4 @@ class Problem:
 
 def fails(command: str, problems: Iterable[Problem]) -> bool:
     """Whether these problems make `check` or `status` fail."""
-    return any(problem.severity >= _FAILS_FROM[command] for problem in problems)
+    return any(p.severity >= _FAILS_FROM[command] and p.code not in _FAILS_NOTHING for p in problems)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import metaleg_node
 from metaleg_node.configuration.config import Config
-from metaleg_node.configuration.options import Options
+from metaleg_node.configuration.options import Options, former_keys
 from metaleg_node.core.model import ClusterState, NodeName
 from metaleg_node.core.problems import Code, Problem, Severity, fails
 from metaleg_node.daemon import report, status
@@ -102,6 +102,7 @@ class Teller:
 
     def _problems(self, facts: Facts, source: ClusterSource, snapshot: ClusterState) -> list[Problem]:
         found = (
+            *former_keys(facts.config),
             *(problem for problems in self.problems_of.values() for problem in problems),
             *source.problems,
             *(facts.outcome.problems if facts.outcome else ()),

@@ -36,7 +36,7 @@ from tests.unit.test_manifests import EVERY_KIND
 ROOT = Path(__file__).parents[2]
 EVERYTHING = parse("return_path.bgp.enabled = true", file="F")
 STATES = tuple(file.read_bytes() for file in sorted((ROOT / "etc/metaleg-node/examples").glob("*.yaml")))
-CONFIGURATION = (ROOT / "etc/metaleg-node/config.toml").read_bytes()
+CONFIGURATION = (ROOT / "etc/metaleg-node/examples/config.toml").read_bytes()
 PATH = b"""
 [[return_path.l2]]
 name = "a"

@@ -170,7 +170,7 @@ def default_cache() -> Path:
 def install_command(files: Sequence[Path]) -> list[str]:
     """What installs package files in a system that knows of no others."""
     names = [f"/packages/{file.name}" for file in files]
-    return ["apt-get", "-q", "-y", "install", "--no-install-recommends", *names]
+    return ["apt-get", "-q", "-y", "install", "--allow-downgrades", "--no-install-recommends", *names]
 
 
 def call(*command: str, cwd: Path | None = None) -> str:

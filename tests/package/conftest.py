@@ -60,6 +60,16 @@ def package(directory: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def package_before(directory: Path) -> Path:
+    """The package of the last release, or of the commit before."""
+    try:
+        source = tree.before(directory / "before")
+    except subprocess.CalledProcessError as error:
+        cannot_run(f"this repository has no history: {error.stderr.decode()}")
+    return tree.build(source)
+
+
+@pytest.fixture(scope="session")
 def archive() -> Archive:
     return archive_of("bookworm")
 

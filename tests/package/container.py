@@ -99,7 +99,8 @@ class Container:
         try:
             for file in files:
                 shutil.copy(file, folder)
-            return self.run(*install_command(files), timeout=120).stdout
+            done = self.run(*install_command(files), timeout=120)
+            return done.stdout + done.stderr
         finally:
             shutil.rmtree(folder)
 

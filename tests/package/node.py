@@ -25,6 +25,7 @@ from tests.package.cgroups import own_group
 from tests.package.container import Container
 
 CONFIG = "/etc/metaleg-node/config.toml"
+FRAGMENTS = "/etc/metaleg-node/conf.d"
 DROP_INS = "/run/systemd/system/metaleg-node.service.d"
 STATE_FOLDER = "/srv/cluster"
 """Where the container sees the lab's state file."""
@@ -49,7 +50,8 @@ class Node:
     def reset(self) -> None:
         """The usual Service, the usual configuration, nothing left of an earlier test, and the service stopped."""
         self.container.run("systemctl", "stop", "metaleg-node")
-        self.container.run("rm", "--recursive", "--force", DROP_INS, "/etc/metaleg-node/kubeconfig")
+        self.container.run("rm", "--recursive", "--force", DROP_INS, FRAGMENTS, "/etc/metaleg-node/kubeconfig")
+        self.container.run("install", "-d", FRAGMENTS)
         self.container.run("systemctl", "daemon-reload")
         self.container.run("systemctl", "reset-failed")
         self.configure()
@@ -65,6 +67,10 @@ class Node:
         """Writes the configuration: the state file, and `sections`."""
         config = {"cluster": {"state_file": f"{STATE_FOLDER}/state.yaml"}, **sections}
         self.container.write(CONFIG, toml.dumps(config))
+
+    def fragment(self, text: str, name: str = "site") -> None:
+        """Writes a file that is merged over the configuration."""
+        self.container.write(f"{FRAGMENTS}/{name}.toml", text)
 
     def drop_in(self, text: str) -> None:
         """A drop-in for the unit, until the next test."""

@@ -29,6 +29,20 @@ def copy(target: Path) -> Path:
     return target
 
 
+def before(target: Path) -> Path:
+    """The last release, or the commit before where nothing was released yet, in a folder of its own. Raises
+    CalledProcessError where history is not there."""
+    target.mkdir(parents=True)
+    tag = subprocess.run(
+        ["git", "describe", "--tags", "--abbrev=0", "HEAD~1"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    archive = ["git", "archive", tag.stdout.strip() or "HEAD~1"]
+    content = subprocess.run(archive, cwd=ROOT, capture_output=True, check=True).stdout
+    subprocess.run(["tar", "--extract"], cwd=target, input=content, check=True)
+    subprocess.run(["git", "init", "--quiet", target], check=True)
+    return target
+
+
 def build(tree: Path, environment: Mapping[str, str] | None = None, before: Sequence[str] = ()) -> Path:
     """Runs `./dev deb` and returns the package; `before` is what its command line begins with."""
     done = subprocess.run(

@@ -147,3 +147,81 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(b'\xef\xbb\xbf[node]\nname = "n"\n')
     assert load(path).node.name == "n"
+
+
+# --- fragments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fragments(file: Path) -> Path:
+    directory = file.parent / "conf.d"
+    directory.mkdir()
+    return directory
+
+
+def test_fragments_are_merged_in_name_order_and_whoever_is_hidden_or_called_otherwise_is_left_out(
+    file: Path, fragments: Path
+) -> None:
+    file.write_text('egress = {enabled = false, exclude_cidrs = ["192.0.2.0/24"]}\nlog.level = "error"\n')
+    (fragments / "20-b.toml").write_text('[egress]\nlabel = "b/b"\nexclude_cidrs = ["198.51.100.0/24"]\n')
+    (fragments / "10-a.toml").write_text('[egress]\nlabel = "a/a"\n[node]\nname = "n1"\n')
+    for name in (".30-c.toml", "40-d.toml.dpkg-new", "50-e.conf"):
+        (fragments / name).write_text("nonsense")
+    config = load(file)
+    assert (config.egress.label, config.egress.enabled, config.node.name, config.log.level) == (
+        "b/b",
+        False,
+        "n1",
+        "error",
+    )
+    assert list(map(str, config.egress.exclude_cidrs)) == ["198.51.100.0/24"]
+
+
+def test_a_problem_names_the_file_that_it_is_in(file: Path, fragments: Path) -> None:
+    first, second = fragments / "1.toml", fragments / "2.toml"
+    file.write_text('[egress]\nenabled = "yes"\n[firewall]\nroute_table_base = 1000\n')
+    first.write_text('[log]\nlevel = "loud"\n[[return_path.l2]]\nname = "p"\n')
+    second.write_text('[log]\nformat = "x"\n[return_path]\nbgp = {table = 1007}\n[egress]\nlable = "a"\n')
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    found = {problem.key: Path(problem.file).name for problem in caught.value.problems}
+    assert found == {
+        "egress.enabled": file.name,
+        "egress.lable": "2.toml",
+        "log.level": "1.toml",
+        "log.format": "2.toml",
+        "return_path.bgp.table": "2.toml",
+        "return_path.l2[0].interface": "1.toml",
+    }
+
+
+def test_files_that_cannot_be_read_are_all_named(file: Path, fragments: Path) -> None:
+    file.write_text("[egress\n")
+    (fragments / "a.toml").write_text("= 1")
+    (fragments / "b.toml").symlink_to("b.toml")
+    (fragments / "c.toml").mkdir()
+    (fragments / "d.toml").write_text(" \n")
+    with pytest.raises(ConfigError) as caught:
+        load(file, may_be_empty=False)
+    assert [Path(problem.file).name for problem in caught.value.problems] == ["b.toml", "c.toml", "d.toml"]
+    for name in ("b.toml", "d.toml"):
+        (fragments / name).unlink()
+    (fragments / "c.toml").rmdir()
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert [Path(problem.file).name for problem in caught.value.problems] == ["config.toml", "a.toml"]
+
+
+def test_a_fragment_that_comes_changes_or_goes_is_a_change(file: Path, fragments: Path) -> None:
+    watch, fragment = Watch(file, settle=2), fragments / "a.toml"
+    for change in (
+        lambda: fragment.write_text("# 1\n"),
+        lambda: fragment.write_text("# 1, 2\n"),
+        lambda: fragment.rename(fragments / "b.toml"),
+        (fragments / "b.toml").unlink,
+    ):
+        change()
+        assert [watch.wait(now) for now in (0, 2)] == [2, 0]
+        watch.reading()
+    (fragments / ".a.toml.swp").touch()
+    assert watch.wait(3) == math.inf
