@@ -10,7 +10,7 @@ from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.plan import SERVER
 from tests.e2e.scenario import NODE1, NODE3, texts
 from tests.package import tree
-from tests.package.node import CONFIG, Node, Stream
+from tests.package.node import CONFIG, FRAGMENTS, Node, Stream
 from tests.patience import patient
 
 HOOK = "/etc/metaleg-node/hooks/test"
@@ -101,6 +101,38 @@ def test_an_upgrade_loses_no_connection_and_keeps_the_configuration(
     assert version == tree.fields(later)["Version"]
     assert container.property("MainPID") not in (process, "0")
     assert container.run("cat", CONFIG).stdout == before
+
+
+def test_an_upgrade_asks_nothing_a_refused_one_leaves_the_old_version_running_and_a_downgrade_works(
+    fresh: Node, package: Path, package_before: Path, tmp_path: Path
+) -> None:
+    container, later = fresh.container, tree.newer(package, tmp_path)
+    settings = container.run("cat", CONFIG).stdout
+    container.run("apt-get", "-q", "-y", "purge", "metaleg-node")
+    container.install([package_before])
+    fresh.fragment(settings)
+    fresh.start()
+    fresh.expect(fresh.address)
+    with Stream(fresh) as stream:
+        fresh.fragment("[egress]\nenable = true\n", name="wrong")
+        old = container.property("MainPID")
+        told = container.install([later])
+        assert f"{FRAGMENTS}/wrong.toml: egress.enable: unknown key" in told
+        assert "the service was not restarted and the version before still runs" in told
+        assert (container.property("MainPID"), container.property("ActiveState")) == (old, "active")
+
+        container.run("rm", f"{FRAGMENTS}/wrong.toml")
+        container.install([package_before])
+        before = container.property("MainPID")
+        assert before != old
+        told = container.install([later])
+        assert "Configuration file" not in told
+        after = container.property("MainPID")
+        assert after not in (before, "0")
+    assert lost(stream, fresh) == []
+    shipped = (tree.ROOT / "etc/metaleg-node/config.toml").read_text()
+    assert container.run("cat", CONFIG).stdout == shipped
+    assert fresh.status().returncode == 0
 
 
 # --- the watchdog ----------------------------------------------------------------------------------------------------
