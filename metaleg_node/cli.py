@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import metaleg_node
 from metaleg_node import terminal
-from metaleg_node.commands.command import EX_CONFIG, Command, Failure, add_general_options
+from metaleg_node.commands.command import EX_CONFIG, Command, Failure, add_general_options, take_general_options
 from metaleg_node.configuration.config import ConfigError
 from metaleg_node.daemon import lock, status
 from metaleg_node.daemon import log as logs
@@ -82,8 +82,9 @@ def parser() -> argparse.ArgumentParser:
             command.name,
             help=command.summary,
             description=command.description,
-            epilog=f"Exit status: {command.statuses}.",
+            epilog=f"Exit status: {command.statuses}. What `metaleg-node --help` lists may stand here, too.",
         )
+        take_general_options(made)
         made.set_defaults(run=command.run)
         command.options(made)
     return parser

@@ -42,8 +42,10 @@ def commands() -> tuple[Command, ...]:
 
 def _command(name: str, made: argparse.ArgumentParser) -> Command:
     left_out = (argparse._SubParsersAction, argparse._HelpAction) if name else argparse._SubParsersAction
-    found = tuple(_argument(a) for a in made._actions if not isinstance(a, left_out))
-    return Command(name=name, description=made.description or "", epilog=made.epilog or "", arguments=found)
+    told = (a for a in made._actions if a.help != argparse.SUPPRESS)
+    found = tuple(_argument(a) for a in told if not isinstance(a, left_out))
+    epilog = (made.epilog or "").partition(" What `")[0] if name else made.epilog or ""
+    return Command(name=name, description=made.description or "", epilog=epilog, arguments=found)
 
 
 def _argument(action: argparse.Action) -> Argument:

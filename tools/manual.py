@@ -89,7 +89,7 @@ def command_page() -> str:
             roff.heading("DESCRIPTION"),
             roff.paragraphs(f"{whole.description}\n\n{_BEHAVIOUR}"),
             roff.heading("OPTIONS"),
-            roff.paragraphs("They stand before the command."),
+            roff.paragraphs("They stand before the command, or after it."),
             _arguments(whole),
             roff.heading("COMMANDS"),
             *map(_command, commands()),

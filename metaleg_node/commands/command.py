@@ -48,7 +48,7 @@ def json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_general_options(parser: argparse.ArgumentParser) -> None:
-    """What stands before the command."""
+    """What every command takes, before it and after it."""
     directory = "default: what systemd gives in {}, else {}"
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=f"configuration; default: {DEFAULT_CONFIG}"
@@ -74,8 +74,17 @@ def add_general_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-level", choices=get_args(LogLevel), help="instead of log.level")
 
 
+def take_general_options(parser: argparse.ArgumentParser) -> None:
+    """Lets a command's parser take them, too; what is not given there stays as it was given before the command."""
+    general = argparse.ArgumentParser(add_help=False)
+    add_general_options(general)
+    for action in general._actions:
+        action.default = action.help = argparse.SUPPRESS
+        parser._add_action(action)
+
+
 def general_options(arguments: argparse.Namespace) -> Options:
-    """What was given before the command."""
+    """What was given before the command, or after it."""
     return Options(
         config_file=arguments.config,
         runtime_dir=_directory(arguments.runtime_dir, RUNTIME_DIRECTORY, DEFAULT_RUNTIME_DIR),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypedDict
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core.egress.node import ServiceDecision
 from metaleg_node.core.firewall.egress import Egress
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import Rejection, Slot
+from metaleg_node.core.model import HolderKind, Rejection, Slot
 from metaleg_node.core.problems import Code, Problem, Severity
 from metaleg_node.core.return_path.node import PathDecision
 from metaleg_node.core.slots import mark_of
 from metaleg_node.daemon.status import (
+    ExitStatus,
     ExternalIpStatus,
     GatewayStatus,
     NextHopStatus,
@@ -65,11 +67,29 @@ def _service(report: ServiceDecision) -> ServiceStatus:
 
 def gateways(plan: Plan, config: Config) -> list[GatewayStatus]:
     """One entry for each gateway that has a slot here; the node itself has one, without a next hop."""
+    return [GatewayStatus(node=name, **slot) for name, slot in _slots(plan, config, HolderKind.NODE)]
+
+
+def exits(plan: Plan, config: Config) -> list[ExitStatus]:
+    """One entry for each return path by which egress leaves here."""
+    return [ExitStatus(path=name, **slot) for name, slot in _slots(plan, config, HolderKind.EXIT)]
+
+
+class _SlotStatus(TypedDict):
+    slot: int
+    mark: str
+    table: int
+    next_hops: dict[str, str]
+
+
+def _slots(plan: Plan, config: Config, kind: HolderKind) -> Iterator[tuple[str, _SlotStatus]]:
+    """The holders of this kind that egress has slots for, by name."""
     firewall = plan.desired.state.firewall
     if firewall is None:
-        return []
-    base = config.firewall.route_table_base
-    return [_gateway(plan, firewall, slot, base) for slot in sorted(firewall.part(Egress).gateways)]
+        return
+    for slot, holder in sorted(firewall.part(Egress).gateways.items()):
+        if holder.kind is kind:
+            yield holder.name, _slot(plan, firewall, slot, config.firewall.route_table_base)
 
 
 def paths(plan: Plan, config: Config) -> list[PathStatus]:
@@ -206,7 +226,7 @@ def _reason(report: ServiceDecision) -> str:
     return gateway.why if gateway and gateway.ambiguous else ""
 
 
-def _gateway(plan: Plan, firewall: Firewall, slot: Slot, base: int) -> GatewayStatus:
+def _slot(plan: Plan, firewall: Firewall, slot: Slot, base: int) -> _SlotStatus:
     hops = {
         str(route.destination.version): f"{hop.gateway} dev {hop.interface}"
         for route in plan.desired.state.routing.routes
@@ -214,6 +234,4 @@ def _gateway(plan: Plan, firewall: Firewall, slot: Slot, base: int) -> GatewaySt
         for hop in route.next_hops
         if hop.gateway
     }
-    mark = f"{firewall.mark(slot):#010x}"
-    node = str(firewall.part(Egress).gateways[slot])
-    return GatewayStatus(node=node, slot=slot, mark=mark, table=base + slot, next_hops=hops)
+    return _SlotStatus(slot=slot, mark=f"{firewall.mark(slot):#010x}", table=base + slot, next_hops=hops)

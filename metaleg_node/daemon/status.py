@@ -53,6 +53,16 @@ class GatewayStatus(TypedDict):
     next_hops: dict[str, str]
 
 
+class ExitStatus(TypedDict):
+    """The way out for egress with an address of a return path, and its slot here; as `GatewayStatus`."""
+
+    path: str
+    slot: int
+    mark: str
+    table: int
+    next_hops: dict[str, str]
+
+
 class SourceStatus(TypedDict):
     """Where the cluster's state comes from. `state` is "live", "stale" (the last known state, of the time `since`) or
     "waiting", `missing` is what has not been learned yet."""
@@ -125,6 +135,7 @@ class StatusDocument(TypedDict):
     services: list[ServiceStatus]
     unlisted: dict[str, int]
     gateways: list[GatewayStatus]
+    exits: list[ExitStatus]
     paths: list[PathStatus]
     external_ips: list[ExternalIpStatus]
     problems: list[ProblemStatus]
@@ -205,6 +216,8 @@ def render(document: StatusDocument, now: datetime) -> str:
         parts.append(f"More Services are unavailable: {more}")
     if document["gateways"]:
         parts.append(table(map(_gateway_row, document["gateways"]), _GATEWAY_HEADER))
+    if document["exits"]:
+        parts.append(table(map(_exit_row, document["exits"]), _EXIT_HEADER))
     if document["paths"]:
         parts.append(paths_table(document["paths"]))
     if document["external_ips"]:
@@ -217,6 +230,7 @@ def render(document: StatusDocument, now: datetime) -> str:
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _SERVICE_HEADER = ("service", "family", "source", "gateway", "pods", "state", "reason")
 _GATEWAY_HEADER = ("gateway", "slot", "mark", "table", "next hops")
+_EXIT_HEADER = ("egress by path", *_GATEWAY_HEADER[1:])
 _PATH_HEADER = ("return path", "state", "table", "networks", "next hops", "reason")
 _EXTERNAL_HEADER = ("External-IP", "service", "ClusterIP", "state", "reason")
 _SHOWN_NETWORKS = 3
@@ -265,8 +279,16 @@ def _service_row(s: ServiceStatus) -> tuple[object, ...]:
 
 
 def _gateway_row(gateway: GatewayStatus) -> tuple[object, ...]:
-    hops = ", ".join(hop for _, hop in sorted(gateway["next_hops"].items()))
-    return gateway["node"], gateway["slot"], gateway["mark"], gateway["table"], hops or "-"
+    return gateway["node"], *_slot_cells(gateway)
+
+
+def _exit_row(one: ExitStatus) -> tuple[object, ...]:
+    return one["path"], *_slot_cells(one)
+
+
+def _slot_cells(one: GatewayStatus | ExitStatus) -> tuple[object, ...]:
+    hops = ", ".join(hop for _, hop in sorted(one["next_hops"].items()))
+    return one["slot"], one["mark"], one["table"], hops or "-"
 
 
 def _path_row(path: PathStatus) -> tuple[object, ...]:

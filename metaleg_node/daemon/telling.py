@@ -134,6 +134,7 @@ class Teller:
             services=report.services(plan) if plan else [],
             unlisted=report.unlisted(plan) if plan else {},
             gateways=report.gateways(plan, facts.config) if plan else [],
+            exits=report.exits(plan, facts.config) if plan else [],
             paths=report.paths(plan, facts.config) if plan else [],
             external_ips=report.external_ips(plan) if plan else [],
             problems=report.problem_list(report.shown(problems)),

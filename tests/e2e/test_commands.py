@@ -92,6 +92,18 @@ def test_wrong_usage_ends_with_64_and_shows_the_right_one(words: str, capsys: py
     assert "metaleg-node" in printed.err.splitlines()[-1]
 
 
+def test_options_may_stand_before_the_command_and_after_it(node: Node) -> None:
+    others = [*node.daemon._argv("plan")[:-1]]
+    before, after = process.run([Path(others[0]).name, *others[1:], "plan"]), None
+    at = others.index("--config")
+    after = process.run([Path(others[0]).name, *others[1:at], "plan", *others[at:]])
+    assert before == after
+    assert before.returncode == 2
+    mixed = node.run("check", "--config", str(node.directory / "none.toml"))
+    assert mixed.returncode == 78, "the later one counts"
+    assert f"{node.directory}/none.toml" in mixed.stderr
+
+
 @pytest.mark.parametrize("command", ["run", "apply", "plan", "check"])
 def test_a_wrong_configuration_ends_with_78_and_every_problem(node: Node, command: str) -> None:
     node.daemon.configure({"egress": {"enabeld": True}, "hooks": {"timeout": "soon"}})

@@ -21,7 +21,9 @@ from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code
 from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.core.routes import UNREACHABLE_METRIC
+from metaleg_node.daemon import report
 from metaleg_node.kernel.nftables.backend import Nftables
+from metaleg_node.reconcile.reconciler import Plan
 from tests.firewalls import flat
 from tests.unit.builders import A, addresses, announced, assembled, config, endpoint, endpoint_slice, node, service
 from tests.unit.builders import cluster as egress_cluster
@@ -525,6 +527,12 @@ def test_egress_of_an_address_with_its_own_router_leaves_by_that_router() -> Non
     assert f"default (IPv4) via 10.1.0.1 dev eth1 onlink table {table}" in own
     assert f"unreachable default (IPv4) metric {UNREACHABLE_METRIC} table {table}" in own
     assert wall.paths.keys() & wall.gateways.keys() == set()
+    plan, settings = Plan(desired=found, steps=diff.steps(NodeState(), found.state, why=lambda _: "")), config()
+    assert report.gateways(plan, settings) == [], "an exit is no gateway"
+    (leaving,) = report.exits(plan, settings)
+    assert (leaving["path"], leaving["slot"]) == ("one", slot)
+    assert leaving["next_hops"] == {"4": "10.1.0.1 dev eth1", "6": "fd01::1 dev eth1"}
+    assert f"+ exit egress:one has slot {slot}, mark {wall.mark(slot):#x}" in map(str, plan.changes)
 
 
 def test_egress_is_held_while_the_path_of_its_address_does_not_work() -> None:

@@ -65,6 +65,15 @@ DOCUMENT: status.StatusDocument = {
             "next_hops": {"6": "fd00::2", "4": "10.0.0.2"},
         }
     ],
+    "exits": [
+        {
+            "path": "public",
+            "slot": 3,
+            "mark": "0x03000000",
+            "table": 1000003,
+            "next_hops": {"4": "10.1.0.1 dev eth1"},
+        }
+    ],
     "paths": [
         {
             "name": "public",
@@ -122,6 +131,9 @@ mail/relay  IPv6    -            -        3     unavailable  no LoadBalancer add
 GATEWAY  SLOT  MARK       TABLE    NEXT HOPS
 node-b   1     0x1000000  1000001  10.0.0.2, fd00::2
 
+EGRESS BY PATH  SLOT  MARK        TABLE    NEXT HOPS
+public          3     0x03000000  1000003  10.1.0.1 dev eth1
+
 RETURN PATH  STATE     TABLE    NETWORKS                                          NEXT HOPS                     REASON
 public       active    1000002  10.0.0.0/25, 10.0.1.0/26, 10.0.2.9/32 and 1 more  192.0.2.1 dev eth1 reachable  -
 local        inactive  -        198.51.100.0/24                                   dev eth2                      down
@@ -145,6 +157,7 @@ def test_a_service_that_has_done_nothing_yet() -> None:
         "last_reconcile": None,
         "services": [],
         "gateways": [],
+        "exits": [],
         "paths": [],
         "external_ips": [],
         "problems": [],

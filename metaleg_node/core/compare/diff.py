@@ -285,7 +285,7 @@ def _moved(before: Firewall | None, after: Firewall) -> frozenset[Address] | Non
     return frozenset(wanted.moved(known) | (wanted.sources - known.sources))
 
 
-_RANKS = {"pod": 0, "gateway": 2, "destinations": 3, "path": 4}
+_RANKS = {"pod": 0, "gateway": 2, "exit": 2, "destinations": 3, "path": 4}
 
 
 def _firewall_changes(before: Firewall | None, after: Firewall | None, why: Why, place: str) -> Iterator[Change]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from metaleg_node.core.changes import Action, Change, between, change, listed
 from metaleg_node.core.firewall.part import Numbers, Part, collection, option
-from metaleg_node.core.model import Address, DestinationFilter, Holder, Network, Slot
+from metaleg_node.core.model import Address, DestinationFilter, Holder, HolderKind, Network, Slot
 
 
 class Treatment(enum.StrEnum):
@@ -69,7 +69,10 @@ class Egress(Part):
             old, new = before.gateways.get(slot), self.gateways.get(slot)
             if old != new:
                 mark = numbers.mark(slot, before=new is None)
-                yield change(between(old, new), "gateway", f"{new or old} has slot {slot}, mark {mark}")
+                holder = new or old
+                assert holder
+                kind = "exit" if holder.kind is HolderKind.EXIT else "gateway"
+                yield change(between(old, new), kind, f"{holder} has slot {slot}, mark {mark}")
         for key in sorted({*before.filters, *self.filters}):
             was, will = before.filters.get(key), self.filters.get(key)
             if was != will:
