@@ -34,6 +34,7 @@ from metaleg_node.kernel.netlink.monitor import Hint, Monitor
 from metaleg_node.reconcile import hooks, sequence
 from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.reconciler import IncompleteError, Outcome, Plan, Reconciler, own_tables
+from metaleg_node.reconcile.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Service:
             watches=lambda: self._source.ages(),  # noqa: PLW0108
             dropped=dropped,
         )
+        self._sweeper = Sweeper(self._metrics.conntrack_flushed)
         self._notifier = notify.Notifier()
         self._readiness = notify.Readiness(self._notifier)
         self._heartbeat = notify.Heartbeat(self._notifier)
@@ -104,6 +106,7 @@ class Service:
             self._readiness.expect()
             stack.callback(self._readiness.abandon)
             stack.enter_context(self._machine)
+            self._machine.sweeper = stack.enter_context(self._sweeper)
             stack.callback(lambda: self._source.stop())  # noqa: PLW0108 - by then it may be another one
             self._metrics.config_loaded()
             log.info("metaleg-node %s runs for node %s", metaleg_node.__version__, self._reconciler.node)
@@ -154,15 +157,7 @@ class Service:
             self._source.stop()
             self._source = ClusterSource(config, self._options.state_dir, self._cluster_changed)
         self._followed = followed
-        self._events.schedule(Event.START, self._source.start(patience=self._patience()))
-
-    def _patience(self) -> float:
-        """How long to wait for the API before the last known state is taken: not at all where the kernel holds nothing
-        of ours, after a boot for example, since anything is better than packets with a wrong source."""
-        try:
-            return PATIENCE_SECONDS if self._machine.packet_filter.observe().firewall else 0.0
-        except KernelError:
-            return 0.0
+        self._events.schedule(Event.START, self._source.start(patience=_patience(self._machine)))
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -295,10 +290,10 @@ class Service:
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + _LOOK_SECONDS
-        before, told = self._plan, self._teller.written
+        before, news = self._plan, self._teller.has("sweep", self._sweeper.problems) or not self._teller.written
         if before and before.neighbours:
             self._plan = self._reconciler.look_again(before)
-        if not told or (self._plan and before and self._plan.neighbours != before.neighbours):
+        if news or (self._plan and before and self._plan.neighbours != before.neighbours):
             self._publish()
 
     def _look_at_others(self) -> None:
@@ -360,6 +355,15 @@ class Service:
             complete=self._complete_once,
         )
         self._teller.publish(facts, self._source)
+
+
+def _patience(machine: Machine) -> float:
+    """How long to wait for the API before the last known state is taken: not at all where the kernel holds nothing of
+    ours, after a boot for example, since anything is better than packets with a wrong source."""
+    try:
+        return PATIENCE_SECONDS if machine.packet_filter.observe().firewall else 0.0
+    except KernelError:
+        return 0.0
 
 
 def _failure(code: Code, text: str) -> Outcome:

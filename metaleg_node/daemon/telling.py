@@ -75,6 +75,11 @@ class Teller:
             self._repaired[change.kind] += 1
             self._metrics.drift(change.kind)
 
+    def has(self, part: str, problems: tuple[Problem, ...]) -> bool:
+        """What is wrong with one of the service's own parts now. Returns whether that is news."""
+        before, self.problems_of[part] = self.problems_of.get(part, ()), problems
+        return before != problems
+
     def publish(self, facts: Facts, source: ClusterSource) -> None:
         """Tells everybody."""
         found = source.status()

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from metaleg_node.core.compare import diff, flows
+from metaleg_node.core.compare import diff
 from metaleg_node.core.explain.following import Traced
 from metaleg_node.core.explain.situation import Lookup, Way
 from metaleg_node.core.model import FAMILIES, Address, Family, Flow, Host, NextHop, Questions, Routing
@@ -26,10 +26,9 @@ from metaleg_node.kernel.nftables.backend import Nftables
 from metaleg_node.kernel.nftables.trace import Tracer
 from metaleg_node.kernel.packet_filter import PacketFilter
 from metaleg_node.kernel.sysctl import Sysctls
+from metaleg_node.reconcile.sweeper import Sweeper, forget_connections
 
 log = logging.getLogger(__name__)
-
-_MANY_FLOWS = 20
 
 
 class Machine:
@@ -39,6 +38,8 @@ class Machine:
         self.packet_filter: PacketFilter = Nftables()
         self._routing = RoutingControl()
         self._sysctls = Sysctls(state_dir)
+        self.sweeper: Sweeper | None = None
+        """Looks through the connections beside everything else; without it that is done in its turn."""
         self.problems: tuple[Problem, ...] = ()
         """What was wrong at the last look, though it could be taken."""
 
@@ -182,11 +183,12 @@ class Machine:
             self._sysctls.prune()
 
     def _sweep(self, sweep: diff.SweepFlows) -> int:
-        local = self._routing.addresses()
-        some = flows.concerned(sweep.firewall) if sweep.addresses is None else sweep.addresses
-        some |= {server.address for server in sweep.servers}
-        found = conntrack.flows(some, labelled=sweep.addresses is None)
-        stale = list(flows.stale(found, sweep.firewall, local, sweep.servers))
-        for flow, reason in stale[:_MANY_FLOWS]:
-            log.debug("conntrack: forgetting %s %s to %s: %s", flow.protocol, flow.source, flow.reply_source, reason)
-        return conntrack.delete(flow for flow, _ in stale)
+        """What can wait is left to `sweeper`, where there is one."""
+        if self.sweeper is None:
+            return forget_connections(sweep, self._routing)
+        if not sweep.awaited:
+            self.sweeper.ask(sweep)
+            return 0
+        # It looks at everything, and with the latest firewall.
+        self.sweeper.forget()
+        return forget_connections(sweep, self._routing)

@@ -219,7 +219,7 @@ class Reconciler:
         firewall = plan.desired.state.firewall
         if not (sweep and outcome.ok and firewall):
             return outcome
-        swept = carry_out(self._machine, (diff.sweep(None, firewall),), beat)
+        swept = carry_out(self._machine, (diff.Step(operation=diff.sweep(None, firewall)),), beat)
         return replace(swept, flushed=swept.flushed + outcome.flushed, done=outcome.done)
 
     def _know(self, cluster: ClusterState) -> _Known:

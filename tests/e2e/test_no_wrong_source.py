@@ -145,9 +145,11 @@ def test_a_daemon_killed_in_the_middle_of_applies(running: Lab, tmp_path: Path, 
     daemon.python = fate.python
     _start_again(daemon)
     deaths = 0
+    # Node3 has no pod and no way to one: two steps are all that it ever does.
+    most = 3 if victim == NODE3 else 99
     with judged(running) as flows:
         for steps, gateway in enumerate((NODE3, NODE1, NODE2, NODE3, NODE1, NODE2, NODE3)):
-            fate.live_for(steps)
+            fate.live_for(steps % most)
             running.failover("web", gateway)
             assert wait_until(partial(_is_dead_or_steers_to, daemon, gateway), SETTLED)
             deaths += not daemon.running

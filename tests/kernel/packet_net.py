@@ -38,6 +38,7 @@ HOLD = EgressPod(treatment=Treatment.HOLD)
 BASE = wall(
     gateways={Slot(1): NodeName("gateway")},
     sources=addresses(LB),
+    addresses=addresses(LB),
     next_hops=addresses(NEAR, "fd00::2"),
     inside=networks("10.244.0.0/16", "10.0.0.0/24", "fd00::/64", "fd00:10:244::/48"),
     pod_networks=networks("10.244.0.0/16"),
@@ -147,3 +148,11 @@ RULE6 = ("rule", "add", "fwmark", "0x01000000/0x3f000000", "lookup", "1000001", 
 
 def batch(where: Netns, *lines: str) -> None:
     where.run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
+
+
+def wait_for_drop() -> None:
+    """Returns when a packet was dropped since the table is there."""
+    for _ in range(1000):
+        if nftables.counters()["dropped"][0]:
+            return
+    raise AssertionError("nothing was dropped")

@@ -42,6 +42,7 @@ from tests.kernel.packet_net import (
     Net,
     batch,
     packet_net,
+    wait_for_drop,
 )
 from tests.netns import Netns
 from tests.patience import patient
@@ -266,13 +267,6 @@ def test_a_pod_of_another_node_does_not_leave_with_this_ones_address(net: Net, k
     net.put(None, node_interfaces=frozenset({"pod0"}), node_addresses=addresses(*known))
     net.open(net.pod, POD).sendto(b"x", (WEB, PORT))
     wait_for_drop()
-
-
-def wait_for_drop() -> None:
-    for _ in range(1000):
-        if nftables.counters()["dropped"][0]:
-            return
-    raise AssertionError("nothing was dropped")
 
 
 # --- source ports ----------------------------------------------------------------------------------------------------

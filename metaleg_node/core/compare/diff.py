@@ -3,6 +3,8 @@
 The order that keeps packets from leaving with a wrong source lives here alone. A packet is marked only while the
 rule and the table for its mark stand: routes, then rules, then the firewall when adding; the firewall, then rules,
 then routes when removing. What others put among ours goes before ours is put: the kernel may delete one for the other.
+Connections are looked through last, since that takes longer than all the rest: meanwhile the packet filter drops those
+that are bound to a former source.
 """
 
 from __future__ import annotations
@@ -85,11 +87,21 @@ class PutFirewall:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepFlows:
     """Deletes the conntrack entries that contradict the firewall; `addresses` None: looks at all of them. What goes to
-    one of `servers` is decided anew in any case."""
+    one of `servers` is decided anew in any case. `awaited`: the steps behind it rest on it."""
 
     firewall: Firewall
     addresses: frozenset[Address] | None
     servers: frozenset[VirtualServer] = frozenset()
+    awaited: bool = False
+
+    def with_(self, later: SweepFlows) -> SweepFlows:
+        """Both at once: what the later one holds to be right counts."""
+        return SweepFlows(
+            firewall=later.firewall,
+            addresses=None if self.addresses is None or later.addresses is None else self.addresses | later.addresses,
+            servers=self.servers | later.servers,
+            awaited=self.awaited or later.awaited,
+        )
 
 
 RoutingOperation = PutRoute | DeleteRoute | AddRule | DeleteRule | DeleteForeignRoute | DeleteForeignRule
@@ -143,6 +155,7 @@ def steps(
         ),
         *_delete_routes(routes),
         *_restore_sysctls(before.sysctls, after.sysctls),
+        *(_sweep_last(None if damage else before.firewall, after.firewall) if lines else ()),
     )
 
 
@@ -244,35 +257,29 @@ def _put_firewall(known: Firewall | None, after: Firewall | None, lines: tuple[C
     """`known` is what the packet filter surely held before, None if nothing is sure."""
     if not lines:
         return
-    if known and after and after.part(Egress).sources - known.part(Egress).sources:
-        yield from _receive_first(known, after)
     if known and after is None:
         # Nothing is egress any more, but what began as such is dropped until it is forgotten; only then the table goes.
         idle = known.having(replace(known.part(Egress), pods={}), ExternalIp())
         yield Step(operation=PutFirewall(firewall=idle))
-        yield sweep(known, after)
-        yield Step(operation=PutFirewall(firewall=after), changes=lines)
-    else:
-        yield Step(operation=PutFirewall(firewall=after), changes=lines)
-        yield sweep(known, after)
+        yield Step(operation=replace(sweep(known, after), awaited=True))
+    yield Step(operation=PutFirewall(firewall=after), changes=lines)
 
 
-def sweep(before: Firewall | None, after: Firewall | None) -> Step:
+def _sweep_last(known: Firewall | None, after: Firewall | None) -> Iterator[Step]:
+    if known and after is None:
+        return
+    wanted = sweep(known, after)
+    if wanted.addresses != frozenset() or wanted.servers:
+        yield Step(operation=wanted)
+
+
+def sweep(before: Firewall | None, after: Firewall | None) -> SweepFlows:
     """Forgets connections after a change; `before` None: it is not known what the packet filter held."""
     have, want = (firewall.part(ExternalIp) if firewall else ExternalIp() for firewall in (before, after))
     servers = want.moved(have)
     if after is None:
-        return Step(operation=SweepFlows(firewall=Firewall(mark_mask=0), addresses=None, servers=servers))
-    return Step(operation=SweepFlows(firewall=after, addresses=_moved(before, after), servers=servers))
-
-
-def _receive_first(before: Firewall, after: Firewall) -> Iterator[Step]:
-    """A node that becomes a gateway may already get answers to connections of the former one. It must refuse them, and
-    forget those that passed, before the first packet of a pod is translated: else that one finds its port taken."""
-    known, wanted = before.part(Egress), after.part(Egress)
-    arriving = before.having(replace(known, sources=known.sources | wanted.sources))
-    yield Step(operation=PutFirewall(firewall=arriving))
-    yield Step(operation=SweepFlows(firewall=arriving, addresses=wanted.sources - known.sources))
+        return SweepFlows(firewall=Firewall(mark_mask=0), addresses=None, servers=servers)
+    return SweepFlows(firewall=after, addresses=_moved(before, after), servers=servers)
 
 
 def _moved(before: Firewall | None, after: Firewall) -> frozenset[Address] | None:
@@ -280,7 +287,8 @@ def _moved(before: Firewall | None, after: Firewall) -> frozenset[Address] | Non
     if before is None:
         return None
     known, wanted = before.part(Egress), after.part(Egress)
-    if (known.inside, known.filters) != (wanted.inside, wanted.filters):
+    altered = any(known.filters[key] != wanted.filters[key] for key in known.filters.keys() & wanted.filters.keys())
+    if altered or known.inside != wanted.inside:
         return None
     return frozenset(wanted.moved(known) | (wanted.sources - known.sources))
 

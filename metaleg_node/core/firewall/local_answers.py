@@ -1,8 +1,9 @@
-"""Answers to egress pods that come to a node which knows nothing of the connection, and has the address itself.
+"""Answers to egress pods that come to a node which knows nothing of the connection.
 
-kube-proxy's IPVS mode gives every node all Service addresses. Where a packet in the middle of a TCP connection finds
-no connection, the kernel answers it with a reset, and the server gives up: after a failover the new gateway would end
-connections that its pod keeps alive with the next packet.
+They are dropped on every node from the beginning, since the first of them may come before the new gateway knows that it
+is one: an entry made of such an answer would take the port that the connection needs, and only a look through all
+connections would find it. Where the node has the address itself, as kube-proxy's IPVS mode gives every node all Service
+addresses, the kernel would answer a packet in the middle of a TCP connection with a reset, and the server give up.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from metaleg_node.core.model import Address
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalAnswers(Part):
-    """TCP to `addresses` that begins no connection and belongs to none is dropped, unless it is for one of the ports
-    `entrances`: those are the Services' own, and its client is better told at once."""
+    """What comes to `addresses` and belongs to no connection is dropped, unless it begins one by TCP or somebody
+    translated its destination. At an address of this host only TCP is, and not for one of the ports `entrances`: those
+    are the Services' own, and its client is better told at once."""
 
     addresses: frozenset[Address] = collection("addresses that answers come to")
     entrances: frozenset[int] = collection("ports of the Services at their addresses")

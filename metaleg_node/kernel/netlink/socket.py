@@ -144,7 +144,9 @@ class NetlinkSocket:
         self._sequence = 0
 
     def open(self) -> None:
-        """Opens the socket in the calling thread's network namespace. Raises KernelError."""
+        """Opens the socket in the calling thread's network namespace, unless it is open. Raises KernelError."""
+        if self._socket is not None:
+            return
         try:
             sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, self._protocol)
         except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
 from metaleg_node.kernel.nftables.layout import also, maker, render, understand
 from metaleg_node.kernel.nftables.listing import parse
+from metaleg_node.kernel.nftables.nft import Nft, by_program
 from metaleg_node.kernel.nftables.parts.egress import chain_of
 from metaleg_node.kernel.nftables.script import differ, transactions
 from metaleg_node.kernel.nftables.table import FAMILY, NAME, TABLE, Table
@@ -51,12 +53,16 @@ class Nftables:
         self._seen: Observed | None = None
         self._generation: int | None = None
         self._busy = False
+        self._nft = Nft()
+        # Kept open: to close one after a delete takes until the kernel is done with that.
+        self._netlink = NetlinkSocket(NETLINK_NETFILTER)
+        weakref.finalize(self, self._netlink.close)
 
     def observe(self) -> View:
         if self._seen is not None:
             return View(firewall=self._seen.firewall)
         with self._at_work():
-            before = _generation()
+            before = self._now()
             seen = observe()
             self._generation, self._seen = before, seen
         return View(firewall=seen.firewall, damage=damage(seen))
@@ -67,15 +73,15 @@ class Nftables:
         assert self._seen is not None
         with self._at_work():
             seen, known, self._seen = self._seen, self._generation, None
-            before = _generation()
-            written, committed = apply(seen, firewall)
+            before = self._now()
+            written, committed = apply(seen, firewall, self._nft.complaint)
             # When somebody committed since the last look, or between our own commit and now, our idea of the table may
             # be wrong: the next look must be a real one.
-            if before == known and _generation() == before + committed:
+            if before == known and self._now() == before + committed:
                 self._generation, self._seen = before + committed, written
 
     def changed(self) -> bool:
-        if self._seen is not None and self._generation == _generation():
+        if self._seen is not None and self._generation == self._now():
             return False
         self._seen = None
         return True
@@ -95,6 +101,10 @@ class Nftables:
             yield
         finally:
             self._busy = False
+
+    def _now(self) -> int:
+        self._netlink.open()
+        return generation(self._netlink)
 
     def _known(self) -> int | None:
         """Called in another thread."""
@@ -117,11 +127,6 @@ class Nftables:
 
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         return frozenset(name for name in interfaces if not _PLAIN_INTERFACE.fullmatch(name))
-
-
-def _generation() -> int:
-    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
-        return generation(netlink)
 
 
 def observe() -> Observed:
@@ -163,8 +168,11 @@ def damage(observed: Observed) -> tuple[Damage, ...]:
     return tuple(Damage(what=name) for name in names)
 
 
-def apply(observed: Observed, desired: Firewall | None) -> tuple[Observed, int]:
-    """Makes the kernel hold `desired`, given what was observed; see `transactions`.
+def apply(
+    observed: Observed, desired: Firewall | None, carry_out: Callable[[str], str | None] = by_program
+) -> tuple[Observed, int]:
+    """Makes the kernel hold `desired`, given what was observed; see `transactions`. `carry_out` is given scripts and
+    returns what is said against them.
 
     Returns what the kernel holds now, and how many transactions there were. Raises KernelError; what packets meet is
     then unchanged, unless the sets that were used until now could not be taken away.
@@ -173,9 +181,9 @@ def apply(observed: Observed, desired: Firewall | None) -> tuple[Observed, int]:
     scripts = transactions(observed.table, after)
     moved = "".join(f"{line}\n" for line in also(observed.firewall, desired)) if observed.firewall and desired else ""
     for number, script in enumerate(scripts):
-        done = process.run(["nft", "-f", "-"], stdin=script + ("" if number else moved))
-        if done.returncode:
-            raise KernelError(f"nft refused the change of table {TABLE}: {_complaint(done.stderr)}")
+        complaint = carry_out(script + ("" if number else moved))
+        if complaint is not None:
+            raise KernelError(f"nft refused the change of table {TABLE}: {_complaint(complaint)}")
     return Observed(table=after, firewall=desired), len(scripts)
 
 

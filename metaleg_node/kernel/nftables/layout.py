@@ -52,9 +52,9 @@ class _Rendering:
 
 
 _PARTS: dict[type[Part], _Rendering] = {
-    Egress: _Rendering(render=egress.render, understand=egress.understand, also=egress.also),
+    Egress: _Rendering(render=egress.render, understand=egress.understand, also=egress.also, needs=(LocalAnswers,)),
     LocalAnswers: _Rendering(render=local_answers.render, understand=local_answers.understand),
-    Transit: _Rendering(render=transit.render, understand=transit.understand, needs=(Egress,)),
+    Transit: _Rendering(render=transit.render, understand=transit.understand, needs=(Egress, LocalAnswers)),
     ReturnPaths: _Rendering(render=return_paths.render, understand=return_paths.understand),
     ReversePathCheck: _Rendering(render=reverse_path.render, understand=reverse_path.understand),
     ExternalIp: _Rendering(render=external_ip.render, understand=external_ip.understand),

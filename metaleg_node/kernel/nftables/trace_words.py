@@ -14,7 +14,7 @@ _WORDS = {
     ("snat", "accept"): "egress: marked to be translated here",
     ("hold", "drop"): "held: there is no way out now (egress.when_unavailable)",
     ("elsewhere", "drop"): "dropped: this node is not its gateway",
-    ("stray", "drop"): "dropped: an answer to a connection that this gateway does not know",
+    ("stray", "drop"): "dropped: an answer to a connection that this node does not know",
     ("early", "drop"): "dropped: for a pod that was treated otherwise until now",
     ("forgotten", "drop"): "dropped: of a connection that nobody knows any more",
     ("lost", "drop"): "dropped: another node's pod, out of no connection",

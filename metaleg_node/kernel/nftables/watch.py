@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 
 from metaleg_node.kernel.errors import KernelError
@@ -24,7 +25,7 @@ _GET_TABLE, _GET_CHAINS, _GET_RULES, _GET_SETS, _GET_ELEMENTS = 0x0A01, 0x0A04, 
 """NFNL_SUBSYS_NFTABLES and NFT_MSG_GET* (linux/netfilter/nf_tables.h)."""
 _HEADER = bytes([1, 0, 0, 0])
 """nfgenmsg of the family inet (NFPROTO_INET); in answers its last bytes are the generation's."""
-_GENERATION_ID, _TABLE, _ELEMENTS_SET = 1, 1, 2
+_GENERATION_ID, _TABLE, _ELEMENTS_SET, _ELEMENTS = 1, 1, 2, 3
 _SET_NAME, _SET_FLAGS, _SET_HANDLE = 2, 3, 16
 _SET_TIMEOUT = 0x10
 """NFT_SET_TIMEOUT: the elements come and go by themselves."""
@@ -44,8 +45,9 @@ def generation(netlink: NetlinkSocket) -> int:
 
 
 def digest(netlink: NetlinkSocket) -> bytes:
-    """Of all that our table is: another one after any change of it, the same one whatever others do elsewhere. The
-    kernel may also reorder a set's elements by itself. Raises KernelError."""
+    """Of all that our table is: another one after any change of it, the same one whatever others do elsewhere, of use
+    in this process only. The kernel orders a set's elements anew while it grows: their order counts for nothing.
+    Raises KernelError."""
     found = hashlib.blake2b()
     for part in _contents(netlink):
         found.update(part)
@@ -69,7 +71,18 @@ def _contents(netlink: NetlinkSocket) -> Iterator[bytes]:
         yield told[_SET_NAME] + told[_SET_HANDLE]
         if not int.from_bytes(told.get(_SET_FLAGS, b""), "big") & _SET_TIMEOUT:
             request = _HEADER + _OURS + attribute(_ELEMENTS_SET, told[_SET_NAME])
-            yield from (part[len(_HEADER) :] for part in netlink.listing(_GET_ELEMENTS, request, what))
+            yield str(sum(map(_sum, netlink.listing(_GET_ELEMENTS, request, what)))).encode()
+
+
+def _sum(part: bytes) -> int:
+    """Of one message of elements: all together give the same in whatever order they come."""
+    elements = attribute_of(part, len(_HEADER), _ELEMENTS)
+    total = at = 0
+    while at + 4 <= len(elements):
+        end = at + int.from_bytes(elements[at : at + 2], sys.byteorder)
+        total += hash(elements[at:end])
+        at = max(at + 4, (end + 3) & ~3)
+    return total
 
 
 class Watch:

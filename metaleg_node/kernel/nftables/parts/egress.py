@@ -113,17 +113,18 @@ def _prerouting(transit: Transit) -> Iterator[str]:
         # It began as egress traffic of a pod that is none any more, and is still bound to the source that it had: it
         # must not leave before its entry is forgotten.
         f"ct label {CONNTRACK_LABEL} {DROP}",
-        "ip daddr @sources4 jump stray",
-        "ip6 daddr @sources6 jump stray",
+        "ip daddr @answered4 jump stray",
+        "ip6 daddr @answered6 jump stray",
     )
     lost = ", invalid : jump lost" if transit != Transit() else ""
     yield f"ct state vmap {{ new : jump early{lost} }}"
 
 
 _STRAY = (
-    # Answers to connections that this gateway does not know yet. A conntrack entry made of one would take the very
-    # port that the connection needs, once its pod sends again and is translated here. Without one (an answer to a TCP
-    # handshake) the packet would go back to the router, and to and fro until its hop limit ends.
+    # Answers to connections that this node does not know: it is the new gateway, whether it has heard of that yet or
+    # not. A conntrack entry made of one would take the very port that the connection needs, once its pod sends again
+    # and is translated here. Without one (an answer to a TCP handshake) the packet would go back to the router, and to
+    # and fro until its hop limit ends.
     "fib daddr type local return",
     "ct status dnat return",
     # A client of the Service. It may have no pod to answer, and then somebody else refuses the client.
