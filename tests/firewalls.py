@@ -14,10 +14,10 @@ from metaleg_node.core.firewall.external_ip import ExternalIp, Target, VirtualSe
 from metaleg_node.core.firewall.invalid_input import InvalidInput
 from metaleg_node.core.firewall.local_answers import LocalAnswers
 from metaleg_node.core.firewall.part import Firewall, Part
-from metaleg_node.core.firewall.return_paths import ReturnPath, ReturnPaths
+from metaleg_node.core.firewall.return_paths import PathRouter, ReturnPath, ReturnPaths
 from metaleg_node.core.firewall.reverse_path import ReversePathCheck
 from metaleg_node.core.firewall.transit import Transit
-from metaleg_node.core.model import MARKING, Address, DestinationFilter, Holder, Match, Network, NodeName, Slot
+from metaleg_node.core.model import MARKING, Address, DestinationFilter, Family, Holder, Match, Network, NodeName, Slot
 from metaleg_node.core.networks import merged
 
 MASK = 0x3F000000
@@ -139,6 +139,25 @@ PATHS = but(
 )
 
 
+def path_router(holder: str, path: int, family: Family, link_address: str) -> PathRouter:
+    return PathRouter(
+        holder=Holder.read(holder), path=Slot(path), family=family, interface="bond0.100", link_address=link_address
+    )
+
+
+replaced = dataclasses.replace
+ROUTER_SLOTS = {
+    Slot(5): path_router("router:public_A.b:198.51.100.1", 3, 4, "02:00:00:00:00:01"),
+    Slot(6): path_router("router:public_A.b:198.51.100.2", 3, 4, "02:00:00:00:00:02"),
+    Slot(7): path_router("router:public_A.b:2001:db8:51::1", 3, 6, "02:00:00:00:00:01"),
+    Slot(8): path_router("router:public_A.b:2001:db8:51::2", 3, 6, ""),
+    Slot(10): path_router("router::bgp:198.51.100.1", 4, 4, "02:00:00:00:00:01"),
+    Slot(11): path_router("router::bgp:198.51.100.3", 4, 4, "02:00:00:00:00:01"),
+}
+"""Some are one machine; one is not there."""
+ROUTERS = but(PATHS, routers=ROUTER_SLOTS)
+
+
 def virtual_server(text: str) -> VirtualServer:
     """Written as ADDRESS PROTOCOL PORT."""
     address, protocol, port = text.split()
@@ -218,6 +237,20 @@ FIREWALLS: dict[str, Firewall] = {
     ),
     "long-names": but(FULL, gateways={Slot(1): _LONG, Slot(2): NodeName(_LONG[:101])}),
     "paths": PATHS,
+    "routers": ROUTERS,
+    "routers-that-are-not-there": but(
+        ROUTERS, routers={slot: replaced(one, link_address="") for slot, one in ROUTER_SLOTS.items()}
+    ),
+    "routers-moved": but(
+        ROUTERS,
+        routers={
+            Slot(5): replaced(ROUTER_SLOTS[Slot(6)], path=Slot(4), interface="tcp"),
+            Slot(9): replaced(ROUTER_SLOTS[Slot(7)], link_address="02:00:00:00:00:09"),
+        },
+    ),
+    "routers-alone": wall(
+        paths=ROUTERS.part(ReturnPaths).paths, routers=ROUTER_SLOTS, match=frozenset({Match.CONNTRACK})
+    ),
     "paths-by-conntrack": but(
         PATHS, match=frozenset({Match.CONNTRACK}), paths={Slot(3): PATHS.part(ReturnPaths).paths[Slot(3)]}
     ),

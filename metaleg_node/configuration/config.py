@@ -92,7 +92,7 @@ class FirewallSettings:
         "auto", s.choice(Backend), "the packet filter; iptables is refused so far", not_yet=("iptables",)
     )
     mark_mask: int = setting(
-        0x3F000000, s.MARK_MASK, "bits of the packet mark for us alone, one value per gateway or return path: 63"
+        0x3F000000, s.MARK_MASK, "bits of the packet mark for us alone, one value per gateway, path, or router: 63"
     )
     route_table_base: int = setting(
         1000000,
@@ -142,6 +142,9 @@ class BgpSettings:
     rule_fwmark: int = setting(0, s.integer(0, s.MARK_MAX), "mark that packets known by source must carry; 0: any")
     destination: Network | None = setting("default", s.DESTINATION, "destination of the route")
     peer_weight: int = setting(100, s.integer(1, 256), "weight of a peer that carries no label metallb-nra/weight")
+    symmetric: bool = setting(
+        True, s.BOOLEAN, "answers go back through the peer that brought the request; false: by any"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +161,9 @@ class L2Settings:
         [], Many(item=s.ADDRESS), "none: only the connected route in the main table", example=["192.0.2.1"]
     )
     connected_route: bool = setting(True, s.BOOLEAN, "route the pools to the interface")
+    symmetric: bool = setting(
+        True, s.BOOLEAN, "answers go back through the gateway that brought the request; false: by any"
+    )
     rp_filter: PathRpFilter = setting(
         "auto", s.choice(PathRpFilter), "auto: loose, or filter (off, but netfilter checks) without an address"
     )

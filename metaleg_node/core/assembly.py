@@ -19,7 +19,7 @@ from metaleg_node.core.model import MAIN_TABLE, Address, Holder, Host, NodeName,
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.core.return_path import node as return_path
-from metaleg_node.core.return_path import paths
+from metaleg_node.core.return_path import paths, symmetric
 from metaleg_node.core.return_path.wanted import PathKind, WantedPaths
 from metaleg_node.core.slots import Claim
 
@@ -64,8 +64,13 @@ def assemble(
     found = paths.find(wanted.paths, config, host, survey.networks.cluster)
     undecided = egress.look(survey, config, me, host, return_path.exits(found))
     claims = (*return_path.claims(found, config), *undecided.claims)
-    number = slots.count(config.firewall.mark_mask)
-    granted = slots.assign(held(claims), [claim.holder for claim in claims], slots=number)
+    routers = symmetric.claims(found)
+    granted = slots.assign(
+        held((*claims, *routers)),
+        [claim.holder for claim in claims],
+        yielding=[claim.holder for claim in routers],
+        slots=slots.count(config.firewall.mark_mask),
+    )
     out = egress.decide(undecided, granted)
     back = return_path.decide(found, granted, asked=wanted, config=config, host=host, networks=survey.networks)
     inward = external_ip.decide(external, config.external_ip, survey.nodes.get(me), host, survey.networks)

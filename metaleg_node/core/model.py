@@ -34,6 +34,8 @@ class HolderKind(enum.StrEnum):
     """A return path."""
     EXIT = "egress"
     """The way out of egress traffic that leaves by a return path."""
+    ROUTER = "router"
+    """A next hop of a return path: answers to what came by it leave by it alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -324,7 +326,9 @@ class Host:
     networks that this host's own addresses lie in. `not_forwarding` tells for which families no packet is forwarded
     that enters by one of the interfaces in `interfaces`, and `all` where that is 0 (ip-sysctl, forwarding).
     `unnameable` are those of these interfaces that the packet filter cannot name. `addresses_of` has the addresses of
-    those interfaces whose addresses were asked for, and which exist.
+    those interfaces whose addresses were asked for, and which exist. `link_addresses` has the link-layer addresses
+    (aa:bb:cc:dd:ee:ff) of the next hops that were asked for, by address and interface, as far as they are known and
+    the neighbour has not failed.
     """
 
     addresses: frozenset[Address] = frozenset()
@@ -337,12 +341,14 @@ class Host:
     not_forwarding: frozenset[tuple[Family, str]] = frozenset()
     unnameable: frozenset[str] = frozenset()
     addresses_of: Mapping[str, frozenset[Address]] = field(default_factory=dict)
+    link_addresses: Mapping[tuple[Address, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
     """What a decision needs to know of the host, see `Host`: about these addresses and interfaces, and about more only
-    where it costs something to find out."""
+    where it costs something to find out. `next_hops` are (address, interface), the interface empty where the main
+    table tells it."""
 
     addresses: frozenset[Address] = frozenset()
     links: frozenset[str] = frozenset()
@@ -350,6 +356,7 @@ class Questions:
     arp: bool = False
     connected: bool = False
     addresses_of: frozenset[str] = frozenset()
+    next_hops: frozenset[tuple[Address, str]] = frozenset()
 
     def with_(self, other: Questions) -> Questions:
         """Both together."""
@@ -360,6 +367,7 @@ class Questions:
             arp=self.arp or other.arp,
             connected=self.connected or other.connected,
             addresses_of=self.addresses_of | other.addresses_of,
+            next_hops=self.next_hops | other.next_hops,
         )
 
 

@@ -74,6 +74,7 @@ class Code(enum.StrEnum):
     PATH_INACTIVE = "path-inactive"
     PATH_PARTIAL = "path-partial"
     PATH_OVERLAP = "path-overlap"
+    NOT_SYMMETRIC = "not-symmetric"
 
     @property
     def severity(self) -> Severity:
@@ -125,6 +126,7 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.PATH_INACTIVE: (Severity.ERROR, "A return path does nothing."),
     Code.PATH_PARTIAL: (Severity.ERROR, "A part of a return path does not work."),
     Code.PATH_OVERLAP: (Severity.WARNING, "A pool holds addresses of nodes, pods or Services, which are left out."),
+    Code.NOT_SYMMETRIC: (Severity.WARNING, "Answers do not leave by the router that brought the request."),
 }
 
 _FAILS_FROM = {"check": Severity.WARNING, "status": Severity.ERROR}

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from metaleg_node.core.model import Address, Holder, Route, RouteType, Routing, Slot
 
 MAX_SLOTS = 63
+SPARE_METRIC = 4700
+"""Of the route by which packets leave a table whose first route is gone."""
 
 Granted = Mapping[Holder, Slot]
 """Who got which slot; who got none is not in it."""
@@ -21,11 +23,13 @@ Granted = Mapping[Holder, Slot]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """A slot is wanted for `holder`. The rest tells its routes from others': `gateways` are its next hops, `closed`
-    says whether its table ends in an unreachable route, `table` is one that does not follow from the slot."""
+    says whether its table ends in an unreachable route, `spare` whether it has a second way (SPARE_METRIC), `table` is
+    one that does not follow from the slot."""
 
     holder: Holder
     gateways: frozenset[Address] = frozenset()
     closed: bool = True
+    spare: bool = False
     table: int | None = None
 
 
@@ -39,19 +43,33 @@ def count(mark_mask: int) -> int:
     return min((1 << mark_mask.bit_count()) - 1, MAX_SLOTS)
 
 
-def assign(held: Mapping[Slot, Holder], wanted: Sequence[Holder], *, slots: int) -> dict[Holder, Slot]:
-    """Gives each wanted holder a slot, in the order of `wanted` while there are any; who gets none is left out.
+def assign(
+    held: Mapping[Slot, Holder], wanted: Sequence[Holder], *, slots: int, yielding: Sequence[Holder] = ()
+) -> dict[Holder, Slot]:
+    """Gives each wanted holder a slot, in the order of `wanted` while there are any; who gets none is left out. What is
+    left goes to `yielding`, who give even those that they hold to others that find none.
 
     Holders keep theirs. A slot that nobody held is preferred to one that was held, so that packets already marked
     for a former gateway do not meet the next one's table.
     """
-    holders = list(dict.fromkeys(wanted))
     result: dict[Holder, Slot] = {}
-    for slot, holder in sorted(held.items()):
-        if holder in holders and holder not in result and 1 <= slot <= slots:
+    for holders in (wanted, yielding):
+        left = [Slot(n) for n in range(1, slots + 1) if n not in result.values()]
+        # Those that somebody may have to yield come last of all.
+        left.sort(key=lambda slot: (held.get(slot) in yielding, slot in held))
+        result |= _assign(held, list(dict.fromkeys(holders)), left)
+    return result
+
+
+def _assign(held: Mapping[Slot, Holder], holders: Sequence[Holder], left: Iterable[Slot]) -> dict[Holder, Slot]:
+    result: dict[Holder, Slot] = {}
+    free = []
+    for slot in left:
+        holder = held.get(slot)
+        if holder is None or holder not in holders or holder in result:
+            free.append(slot)
+        else:
             result[holder] = slot
-    taken = set(result.values())
-    free = sorted((Slot(n) for n in range(1, slots + 1) if n not in taken), key=lambda slot: (slot in held, slot))
     result.update(zip((holder for holder in holders if holder not in result), free, strict=False))
     return result
 
@@ -85,8 +103,10 @@ def _numbered(
 
 
 def _fits(claim: Claim, table: int, routes: Iterable[Route]) -> bool:
-    hops = {hop.gateway for route in routes for hop in route.next_hops if hop.gateway}
-    closed = any(route.type is RouteType.UNREACHABLE for route in routes)
     if claim.table is not None:
         return claim.table == table
-    return closed is claim.closed and bool(hops & claim.gateways)
+    found = tuple(routes)
+    first = (route for route in found if route.metric != SPARE_METRIC)
+    hops = {hop.gateway for route in first for hop in route.next_hops if hop.gateway}
+    ends = any(route.type is RouteType.UNREACHABLE for route in found), any(r.metric == SPARE_METRIC for r in found)
+    return ends == (claim.closed, claim.spare) and bool(hops & claim.gateways)

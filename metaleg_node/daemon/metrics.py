@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from email.message import Message
 from typing import Literal
 
@@ -61,7 +62,7 @@ class Metrics:
             lambda: _problem_metrics(self._now[1]),
             lambda: _cluster_metrics(self._now[0]),
             lambda: _external_metrics(self._now[0]),
-            lambda: _traffic_metrics(traffic),
+            lambda: _traffic_metrics(traffic, self._now[0]),
             lambda: _watch_metrics(watches()),
             lambda: iter([_count("log_dropped", "Lines of the log that were dropped.", dropped())]),
         ):
@@ -232,7 +233,7 @@ def _gateways(plan: Plan) -> Iterator[tuple[str, str, str]]:
             yield report.service_name(one), str(one.service.source), gateway.node.name if gateway else ""
 
 
-def _traffic_metrics(read: Callable[[], Mapping[str, Count]]) -> Iterator[Metric]:
+def _traffic_metrics(read: Callable[[], Mapping[str, Count]], plan: Plan) -> Iterator[Metric]:
     try:
         found = read()
     except KernelError as error:
@@ -243,6 +244,24 @@ def _traffic_metrics(read: Callable[[], Mapping[str, Count]]) -> Iterator[Metric
         yield _count("snat_packets", "Packets that left here with a LoadBalancer address.", left.packets)
         yield _count("snat_bytes", "Bytes of these packets.", left.size)
         yield _count("rejected_packets", "Outward packets of egress pods refused.", refused)
+        yield from _router_metrics(replace(plan, passed=found))
+
+
+def _router_metrics(plan: Plan) -> Iterator[Metric]:
+    labels = ("path", "address", "interface")
+    requests = CounterMetricFamily(
+        f"{_PREFIX}_return_path_requests_packets", "Packets that came by a next hop of a return path.", labels=labels
+    )
+    answers = CounterMetricFamily(
+        f"{_PREFIX}_return_path_answers_packets", "Packets that left by it since they answer these.", labels=labels
+    )
+    for one in plan.desired.paths:
+        for hop in one.routers:
+            if came := report.passed(plan, one, hop):
+                values = (one.path.wanted.name, str(hop.gateway), hop.interface)
+                requests.add_metric(values, came.requests.packets)
+                answers.add_metric(values, came.answers.packets)
+    yield from (requests, answers)
 
 
 def _watch_metrics(ages: Mapping[str, float]) -> Iterator[Metric]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core.egress.node import ServiceDecision
 from metaleg_node.core.firewall.egress import Egress
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import HolderKind, Rejection, Slot
+from metaleg_node.core.firewall.return_paths import ReturnPaths
+from metaleg_node.core.model import HolderKind, NextHop, Rejection, Slot
 from metaleg_node.core.problems import Code, Problem, Severity
 from metaleg_node.core.return_path.node import PathDecision
 from metaleg_node.core.slots import mark_of
@@ -24,6 +25,8 @@ from metaleg_node.daemon.status import (
     ServiceStatus,
     SourceStatus,
 )
+from metaleg_node.kernel.packet_filter import Counter as Count
+from metaleg_node.kernel.packet_filter import answers_counter, requests_counter
 from metaleg_node.reconcile.reconciler import Plan
 from metaleg_node.text import counted
 
@@ -111,16 +114,38 @@ def _path(report: PathDecision, plan: Plan, config: Config) -> PathStatus:
         table=report.table,
         interface=path.interface,
         networks=[str(network) for network in ordered],
-        next_hops=[
-            NextHopStatus(
-                address=str(hop.gateway),
-                interface=hop.interface,
-                weight=hop.weight,
-                neighbour=plan.neighbours[hop],
-            )
-            for hop in path.next_hops
-        ],
+        next_hops=[_next_hop(hop, report, plan) for hop in path.next_hops],
     )
+
+
+def _next_hop(hop: NextHop, report: PathDecision, plan: Plan) -> NextHopStatus:
+    came = passed(plan, report, hop)
+    return NextHopStatus(
+        address=str(hop.gateway),
+        interface=hop.interface,
+        weight=hop.weight,
+        neighbour=plan.neighbours[hop],
+        slot=report.routers.get(hop),
+        requests=came.requests.packets if came else None,
+        answers=came.answers.packets if came else None,
+    )
+
+
+class Passed(NamedTuple):
+    """What came by a next hop, and what of it was answered by it."""
+
+    requests: Count
+    answers: Count
+
+
+def passed(plan: Plan, path: PathDecision, hop: NextHop) -> Passed | None:
+    """None where it is not counted, or not yet. What came by a machine that is several next hops counts for each."""
+    firewall, slot = plan.desired.state.firewall, path.routers.get(hop)
+    if not (firewall and slot and plan.passed):
+        return None
+    remembered, nothing = firewall.part(ReturnPaths).remembered_as(slot), Count(0, 0)
+    requests = plan.passed.get(requests_counter(remembered), nothing)
+    return Passed(requests, plan.passed.get(answers_counter(slot), nothing))
 
 
 def external_ips(plan: Plan) -> list[ExternalIpStatus]:

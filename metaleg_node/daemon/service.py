@@ -124,14 +124,8 @@ class Service:
         # Nobody listened to the kernel while the configuration changed.
         self._machine.packet_filter.forget()
         with ExitStack() as stack:
-            stack.enter_context(
-                Monitor(
-                    self._hint,
-                    tables=own_tables(config),
-                    own_ports=lambda: self._machine.own_ports,
-                    disturbed=stack.enter_context(self._machine.packet_filter.watched()),
-                )
-            )
+            disturbed = stack.enter_context(self._machine.packet_filter.watched())
+            stack.enter_context(_monitor(self._machine, config, self._hint, disturbed))
             self._serve(stack)
             self._follow(config)
             self._events.schedule(Event.INTERVAL, config.reconcile.interval)
@@ -293,7 +287,7 @@ class Service:
         before, news = self._plan, self._teller.has("sweep", self._sweeper.problems) or not self._teller.written
         if before and before.neighbours:
             self._plan = self._reconciler.look_again(before)
-        if news or (self._plan and before and self._plan.neighbours != before.neighbours):
+        if news or self._plan != before:
             self._publish()
 
     def _look_at_others(self) -> None:
@@ -364,6 +358,18 @@ def _patience(machine: Machine) -> float:
         return PATIENCE_SECONDS if machine.packet_filter.observe().firewall else 0.0
     except KernelError:
         return 0.0
+
+
+def _monitor(machine: Machine, config: Config, wake: Callable[[Hint], None], disturbed: Callable[[], bool]) -> Monitor:
+    """Next hops come and go many times a second on some nodes: where there is no return path nobody listens to them."""
+    paths = config.return_path.l2 or config.return_path.bgp.enabled
+    return Monitor(
+        wake,
+        tables=own_tables(config),
+        own_ports=lambda: machine.own_ports,
+        disturbed=disturbed,
+        next_hops=machine.watched if paths else None,
+    )
 
 
 def _failure(code: Code, text: str) -> Outcome:

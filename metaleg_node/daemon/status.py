@@ -75,12 +75,16 @@ class SourceStatus(TypedDict):
 
 
 class NextHopStatus(TypedDict):
-    """A next hop of a return path; `neighbour` is its state in the kernel's neighbour table."""
+    """A next hop of a return path; `neighbour` is its state in the kernel's neighbour table. `slot` is what connections
+    that came by it remember, null where they remember none; `requests` and `answers` count packets, null: not yet."""
 
     address: str
     interface: str
     weight: int
     neighbour: str
+    slot: int | None
+    requests: int | None
+    answers: int | None
 
 
 class PathStatus(TypedDict):
@@ -294,7 +298,7 @@ def _slot_cells(one: GatewayStatus | ExitStatus) -> tuple[object, ...]:
 def _path_row(path: PathStatus) -> tuple[object, ...]:
     networks = ", ".join(path["networks"][:_SHOWN_NETWORKS])
     rest = len(path["networks"]) - _SHOWN_NETWORKS
-    hops = (f"{hop['address']} dev {hop['interface']} {hop['neighbour']}" for hop in path["next_hops"])
+    hops = map(_next_hop, path["next_hops"])
     return (
         path["name"],
         path["state"],
@@ -303,6 +307,11 @@ def _path_row(path: PathStatus) -> tuple[object, ...]:
         ", ".join(hops) or (f"dev {path['interface']}" if path["interface"] else "-"),
         path["reason"] or "-",
     )
+
+
+def _next_hop(hop: NextHopStatus) -> str:
+    text = f"{hop['address']} dev {hop['interface']} {hop['neighbour']}"
+    return text if hop["requests"] is None else f"{text} (requests {hop['requests']}, answers {hop['answers']})"
 
 
 def _external_row(one: ExternalIpStatus) -> tuple[object, ...]:

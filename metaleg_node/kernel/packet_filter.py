@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from metaleg_node.core.compare.diff import Damage
 from metaleg_node.core.firewall.egress import EgressPod
 from metaleg_node.core.firewall.part import Firewall
+from metaleg_node.core.model import Slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,16 @@ class Counter(NamedTuple):
 
     packets: int
     size: int
+
+
+def requests_counter(slot: Slot) -> str:
+    """The counter of requests that came by the router with this slot."""
+    return f"requests_{slot}"
+
+
+def answers_counter(slot: Slot) -> str:
+    """The counter of answers that left by it."""
+    return f"answers_{slot}"
 
 
 class PacketFilter(Protocol):
@@ -54,7 +65,8 @@ class PacketFilter(Protocol):
         at or written to; of each such change it tells once. It costs microseconds."""
 
     def counters(self) -> Mapping[str, Counter]:
-        """By name: steered, translated, held, dropped; empty while it holds nothing of ours. For any thread."""
+        """By name: steered, translated, held, dropped, and those of each router of return paths; empty while it holds
+        nothing of ours. For any thread."""
 
     def versions(self) -> Mapping[str, str]:
         """Of the programs that speak to the kernel, by their names."""

@@ -24,7 +24,7 @@ from metaleg_node.kernel.netlink import conntrack, neighbours
 from metaleg_node.kernel.netlink.routing import RoutingControl
 from metaleg_node.kernel.nftables.backend import Nftables
 from metaleg_node.kernel.nftables.trace import Tracer
-from metaleg_node.kernel.packet_filter import PacketFilter
+from metaleg_node.kernel.packet_filter import Counter, PacketFilter
 from metaleg_node.kernel.sysctl import Sysctls
 from metaleg_node.reconcile.sweeper import Sweeper, forget_connections
 
@@ -40,6 +40,7 @@ class Machine:
         self._sysctls = Sysctls(state_dir)
         self.sweeper: Sweeper | None = None
         """Looks through the connections beside everything else; without it that is done in its turn."""
+        self._watched: frozenset[bytes] = frozenset()
         self.problems: tuple[Problem, ...] = ()
         """What was wrong at the last look, though it could be taken."""
 
@@ -59,6 +60,10 @@ class Machine:
         """The kernel's, under "Linux", and those of programs by their names. Raises KernelError."""
         return {"Linux": os.uname().release, **self.packet_filter.versions()}
 
+    def watched(self) -> frozenset[bytes]:
+        """The packed addresses of the next hops that were last asked about; for any thread."""
+        return self._watched
+
     # --- observing ---------------------------------------------------------------------------------------------------
 
     def routing(self, tables: Collection[int]) -> Routing:
@@ -69,6 +74,9 @@ class Machine:
         """The facts that were asked for. Raises KernelError."""
         interfaces, on_link = self._routing.lookup(questions.addresses)
         names = {*interfaces.values(), *questions.links}
+        # Told before they are looked at, so that no news is missed.
+        self._watched = frozenset(address.packed for address, _ in questions.next_hops)
+        hops = [(address, name or interfaces.get(address, "")) for address, name in questions.next_hops]
         originals = self._originals()
         return Host(
             addresses=self._routing.addresses(),
@@ -81,6 +89,7 @@ class Machine:
             not_forwarding=self._not_forwarding({"all", *interfaces.values()}),
             unnameable=self.packet_filter.unnameable(names),
             addresses_of=self._routing.addresses_of(questions.addresses_of),
+            link_addresses=neighbours.link_addresses(hops),
         )
 
     def others(self, tables: Collection[int]) -> Others:
@@ -119,6 +128,21 @@ class Machine:
             log.warning("next hops without their state: %s", error)
             states = {}
         return {hop: states.get(key, neighbours.UNKNOWN) for hop, key in asked.items()}
+
+    def seek(self, hops: Iterable[NextHop]) -> None:
+        """Looks for next hops of which the neighbour tables tell nothing. What comes of it is told by these."""
+        try:
+            neighbours.seek([(hop.gateway, hop.interface) for hop in hops if hop.gateway])
+        except KernelError as error:
+            log.warning("next hops are not looked for: %s", error)
+
+    def passed(self) -> Mapping[str, Counter]:
+        """The packet filter's counters, none where they cannot be read."""
+        try:
+            return self.packet_filter.counters()
+        except KernelError as error:
+            log.warning("status without the packet filter's counters: %s", error)
+            return {}
 
     def _rp_filter(self, names: set[str], questions: Questions, originals: Mapping[str, str]) -> dict[str, int]:
         if questions.all_rp_filters:
@@ -164,6 +188,8 @@ class Machine:
                     self.packet_filter.put(firewall)
                 case [diff.SweepFlows() as sweep]:
                     return [self._sweep(sweep)]
+                case [diff.ForgetRouters(marks=marks, mask=mask)]:
+                    conntrack.unmark(marks, mask)
                 case [diff.SetSysctl(), *_]:
                     wanted = {one.name: one.value for one in operations if isinstance(one, diff.SetSysctl)}
                     return [error or 0 for error in self._sysctls.set(wanted)]

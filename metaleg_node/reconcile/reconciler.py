@@ -23,6 +23,8 @@ from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.kernel.errors import KernelError
+from metaleg_node.kernel.netlink import neighbours
+from metaleg_node.kernel.packet_filter import Counter as Count
 from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.patience import Patience
 
@@ -44,6 +46,8 @@ def own_tables(config: Config) -> set[int]:
     return {*range(base + 1, base + SLOTS + 1)} | bgp
 
 
+_COUNTED = 5
+"""Of so many looks at the neighbour tables one asks for the packet filter's counters, which takes a process."""
 _AT_ONCE = 100
 """Routes and rules from one beat to the next."""
 
@@ -55,12 +59,19 @@ class IncompleteError(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What would be done now, and what it rests on. `problems` are the machine's own; `neighbours` is what the
-    neighbour tables say of the return paths' next hops."""
+    neighbour tables say of the return paths' next hops, `passed` what the packet filter counted when that was last
+    asked for."""
 
     desired: Desired
     steps: tuple[diff.Step, ...]
     problems: tuple[Problem, ...] = ()
     neighbours: Mapping[NextHop, str] = field(default_factory=dict)
+    passed: Mapping[str, Count] = field(default_factory=dict)
+
+    @property
+    def routers(self) -> list[NextHop]:
+        """The next hops that answers leave by alone."""
+        return [hop for one in self.desired.paths for hop in one.routers]
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -119,6 +130,8 @@ class Reconciler:
         self.node = node_name(config)
         self._known: _Known | None = None
         self._patience = Patience()
+        self._passed: Mapping[str, Count] = {}
+        self._looks = 0
 
     @property
     def wait(self) -> float | None:
@@ -147,8 +160,14 @@ class Reconciler:
             damage=view.damage,
             place=self._machine.packet_filter.place,
         )
-        neighbours = self._machine.neighbours(hop for one in result.paths for hop in one.path.next_hops)
-        return Plan(desired=result, steps=steps, problems=self._machine.problems, neighbours=neighbours)
+        near = self._machine.neighbours(hop for one in result.paths for hop in one.path.next_hops)
+        return Plan(
+            desired=result,
+            steps=steps,
+            problems=self._machine.problems,
+            neighbours=near,
+            passed=self._passed,
+        )
 
     def situation(self, cluster: ClusterState) -> Situation:
         """What explanations follow from. Nothing is changed, and what this user may not see is left open. Raises
@@ -195,8 +214,18 @@ class Reconciler:
         return others.judge(self._machine.others(own_tables(self._config)), self._config)
 
     def look_again(self, plan: Plan) -> Plan:
-        """The plan with what the neighbour tables say now."""
-        return replace(plan, neighbours=self._machine.neighbours(plan.neighbours))
+        """The plan with what the neighbour tables say now, and each fifth time the packet filter's counters. What came
+        by a router is known by its link-layer address: one that has none, or fails, is looked for."""
+        again = replace(plan, neighbours=self._machine.neighbours(plan.neighbours))
+        self._seek(again)
+        if plan.routers and self._looks % _COUNTED == 0:
+            self._passed = self._machine.passed()
+        self._looks += 1
+        return replace(again, passed=self._passed)
+
+    def _seek(self, plan: Plan) -> None:
+        if lost := [hop for hop in plan.routers if plan.neighbours[hop] in neighbours.NOT_THERE]:
+            self._machine.seek(lost)
 
     def plan_again(self, plan: Plan, cluster: ClusterState) -> Plan:
         """The plan after a pre hook, which others or the hook itself may have made another one. Raises as `plan`."""
@@ -216,6 +245,7 @@ class Reconciler:
         earlier run may have left them.
         """
         outcome = carry_out(self._machine, plan.steps, beat)
+        self._seek(plan)
         firewall = plan.desired.state.firewall
         if not (sweep and outcome.ok and firewall):
             return outcome

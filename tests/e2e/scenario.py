@@ -66,7 +66,7 @@ def foreign(lab: Lab, node: LabNode) -> dict[str, str]:
     view = {}
     for what in ("rule", "route show table all"):
         for family in FAMILIES:
-            lines = namespace.run("ip", "-d", f"-{family}", *what.split()).splitlines()
+            lines = namespace.run("ip", "-o", "-d", f"-{family}", *what.split()).splitlines()
             view[f"{what} {family}"] = "\n".join(line for line in lines if ours not in line)
     view["nftables"] = _OUR_TABLE.sub("", namespace.run("nft", "-s", "list", "ruleset"))
     if lab.options.flavour is Flavour.IPTABLES_LEGACY:
@@ -77,17 +77,24 @@ def foreign(lab: Lab, node: LabNode) -> dict[str, str]:
 
 
 def ours(lab: Lab, node: LabNode) -> dict[str, str]:
-    """Everything of ours in a node's kernel, as text."""
+    """Everything of ours in a node's kernel, as text, in an order that does not tell in which it came to be."""
     namespace, tag = lab.namespace(node), f"proto {ROUTE_PROTOCOL}"
     view = {}
     for what in ("rule", "route show table all"):
         for family in FAMILIES:
-            lines = namespace.run("ip", "-d", f"-{family}", *what.split()).splitlines()
+            lines = namespace.run("ip", "-o", "-d", f"-{family}", *what.split()).splitlines()
             view[f"{what} {family}"] = "\n".join(sorted(line for line in lines if tag in line))
-    view["nftables"] = "".join(_OUR_TABLE.findall(namespace.run("nft", "-s", "list", "ruleset")))
+    tables = "".join(_OUR_TABLE.findall(namespace.run("nft", "-s", "list", "ruleset")))
+    view["nftables"] = "".join(sorted(_ELEMENTS.sub(_sorted, one) for one in _BLOCK.findall(tables)))
     return view
 
 
+def _sorted(elements: re.Match[str]) -> str:
+    return ", ".join(sorted(element.strip() for element in elements[0].split(",")))
+
+
+_BLOCK = re.compile(r"^\t\w+ \w+ \{\n.*?^\t\}\n", flags=re.MULTILINE | re.DOTALL)
+_ELEMENTS = re.compile(r"(?<=elements = \{)[^}]*(?=\})")
 _OUR_TABLE = re.compile(r"^table inet metaleg_node \{\n.*?^\}\n", flags=re.MULTILINE | re.DOTALL)
 
 

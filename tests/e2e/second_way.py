@@ -3,8 +3,8 @@
     client -- router2 -- switch2 -- eth1 of node1, node2, node3
 
 The client's network (100.64.7.0/24, RFC 6598; fd00:7::/64) has no route on the lab's first router: a reply that leaves
-by the nodes' default gateway is lost. The nodes' eth1 have no addresses. MetalLB's answers to ARP and neighbour
-solicitation are permanent neighbour entries of router2.
+by the nodes' default gateway is lost. So is one that leaves by dead-end, a second router on the same switch. The nodes'
+eth1 have no addresses. MetalLB's answers to ARP and neighbour solicitation are permanent neighbour entries of router2.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ POOL_NETWORK: dict[Family, Network] = {4: ip_network("192.0.2.0/24"), 6: ip_netw
 """Holds the lab's LoadBalancer addresses and the second router's own."""
 ROUTER2: dict[Family, Address] = {f: POOL_NETWORK[f][1] for f in FAMILIES}
 OTHER_ROUTER2: dict[Family, Address] = {f: POOL_NETWORK[f][2] for f in FAMILIES}
+DEAD_END: dict[Family, Address] = {f: POOL_NETWORK[f][3] for f in FAMILIES}
 CLIENT_NETWORK: dict[Family, Network] = {4: ip_network("100.64.7.0/24"), 6: ip_network("fd00:7::/64")}
 CLIENT: dict[Family, Address] = {f: CLIENT_NETWORK[f][10] for f in FAMILIES}
 PROTOCOLS = ("tcp", "udp")
+_MACHINES = ("client", "router2", "dead-end")
 
 _NUMBERS = itertools.count(1)
 
@@ -67,11 +69,11 @@ class SecondWay:
 
     def __enter__(self) -> Self:
         with self._resources:
-            names = [self.machine(name).name for name in ("client", "router2")]
+            names = [self.machine(name).name for name in _MACHINES]
             self._resources.callback(namespaces.remove, names)
             namespaces.create(names)
-            for name in ("client", "router2"):
-                self.machine(name).sysctl(machine_sysctls(0, forwarding=name == "router2"))
+            for name in _MACHINES:
+                self.machine(name).sysctl(machine_sysctls(0, forwarding=name != "client"))
             self._connect()
             self._resources = self._resources.pop_all()
         return self
@@ -82,16 +84,21 @@ class SecondWay:
         self._resources.close()
 
     def machine(self, name: str) -> Namespace:
-        """`client` or `router2`."""
+        """`client`, `router2` or `dead-end`."""
         return Namespace(name=f"{self._prefix}-{name}")
 
     def _connect(self) -> None:
         switch, router, client = self._lab.namespace("switch"), self.machine("router2"), self.machine("client")
+        dead_end = self.machine("dead-end")
         switch.ip(
             [
                 f"link add {self._bridge} up type bridge mcast_snooping 0 forward_delay 0",
                 f"link add {self._bridge}-r up master {self._bridge} type veth peer name lan netns {router.name}",
+                f"link add {self._bridge}-d up master {self._bridge} type veth peer name lan netns {dead_end.name}",
             ]
+        )
+        dead_end.ip(
+            ["link set lan up", *(f"address add {a}/{POOL_NETWORK[f].prefixlen} dev lan" for f, a in DEAD_END.items())]
         )
         for node in NODES:
             self.plug_in(node)
@@ -186,6 +193,11 @@ L2_PATH: dict[str, Any] = {
     "interface": "eth1",
     "gateways": [str(a) for a in ROUTER2.values()],
 }
+TWO_ROUTERS: dict[str, Any] = {
+    **L2_PATH,
+    "gateways": [str(a) for f in FAMILIES for a in (ROUTER2[f], DEAD_END[f])],
+}
+"""The usual path, with a second router that has no way to the client."""
 
 
 def l2(*paths: Mapping[str, Any], **more: Any) -> dict[str, dict[str, Any]]:

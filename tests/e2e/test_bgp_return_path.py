@@ -162,7 +162,10 @@ def test_metrics_tell_paths_and_the_state_of_their_next_hops(bgp: Scene) -> None
     assert page.count("metaleg_node_return_path_next_hop{") == 4
 
 
-def test_status_follows_the_neighbour_tables_without_another_reconcile(bgp: Scene) -> None:
+def test_status_follows_the_neighbour_tables_without_another_reconcile(peering: Scene) -> None:
+    """Where nothing is known by link-layer addresses."""
+    bgp = peering
+    bgp.lab.start_daemons({"return_path": {"bgp": {"enabled": True, "symmetric": False}, "match": ["conntrack"]}})
     bgp.settle(ALL)
     daemon = bgp.lab.daemons[NODE1]
     before = daemon.status()["last_reconcile"]

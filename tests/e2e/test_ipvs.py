@@ -23,7 +23,7 @@ from tests.e2e.scenario import (
     sources,
     texts,
 )
-from tests.e2e.second_way import l2
+from tests.e2e.second_way import TWO_ROUTERS, l2
 from tests.lab.lab import Lab
 from tests.lab.probes import open_tcp
 from tests.patience import patient
@@ -178,5 +178,5 @@ def _heard(sock: socket.socket) -> bytes:
 def test_replies_leave_by_the_way_the_request_came() -> None:
     with ExitStack() as stack:
         here: Scene = scene(stack, IpvsLab())
-        here.lab.start_daemons(l2())
+        here.lab.start_daemons(l2(TWO_ROUTERS))
         here.settle(ALL)

@@ -22,6 +22,7 @@ from tests.e2e.second_way import (
     OTHER_ROUTER2,
     POOL_NETWORK,
     ROUTER2,
+    TWO_ROUTERS,
     SecondWay,
     l2,
 )
@@ -53,7 +54,7 @@ def test_R9_replies_leave_by_the_way_the_request_came(stack: ExitStack, flavour:
     before = here.inside()
     assert not any(error for key, error in before.items() if key.startswith("local pod"))
     others = foreign(here.lab, NODE1)
-    here.lab.start_daemons(l2(match=["conntrack"]))
+    here.lab.start_daemons(l2(TWO_ROUTERS, match=["conntrack"]))
     here.settle(ALL)
     # Clients inside the cluster, on other nodes and on the nodes' LAN are answered as before.
     assert here.inside() == before

@@ -143,6 +143,48 @@ def test_a_foreign_change_of_routing_is_told_by_its_kind(quiet: Netns, name: str
     assert hints(quiet, ip(quiet, change)) == expected
 
 
+NEXT_HOP = "neighbour replace 10.9.0.2 dev v0"
+NEIGHBOURS = {
+    "is there": ((), f"{NEXT_HOP} lladdr 02:00:00:00:00:02 nud reachable", {Hint.NEIGHBOURS}),
+    "over IPv6": ((), "neighbour replace fd09::2 dev v0 lladdr 02:00:00:00:00:02 nud stale", {Hint.NEIGHBOURS}),
+    "fails": ((f"{NEXT_HOP} lladdr 02:00:00:00:00:02 nud stale",), f"{NEXT_HOP} nud failed", {Hint.NEIGHBOURS}),
+    "is another machine": (
+        (f"{NEXT_HOP} lladdr 02:00:00:00:00:02 nud stale",),
+        f"{NEXT_HOP} lladdr 02:00:00:00:00:03 nud stale",
+        {Hint.NEIGHBOURS},
+    ),
+    "grows old": (
+        (f"{NEXT_HOP} lladdr 02:00:00:00:00:02 nud reachable",),
+        f"{NEXT_HOP} lladdr 02:00:00:00:00:02 nud stale",
+        set(),
+    ),
+    "matters to nobody": ((), "neighbour replace 10.9.0.7 dev v0 lladdr 02:00:00:00:00:02 nud stale", set()),
+}
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_news_of_next_hops_are_told(quiet: Netns, name: str) -> None:
+    """What was before is told as news first: the monitor knows nothing of a neighbour when it begins."""
+    before, change, expected = NEIGHBOURS[name]
+    hops = frozenset(ip_address(text).packed for text in ("10.9.0.2", "fd09::2"))
+    heard: queue.SimpleQueue[Hint] = queue.SimpleQueue()
+    with Monitor(heard.put, tables=(), own_ports=frozenset, disturbed=never, next_hops=lambda: hops):
+        for command in before:
+            quiet.run("ip", *command.split())
+            assert heard.get(timeout=LIMIT) is Hint.NEIGHBOURS
+        quiet.run("ip", *change.split())
+        found = set()
+        for marker in ("10.77.0.1/32", "10.77.0.2/32"):
+            quiet.run("ip", "address", "add", marker, "dev", "lo")
+            while (hint := heard.get(timeout=LIMIT)) is not Hint.ADDRESSES:
+                found.add(hint)
+    assert found == expected
+
+
+def test_who_asks_for_no_next_hops_hears_nothing_of_neighbours(quiet: Netns) -> None:
+    assert hints(quiet, ip(quiet, f"{NEXT_HOP} lladdr 02:00:00:00:00:02 nud reachable")) == set()
+
+
 def test_a_new_address_is_told(quiet: Netns) -> None:
     with listening() as heard:
         quiet.run("ip", "address", "add", "10.88.0.1/32", "dev", "v1")

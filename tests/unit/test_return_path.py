@@ -286,9 +286,11 @@ def test_unknown_pod_networks_are_told() -> None:
 
 # --- BGP -------------------------------------------------------------------------------------------------------------
 
+BY_ANY = f"{BGP}symmetric = false\n"
+
 
 def test_peers_share_the_traffic_by_their_weights() -> None:
-    found = decide(BGP, PEERING)
+    found = decide(BY_ANY, PEERING)
     assert routes(found) == [
         "default (IPv4) via 10.0.0.8 dev eth0 weight 100 via 10.0.0.9 dev eth0 weight 3 table 20",
         "default (IPv6) via fd00::8 dev eth0 metric 1024 table 20",
@@ -303,7 +305,7 @@ def test_peers_share_the_traffic_by_their_weights() -> None:
 
 def test_N4_another_destination_table_priority_and_mark() -> None:
     more = 'table = 30\nrule_priority = 40\nrule_fwmark = 0x14\ndestination = "10.0.0.0/8"\n'
-    found = decide(BGP + more, PEERING)
+    found = decide(BY_ANY + more, PEERING)
     assert routes(found) == [
         "10.0.0.0/8 via 10.0.0.8 dev eth0 weight 100 via 10.0.0.9 dev eth0 weight 3 table 30",
         "throw 10.0.0.0/24 table 30",
@@ -370,7 +372,7 @@ def test_a_peer_alone_makes_no_path() -> None:
 
 
 def test_both_kinds_of_paths_have_their_own_marks() -> None:
-    found = decide(L2 + BGP, PEERING)
+    found = decide(L2 + BY_ANY, PEERING)
     assert {str(p.holder) for p in firewall(found).paths.values()} == {"path:one", "path::bgp"}
     assert found.tables == {1000001, 20}
 
@@ -388,7 +390,7 @@ def test_rules_ask_for_the_source_and_leave_the_cluster_to_the_main_table() -> N
 
 
 def test_rules_and_marks_lead_to_one_table() -> None:
-    text = f'[return_path]\nmatch = ["rules", "conntrack"]\n{BGP}rule_fwmark = 5\n'
+    text = f'[return_path]\nmatch = ["rules", "conntrack"]\n{BY_ANY}rule_fwmark = 5\n'
     found = decide(text, PEERING)
     assert firewall(found).match == {Match.CONNTRACK}
     led = [rule for rule in found.state.routing.rules if rule.family == 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -61,6 +62,23 @@ def test_a_former_holders_slot_is_taken_when_nothing_else_is_left() -> None:
     assert slots.assign(held(s1=A, s2=B), [B, C], slots=2) == {B: 2, C: 1}
 
 
+@pytest.mark.parametrize(
+    ("before", "wanted", "yielding", "expected"),
+    [
+        ({}, [A], [B, C], {A: 1, B: 2}),
+        (held(s1=B, s2=C), [A], [B], {A: 2, B: 1}),
+        (held(s1=B, s2=C), [A], [B, C], {A: 1, C: 2}),
+        (held(s1=B, s2=A), [A], [B], {A: 2, B: 1}),
+        (held(s1=C), [A, B], [C], {A: 2, B: 1}),
+    ],
+    ids=["what is left", "the free one first", "the holder of one yields", "both keep theirs", "none is left"],
+)
+def test_who_yields_gets_what_is_left(
+    before: dict[Slot, Holder], wanted: list[Holder], yielding: list[Holder], expected: dict[Holder, Slot]
+) -> None:
+    assert slots.assign(before, wanted, yielding=yielding, slots=2) == expected
+
+
 def test_F45_64_gateways_for_63_slots_leave_the_last_one_out_and_holders_in() -> None:
     names = [Holder.read(f"n{i}") for i in range(64)]
     granted = slots.assign({}, names, slots=63)
@@ -82,6 +100,12 @@ def table(number: int, *gateways: str, closed: bool = True) -> set[Route]:
     return {Route(table=number, destination=everywhere, metric=0, next_hops=hops), *([end] if closed else [])}
 
 
+def router_table(number: int, gateway: str) -> set[Route]:
+    """A table that leads to one router, and to both when that is gone."""
+    both = table(number, "10.1.0.1", "10.1.0.2", closed=False)
+    return table(number, gateway, closed=False) | {replace(route, metric=slots.SPARE_METRIC) for route in both}
+
+
 def claim(text: str, *gateways: str, **more: Any) -> Claim:
     return Claim(holder=Holder.read(text), gateways=frozenset(addresses(gateways)), **more)
 
@@ -92,6 +116,8 @@ CLAIMS = [
     claim("b", "10.0.0.2", "fd00::2"),
     claim("c", "10.0.0.3"),
     claim("egress:public", "10.1.0.1"),
+    claim("router:public:10.1.0.1", "10.1.0.1", closed=False, spare=True),
+    claim("router:public:10.1.0.2", "10.1.0.2", closed=False, spare=True),
 ]
 RULE = Rule(family=4, priority=20, table=20, mark=6 << 24, mask=MASK)
 LOST: dict[str, tuple[set[Route], set[Rule], dict[int, str]]] = {
@@ -109,6 +135,13 @@ LOST: dict[str, tuple[set[Route], set[Rule], dict[int, str]]] = {
         {6: "path::bgp"},
     ),
     "that table without its rule": (table(20, "10.0.0.9", closed=False), set(), {}),
+    "routers of a path, each by the first of its ways": (
+        router_table(BASE + 2, "10.1.0.2")
+        | router_table(BASE + 4, "10.1.0.1")
+        | table(BASE + 7, "10.1.0.1", closed=False),
+        set(),
+        {2: "router:public:10.1.0.2", 4: "router:public:10.1.0.1", 7: "path:public"},
+    ),
     "the first of two tables": (table(BASE + 5, "10.0.0.3") | table(BASE + 6, "10.0.0.3"), set(), {5: "c"}),
 }
 
@@ -121,7 +154,7 @@ def test_where_the_packet_filter_is_lost_rules_and_routes_tell_the_holders(name:
     assert {slot: str(holder) for slot, holder in found.items()} == expected
 
 
-@pytest.mark.parametrize("text", ["node-a", "path:public", "path::bgp", "egress:public"])
+@pytest.mark.parametrize("text", ["node-a", "path:public", "path::bgp", "egress:public", "router::bgp:fd00::8"])
 def test_a_holder_is_read_from_its_text(text: str) -> None:
     assert str(Holder.read(text)) == text
     assert (Holder.read(text).kind is HolderKind.NODE) is (":" not in text)

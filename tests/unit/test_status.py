@@ -85,7 +85,17 @@ DOCUMENT: status.StatusDocument = {
             "table": 1000002,
             "interface": "eth1",
             "networks": ["10.0.0.0/25", "10.0.1.0/26", "10.0.2.9/32", "2001:db8:2::/64"],
-            "next_hops": [{"address": "192.0.2.1", "interface": "eth1", "weight": 1, "neighbour": "reachable"}],
+            "next_hops": [
+                {
+                    "address": "192.0.2.1",
+                    "interface": "eth1",
+                    "weight": 1,
+                    "neighbour": "reachable",
+                    "slot": None,
+                    "requests": None,
+                    "answers": None,
+                }
+            ],
         },
         {
             "name": "local",

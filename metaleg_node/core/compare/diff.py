@@ -16,6 +16,7 @@ from metaleg_node.core.changes import Action, Change, change
 from metaleg_node.core.firewall.egress import Egress
 from metaleg_node.core.firewall.external_ip import ExternalIp, VirtualServer
 from metaleg_node.core.firewall.part import Firewall, Numbers, Why
+from metaleg_node.core.firewall.return_paths import ReturnPaths
 from metaleg_node.core.model import Address, ForeignItem, Route, RouteKey, RouteType, Rule
 from metaleg_node.core.node_state import NodeState
 
@@ -104,8 +105,17 @@ class SweepFlows:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetRouters:
+    """Clears the bits under `mask` of the connections whose mark has one of `marks` there: these routers are told apart
+    no more, and another may get the mark."""
+
+    marks: frozenset[int]
+    mask: int
+
+
 RoutingOperation = PutRoute | DeleteRoute | AddRule | DeleteRule | DeleteForeignRoute | DeleteForeignRule
-Operation = SetSysctl | RestoreSysctl | RoutingOperation | PutFirewall | SweepFlows
+Operation = SetSysctl | RestoreSysctl | RoutingOperation | PutFirewall | SweepFlows | ForgetRouters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +159,7 @@ def steps(
         # What others altered says nothing reliable about before: nothing is built upon it, and any connection may have
         # begun in a wrong way meanwhile.
         *_put_firewall(None if damage else before.firewall, after.firewall, tuple(lines)),
+        *_forget_routers(before.firewall, after.firewall),
         *(
             Step(operation=DeleteRule(rule=rule), changes=(change(Action.REMOVE, "rule", rule),))
             for rule in sorted(rules[0] - rules[1], key=str)
@@ -280,6 +291,15 @@ def sweep(before: Firewall | None, after: Firewall | None) -> SweepFlows:
     if after is None:
         return SweepFlows(firewall=Firewall(mark_mask=0), addresses=None, servers=servers)
     return SweepFlows(firewall=after, addresses=_moved(before, after), servers=servers)
+
+
+def _forget_routers(before: Firewall | None, after: Firewall | None) -> Iterator[Step]:
+    def marks(firewall: Firewall | None) -> frozenset[int]:
+        return frozenset(map(firewall.mark, firewall.part(ReturnPaths).routers)) if firewall else frozenset()
+
+    kept = marks(after) if before and after and before.mark_mask == after.mark_mask else frozenset[int]()
+    if before and (gone := marks(before) - kept):
+        yield Step(operation=ForgetRouters(marks=gone, mask=before.mark_mask))
 
 
 def _moved(before: Firewall | None, after: Firewall) -> frozenset[Address] | None:

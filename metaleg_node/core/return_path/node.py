@@ -13,11 +13,12 @@ from metaleg_node.configuration.config import Config
 from metaleg_node.core.cluster_networks import ClusterNetworks
 from metaleg_node.core.contribution import Contribution
 from metaleg_node.core.exits import Exit, ExitOf
-from metaleg_node.core.firewall.return_paths import ReturnPath, ReturnPaths
+from metaleg_node.core.firewall.return_paths import PathRouter, ReturnPath, ReturnPaths
 from metaleg_node.core.firewall.reverse_path import ReversePathCheck
 from metaleg_node.core.model import MAIN_TABLE, MARKING, Address, Host, Match, Network, NextHop, Route, Rule, Slot
 from metaleg_node.core.networks import Membership, merged
 from metaleg_node.core.problems import Code, Problem
+from metaleg_node.core.return_path import symmetric
 from metaleg_node.core.return_path.paths import Path, direct, in_main, networks_on_link, rp_filter
 from metaleg_node.core.return_path.wanted import PathKind, WantedPaths
 from metaleg_node.core.routes import DEFAULT_METRIC, closing, leading, mark_rule, thrown
@@ -33,11 +34,13 @@ WHOLE_MARK = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathDecision:
-    """How one return path stands on this node. `slot` None: it needs none, or got none."""
+    """How one return path stands on this node. `slot` None: it needs none, or got none. `routers` are its next hops
+    that answers leave by alone, with their slots."""
 
     path: Path
     slot: Slot | None
     table: int | None
+    routers: symmetric.Routers = field(default_factory=dict)
 
     @property
     def problems(self) -> Iterator[Problem]:
@@ -49,6 +52,7 @@ class PathDecision:
             yield Problem(code=Code.PATH_INACTIVE, subject=subject, text=path.obstacle)
         yield from (Problem(code=Code.PATH_PARTIAL, subject=subject, text=note) for note in path.notes)
         yield from (one for one in path.wanted.problems if one.code is Code.PATH_OVERLAP)
+        yield from symmetric.problems(path, self.routers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +138,10 @@ def _decide(path: Path, granted: Granted, config: Config) -> PathDecision:
         return PathDecision(path=without, slot=None, table=None)
     base = config.firewall.route_table_base + slot
     return PathDecision(
-        path=path, slot=slot, table=config.return_path.bgp.table if path.wanted.kind is PathKind.BGP else base
+        path=path,
+        slot=slot,
+        table=config.return_path.bgp.table if path.wanted.kind is PathKind.BGP else base,
+        routers=symmetric.granted_to(path, granted),
     )
 
 
@@ -177,10 +184,12 @@ def routes(decision: PathDecision, config: Config) -> Iterator[Route]:
         where = config.return_path.bgp.destination if path.wanted.kind is PathKind.BGP else None
         for family, hops in path.hops.items():
             yield leading(family, decision.table, hops, where)
+        yield from symmetric.routes(path, decision.routers, config, where)
 
 
 def _rules(decisions: Iterable[PathDecision], config: Config) -> Iterator[Rule]:
-    """The rules that lead to a path's table: for each family that of its mark, for each network that of its source."""
+    """The rules that lead to a path's table: for each family that of its mark, for each network that of its source; and
+    those of its next hops' marks."""
     for one in decisions:
         bgp = one.path.wanted.kind is PathKind.BGP
         priority = config.return_path.bgp.rule_priority if bgp else config.firewall.rule_priority + L2_PRIORITY
@@ -189,9 +198,16 @@ def _rules(decisions: Iterable[PathDecision], config: Config) -> Iterator[Rule]:
         if _marks(config):
             for family in one.path.hops:
                 yield mark_rule(family, one.slot, config.firewall, table=one.table, priority=priority)
+            for hop, slot in one.routers.items():
+                assert hop.gateway
+                table = config.firewall.route_table_base + slot
+                yield mark_rule(hop.gateway.version, slot, config.firewall, table=table, priority=priority)
         if Match.RULES in config.return_path.match:
             mark = _condition(one.path, config)
             mask = None if mark is None else WHOLE_MARK
+            if one.routers and mark is None:
+                # What has a mark of ours goes by that, whichever rule stands first.
+                mark, mask = 0, config.firewall.mark_mask
             for network in one.path.marked():
                 yield Rule(
                     family=network.version, priority=priority, table=one.table, source=network, mark=mark, mask=mask
@@ -242,8 +258,13 @@ def _parts(
     decisions: Iterable[PathDecision], config: Config, host: Host, networks: ClusterNetworks
 ) -> tuple[ReturnPaths, ReversePathCheck]:
     marked = {one.slot: _marking(one.path, config) for one in decisions if one.slot is not None}
+    routers: dict[Slot, PathRouter] = {}
+    for one in decisions:
+        if one.slot is not None:
+            routers |= symmetric.in_firewall(one.path, one.slot, one.routers, host)
     paths = ReturnPaths(
         paths=marked,
+        routers=routers,
         match=MARKING.intersection(config.return_path.match),
         direct=direct(networks.cluster, config, host),
     )

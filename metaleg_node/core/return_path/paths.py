@@ -32,12 +32,14 @@ L2_PRIORITY = 10
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
     """A return path as this node has it now. `hops` are its next hops by family, empty for one that only has a
-    connected route; `unrouted` are networks that can have no connected route in the main table; `obstacle` says why it
+    connected route; `told_apart` are those of them that remember what came by them, since answers are to leave by the
+    same one; `unrouted` are networks that can have no connected route in the main table; `obstacle` says why it
     does nothing at all, `notes` what part of it does not work, `remarks` what it was
     not made for."""
 
     wanted: WantedPath
     hops: Mapping[Family, tuple[NextHop, ...]] = field(default_factory=dict)
+    told_apart: tuple[NextHop, ...] = ()
     unrouted: frozenset[Network] = frozenset()
     obstacle: str = ""
     notes: tuple[str, ...] = ()
@@ -75,6 +77,13 @@ def questions(wanted: Collection[WantedPath]) -> Questions:
         links=frozenset(path.settings.interface for path in wanted if path.settings),
         all_rp_filters=any(path.settings and path.settings.rp_filter in ("auto", "off", "filter") for path in wanted),
         connected=bool(wanted),
+        next_hops=frozenset(
+            (router.address, path.settings.interface if path.settings else "")
+            for path in wanted
+            if path.symmetric
+            for router in path.routers
+            if sum(router.address.version == other.address.version for other in path.routers) > 1
+        ),
     )
 
 
@@ -85,7 +94,19 @@ def find(wanted: Iterable[WantedPath], config: Config, host: Host, cluster: froz
     """The paths, as the host is now. `cluster` are the networks inside the cluster."""
     taken: dict[Network, Path] = {}
     found = (_l2(path, host) if path.kind is PathKind.L2 else _bgp(path, config, host, cluster) for path in wanted)
-    return tuple(_yielding(path, taken) for path in found)
+    return tuple(_telling_apart(_yielding(path, taken), host) for path in found)
+
+
+def _telling_apart(path: Path, host: Host) -> Path:
+    """The next hops of a family that has several. The packet filter must be able to name the interface that packets
+    come in by."""
+    if not path.wanted.symmetric or path.obstacle:
+        return path
+    found = [hop for _, hops in sorted(path.hops.items()) if len(hops) > 1 for hop in hops]
+    strange = sorted({hop.interface for hop in found if hop.interface in host.unnameable})
+    notes = tuple(f"the packet filter cannot name interface {name}: answers leave by any next hop" for name in strange)
+    known = tuple(hop for hop in found if hop.interface not in strange)
+    return replace(path, told_apart=known, notes=(*path.notes, *notes))
 
 
 def _yielding(path: Path, taken: dict[Network, Path]) -> Path:

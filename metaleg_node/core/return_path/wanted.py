@@ -65,7 +65,8 @@ class WantedPath:
 
     `networks` hold exactly the addresses that it is for, `on_link` those that are on its interface's link. `owned` are
     those whose replies it takes: those that no path before it takes, of the families that it has a gateway for, and
-    none that is inside the cluster. `interface` and `settings` are set for L2. `notes` say what was asked for and
+    none that is inside the cluster. `interface` and `settings` are set for L2. `symmetric`: answers are to go back
+    through the router that brought the request. `notes` say what was asked for and
     cannot be had, `spared` which addresses inside the cluster are left out of it.
     """
 
@@ -76,6 +77,7 @@ class WantedPath:
     on_link: frozenset[Network] = frozenset()
     owned: frozenset[Network] = frozenset()
     settings: L2Settings | None = None
+    symmetric: bool = False
     notes: tuple[str, ...] = ()
     spared: tuple[str, ...] = ()
 
@@ -111,13 +113,17 @@ def read(cluster: ClusterState, config: Config, me: NodeName) -> WantedPaths:
     if not (config.return_path.l2 or config.return_path.bgp.enabled):
         return WantedPaths()
     cluster, rejections = metallb.configuration(cluster, config)
+    # Nothing else remembers what a reply is the answer to.
+    by_conntrack = Match.CONNTRACK in config.return_path.match
     for settings in config.return_path.l2:
-        wanted.append(_l2(settings, cluster.pools))
+        path, some = _l2(settings, cluster.pools)
+        wanted.append((replace(path, symmetric=settings.symmetric and by_conntrack), some))
     if config.return_path.bgp.enabled:
         routers, refused = _peers(cluster, config, me)
         rejections += refused
         rejections += _to_some_peers(cluster.advertisements)
-        path = WantedPath(kind=PathKind.BGP, name="bgp", networks=frozenset(), routers=routers)
+        symmetric = config.return_path.bgp.symmetric and by_conntrack
+        path = WantedPath(kind=PathKind.BGP, name="bgp", networks=frozenset(), routers=routers, symmetric=symmetric)
         wanted.append((path, [*_announced(cluster)]))
     inside = _inside(cluster, config, [asked for _, some in wanted for asked in some])
     return WantedPaths(paths=tuple(_owning(wanted, inside)), rejections=tuple(rejections))

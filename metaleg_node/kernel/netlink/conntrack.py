@@ -31,8 +31,8 @@ from metaleg_node.kernel.netlink.socket import (
     numeric,
 )
 
-_GET, _DELETE, _GET_STATISTICS = 0x0101, 0x0102, 0x0105
-_ORIGINAL, _REPLY, _ZONE, _LABELS, _FILTER = 1, 2, 18, 22, 25
+_CHANGE, _GET, _DELETE, _GET_STATISTICS = 0x0100, 0x0101, 0x0102, 0x0105
+_ORIGINAL, _REPLY, _MARK, _ZONE, _MARK_MASK, _LABELS, _FILTER = 1, 2, 8, 18, 21, 22, 25
 _ORIGINAL_FLAGS = 1
 _BY_SOURCE, _BY_DESTINATION = 1, 2
 """CTA_FILTER_F_CTA_IP_SRC, CTA_FILTER_F_CTA_IP_DST."""
@@ -128,6 +128,28 @@ def delete(entries: Iterable[Flow]) -> int:
         if answer.code not in (0, _GONE):
             raise answer.refusal(f"delete the {flow.protocol} connection {flow.source} to {flow.destination}")
     return sum(answer.code == 0 for answer in answers)
+
+
+def unmark(marks: Iterable[int], mask: int) -> int:
+    """Clears the bits under the mask in the connection marks that have one of these values there, and tells how many
+    there were. Raises KernelError."""
+    changed = 0
+    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+        for mark in marks:
+            for family in FAMILIES:
+                wanted = struct.pack("=BBH", _NFPROTO[family], 0, 0) + _marked(mark, mask)
+                listed = [*netlink.dump(_GET, wanted, "list the connections of a router")]
+                found = map(_decoder(family), listed)
+                requests = (Request(_CHANGE, _encode(flow) + _marked(0, mask)) for flow in found)
+                for answer in netlink.change(requests, "change connection marks"):
+                    if answer.code not in (0, _GONE):
+                        raise answer.refusal("change a connection's mark")
+                    changed += not answer.code
+    return changed
+
+
+def _marked(mark: int, mask: int) -> bytes:
+    return attribute(_MARK, struct.pack("!I", mark)) + attribute(_MARK_MASK, struct.pack("!I", mask))
 
 
 def _is_ours(entry: dict[int, bytes]) -> bool:

@@ -29,7 +29,7 @@ from typing import Self
 
 from metaleg_node.core.model import MAIN_TABLE
 from metaleg_node.kernel.errors import KernelError, refusal
-from metaleg_node.kernel.netlink import routes, rtnetlink, rules
+from metaleg_node.kernel.netlink import neighbours, routes, rtnetlink, rules
 from metaleg_node.kernel.netlink.socket import (
     NETLINK_ROUTE,
     Message,
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 _ROUTE_GROUPS = (1, 5, 7, 8, 9, 11, 19, 24)
 """RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE, _IPV4_NETCONF."""
+_NEIGHBOUR_GROUP = 3
+"""RTNLGRP_NEIGH."""
 _NETCONF_SIZE, _NETCONFA_RP_FILTER = 4, 3
 
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33
@@ -67,6 +69,8 @@ class Hint(enum.StrEnum):
     """An address of this host."""
     SYSCTLS = "sysctls"
     """rp_filter of an interface, of `all` or of `default`; also told for our own writes."""
+    NEIGHBOURS = "neighbours"
+    """A next hop is there, has another link-layer address, or fails."""
     FIREWALL = "firewall"
     """The packet filter; what we write there ourselves is not told."""
     OVERFLOW = "overflow"
@@ -77,7 +81,8 @@ class Monitor:
     """A thread that calls `wake` with hints about the network namespace of the thread that called `start`.
 
     `tables` are our routing tables; `own_ports` tells the port ids of the sockets that make our own changes.
-    `disturbed` is asked whether others may have changed the packet filter. `wake` and `disturbed` are called from the
+    `disturbed` is asked whether others may have changed the packet filter; `next_hops` tells the packed addresses of
+    the neighbours that matter, None: none ever does. All are called from the
     monitor's thread, `wake` at most once for each kind of hint in a burst; it must not raise.
     """
 
@@ -88,18 +93,22 @@ class Monitor:
         tables: Collection[int],
         own_ports: Callable[[], Collection[int]],
         disturbed: Callable[[], bool],
+        next_hops: Callable[[], Collection[bytes]] | None = None,
     ) -> None:
         self._wake = wake
         self._tables = frozenset(tables)
         self._own_ports = own_ports
         self._disturbed = disturbed
+        self._next_hops = next_hops
+        self._link_addresses: dict[tuple[int, bytes], bytes] = {}
         self._ask_at = 0.0
         self._thread: threading.Thread | None = None
         self._stopping = -1
 
     def start(self) -> None:
         """Subscribes, then starts the thread: what happens after the return is heard. Raises KernelError."""
-        route = _subscribe(NETLINK_ROUTE, _ROUTE_GROUPS)
+        more = () if self._next_hops is None else (_NEIGHBOUR_GROUP,)
+        route = _subscribe(NETLINK_ROUTE, (*_ROUTE_GROUPS, *more))
         self._ask_at = time.monotonic() + _POLL_SECONDS
         self._stopping = os.eventfd(0)
         self._thread = threading.Thread(target=self._run, args=(route,), name="monitor", daemon=True)
@@ -176,6 +185,17 @@ class Monitor:
             yield from self._about_route(message.body)
         elif message.kind == rtnetlink.NEWNETCONF and _NETCONFA_RP_FILTER in attributes(message.body, _NETCONF_SIZE):
             yield Hint.SYSCTLS
+        elif message.kind in (rtnetlink.NEWNEIGH, rtnetlink.DELNEIGH):
+            yield from self._about_neighbour(neighbours.read_news(message))
+
+    def _about_neighbour(self, news: neighbours.News) -> Iterator[Hint]:
+        """Of most news only the state is new: an entry grows old, or is confirmed."""
+        if self._next_hops is None or news.address not in self._next_hops():
+            return
+        key = news.interface, news.address
+        if self._link_addresses.get(key) != news.link_address:
+            self._link_addresses[key] = news.link_address
+            yield Hint.NEIGHBOURS
 
     def _about_route(self, body: bytes) -> Iterator[Hint]:
         table = routes.table(body)

@@ -12,12 +12,12 @@ from metaleg_node.core.model import Address, Family, ForeignItem, Network
 NEWLINK, DELLINK, GETLINK = 16, 17, 18
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
-GETNEIGH = 30
+NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 NEWRULE, DELRULE, GETRULE = 32, 33, 34
 NEWNETCONF = 80
 """Message types, RTM_* in linux/rtnetlink.h."""
-ADD, REPLACE = 0x600, 0x500
-"""Flags of a request: NLM_F_CREATE with NLM_F_EXCL or NLM_F_REPLACE."""
+CREATE, ADD, REPLACE = 0x400, 0x600, 0x500
+"""Flags of a request: NLM_F_CREATE, alone, with NLM_F_EXCL or NLM_F_REPLACE."""
 
 ROUTING = struct.Struct("=8BI")
 """struct rtmsg: family, lengths of destination and source, tos, table, protocol, scope, type, flags. struct

@@ -30,7 +30,7 @@ from metaleg_node.kernel.nftables.parts import (
     reverse_path,
     transit,
 )
-from metaleg_node.kernel.nftables.table import DROP, Chain, Piece, Set, Table, base, by_mark, chain, unmark
+from metaleg_node.kernel.nftables.table import COUNTERS, DROP, Chain, Piece, Set, Table, base, by_mark, chain, unmark
 
 _ABOUT = "about"
 _NOTE = re.compile(r"(0x[0-9a-f]{1,8}) (\S+)")
@@ -77,7 +77,8 @@ def render(firewall: Firewall) -> Table:
     if marked or guard or Egress in kinds:
         sets["guard_marks"] = by_mark(marked)
         chains |= _guard(guard, firewall, hooked=bool(marked or guard))
-    return Table(sets=sets, chains=chains)
+    counters = frozenset(COUNTERS).union(*(piece.counters for piece in pieces))
+    return Table(sets=sets, chains=chains, counters=counters)
 
 
 def _guard(rules: list[str], firewall: Firewall, *, hooked: bool) -> dict[str, Chain]:

@@ -82,8 +82,10 @@ def _key_text(key: Any) -> str:
             return f"{key:#010x}"
         case {"prefix": {"addr": address, "len": length}}:
             return f"{_key_text(address)}/{length}"
-        case {"concat": [*parts]}:
-            texts = [_key_text(_PROTOCOLS.get(part, part) if isinstance(part, str) else part) for part in parts]
+        case {"concat": [first, *others]}:
+            # The first is an address or an interface, which may be called like a protocol.
+            rest = [_PROTOCOLS.get(part, part) if isinstance(part, str) else part for part in others]
+            texts = [*map(_key_text, (first, *rest))]
             return " . ".join(texts) if all(texts) else ""
         case _:
             return ""

@@ -29,8 +29,14 @@ def transactions(before: Table | None, after: Table | None) -> tuple[str, ...]:
         before,
         sets={**{n: s for n, s in after.sets.items() if n not in before.sets}, **before.sets},
         chains={**{n: c for n, c in after.chains.items() if n not in before.chains and not c.hook}, **before.chains},
+        counters=before.counters | after.counters,
     )
-    kept = replace(after, sets={**before.sets, **after.sets}, chains={**before.chains, **after.chains})
+    kept = replace(
+        after,
+        sets={**before.sets, **after.sets},
+        chains={**before.chains, **after.chains},
+        counters=before.counters | after.counters,
+    )
     steps = (
         [*_grow(before, ready), *_elements(before, ready)],
         [*_grow(ready, kept), *_elements(ready, kept)],
@@ -47,20 +53,20 @@ def _must_rebuild(before: Table, after: Table) -> bool:
     """A base chain's hook and a set's type cannot be changed in place, and what is not ours has no other way to go."""
     chains = any(before.chains[n].hook != c.hook for n, c in after.chains.items() if n in before.chains)
     sets = any(before.sets[n].header != s.header for n, s in after.sets.items() if n in before.sets)
-    return chains or sets or before.counters != after.counters or bool(before.strange)
+    return chains or sets or bool(before.strange)
 
 
 def _create(after: Table) -> Iterator[str]:
     yield f"add table {TABLE}"
-    yield from (f"add counter {TABLE} {name}" for name in sorted(after.counters))
-    yield from _grow(Table(sets={}, chains={}), after)
+    yield from _grow(Table(sets={}, chains={}, counters=frozenset()), after)
     for name, wanted in after.sets.items():
         yield from _add_elements(name, wanted, wanted.elements)
 
 
 def _grow(before: Table, after: Table) -> Iterator[str]:
-    """New sets and chains, and the rules of chains that differ; all chains first, since rules jump between them, and
-    since nft sends the elements of a new interval map with the map, before what stands after that."""
+    """New counters, sets and chains, and the rules of chains that differ; all chains first, since rules jump between
+    them, and since nft sends the elements of a new interval map with the map, before what stands after that."""
+    yield from (f"add counter {TABLE} {name}" for name in sorted(after.counters - before.counters))
     changed = {n: c for n, c in after.chains.items() if differ(before.chains.get(n), c)}
     for name, chain in changed.items():
         yield f"add chain {TABLE} {name}" + (f" {{ {chain.hook} }}" if chain.hook else "")
@@ -109,7 +115,10 @@ def _add_elements(name: str, to: Set, elements: Mapping[str, str | None]) -> Ite
 
 
 def _key(of: Set, key: str) -> str:
-    return f'"{_plain(key)}"' if of.key_type == "ifname" else _plain(key)
+    if not of.key_type.startswith("ifname"):
+        return _plain(key)
+    name, *others = _plain(key).split(" . ")
+    return " . ".join([f'"{name}"', *others])
 
 
 def _plain(text: str) -> str:
@@ -120,10 +129,11 @@ def _plain(text: str) -> str:
 
 
 def _shrink(before: Table, after: Table) -> Iterator[str]:
-    """Chains and sets that are no longer needed; nothing refers to a chain once all of them are empty."""
+    """Chains, sets and counters that are no longer needed; nothing refers to a chain once all of them are empty."""
     chains = [name for name in before.chains if name not in after.chains]
     sets = {name: "map" if s.value_type else "set" for name, s in before.sets.items() if name not in after.sets}
     yield from (f"flush {what} {TABLE} {name}" for name, what in sets.items())
     yield from (f"flush chain {TABLE} {name}" for name in chains)
     yield from (f"delete chain {TABLE} {name}" for name in chains)
     yield from (f"delete {what} {TABLE} {name}" for name, what in sets.items())
+    yield from (f"delete counter {TABLE} {name}" for name in sorted(before.counters - after.counters))

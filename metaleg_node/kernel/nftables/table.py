@@ -59,11 +59,12 @@ class Chain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What one part adds to the table. `guard` are rules of the chain of that name, after everybody's translation;
-    `marked` tells for the marks of this part's slots in which chain they are judged there."""
+    """What one part adds to the table. `counters` are named; `guard` are rules of the chain of that name, after
+    everybody's translation; `marked` tells for the marks of this part's slots in which chain they are judged there."""
 
     sets: Mapping[str, Set] = field(default_factory=dict)
     chains: Mapping[str, Chain] = field(default_factory=dict)
+    counters: frozenset[str] = frozenset()
     guard: tuple[str, ...] = ()
     marked: Mapping[int, str] = field(default_factory=dict)
 
