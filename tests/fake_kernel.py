@@ -16,7 +16,6 @@ from ipaddress import ip_network
 from metaleg_node.core.compare import diff
 from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.firewall.return_paths import ReturnPaths
 from metaleg_node.core.model import ForeignItem, Route, RouteType, Routing, Rule
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.kernel.packet_filter import Counter, View
@@ -131,10 +130,6 @@ class FakeKernel:
                 self.variables[name] = self.originals.pop(name)
             case diff.SweepFlows(firewall=swept):
                 assert swept is not None
-            case diff.ForgetRouters(marks=marks):
-                assert self.firewall is None or not marks & set(
-                    map(self.firewall.mark, self.firewall.part(ReturnPaths).routers)
-                )
             case diff.PutRoute() | diff.DeleteRoute() | diff.DeleteForeignRoute():
                 self._do_route(operation)
             case _:

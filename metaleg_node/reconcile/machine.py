@@ -188,8 +188,6 @@ class Machine:
                     self.packet_filter.put(firewall)
                 case [diff.SweepFlows() as sweep]:
                     return [self._sweep(sweep)]
-                case [diff.ForgetRouters(marks=marks, mask=mask)]:
-                    conntrack.unmark(marks, mask)
                 case [diff.SetSysctl(), *_]:
                     wanted = {one.name: one.value for one in operations if isinstance(one, diff.SetSysctl)}
                     return [error or 0 for error in self._sysctls.set(wanted)]

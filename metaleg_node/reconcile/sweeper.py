@@ -112,7 +112,10 @@ class Sweeper:
 
 
 def forget_connections(sweep: diff.SweepFlows, routing: RoutingControl) -> int:
-    """Deletes the conntrack entries that contradict a firewall, and tells how many. Raises KernelError."""
+    """Deletes the conntrack entries that contradict a firewall, and tells how many; others forget their router. Raises
+    KernelError."""
+    for mark, mask in sweep.routers - diff.routers(sweep.firewall):
+        conntrack.unmark(mark, mask)
     answered = sweep.firewall.part(Egress).sources
     some = flows.concerned(sweep.firewall) if sweep.addresses is None else sweep.addresses
     to = (some & answered) | {server.address for server in sweep.servers}

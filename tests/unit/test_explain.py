@@ -21,6 +21,7 @@ from metaleg_node.core.explain.situation import Kernel, Lookup, Situation, Way
 from metaleg_node.core.explain.targets import Destination, TargetError, destination
 from metaleg_node.core.firewall.egress import Egress
 from metaleg_node.core.firewall.part import Firewall
+from metaleg_node.core.firewall.return_paths import ReturnPaths
 from metaleg_node.core.model import (
     AddressPool,
     ClusterState,
@@ -387,6 +388,27 @@ def test_replies_from_an_address_of_a_return_path(target: str, to: str) -> None:
         WITH_POOL, text=PUBLIC, here=LINKED, kernel=lambda k: dataclasses.replace(k, firewall=Firewall(mark_mask=1))
     )
     assert ask(lost, target, to).kernel is Held.DIFFERS
+
+
+def test_answers_that_go_back_through_the_router_of_the_request() -> None:
+    two = PUBLIC.replace('"10.1.0.1"', '"10.1.0.1", "10.1.0.2"')
+    known = dataclasses.replace(LINKED, link_addresses={(ip_address("10.1.0.1"), "eth1"): "02:00:00:00:00:01"})
+    answer = ask(situation(WITH_POOL, text=two, here=known), "192.0.2.7")
+    assert (answer.verdict, answer.kernel, answer.ok) == (Verdict.RETURNS, Held.SAME, True)
+    told = [step.text for place in answer.places for step in place.steps]
+    first = told.index("answers to what came by 10.1.0.1 (02:00:00:00:00:01 on eth1) get mark 0x02000000")
+    assert told[first + 1].endswith("lookup 1000002")
+    assert told[first + 2].startswith("default (IPv4) via 10.1.0.1 dev eth1 onlink table 1000002")
+    assert "10.1.0.2 on eth1 is not there now: answers to what came by it leave by any next hop" in told
+    lost = situation(
+        WITH_POOL,
+        text=two,
+        here=known,
+        kernel=lambda k: dataclasses.replace(
+            k, firewall=k.firewall and k.firewall.having(dataclasses.replace(k.firewall.part(ReturnPaths), routers={}))
+        ),
+    )
+    assert ask(lost, "192.0.2.7").kernel is Held.DIFFERS
 
 
 def test_replies_while_the_path_does_not_work_and_where_there_is_none() -> None:

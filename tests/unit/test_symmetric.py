@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from ipaddress import ip_address
 
 import pytest
@@ -136,11 +137,22 @@ def test_what_happens_to_a_next_hop_is_told_and_forgotten() -> None:
     assert [str(one) for one in diff.changes(steps)] == [
         f"~ firewall router::bgp:10.0.0.{n} on eth0 is not there, answers leave as the path's others" for n in (8, 9)
     ]
-    assert not any(isinstance(step.operation, diff.ForgetRouters) for step in steps)
+    assert forgotten(steps) == set()
     steps = diff.steps(before.state, decide(BY_ANY, PEERING).state, why=lambda _: "")
     lines = [str(one) for one in diff.changes(steps)]
     assert "- path router::bgp:10.0.0.8 has slot 2, mark 0x2000000" in lines
-    (forget,) = [step.operation for step in steps if isinstance(step.operation, diff.ForgetRouters)]
-    assert (set(forget.marks), forget.mask) == ({0x2000000, 0x3000000}, 0x3F000000)
+    gone = {(0x2000000, 0x3F000000), (0x3000000, 0x3F000000)}
+    assert forgotten(steps) == gone
     cleaned = diff.steps(before.state, NodeState(), why=lambda _: "")
-    assert forget in [step.operation for step in cleaned]
+    assert forgotten(cleaned) == gone
+    first = next(step.operation for step in cleaned if isinstance(step.operation, diff.PutFirewall))
+    assert first.firewall
+    assert diff.routers(first.firewall) == set(), "no request is remembered any more while they are forgotten"
+    damaged = diff.steps(before.state, NodeState(), why=lambda _: "", damage=[diff.Damage(what="chain x")])
+    assert forgotten(damaged) == gone
+
+
+def forgotten(steps: Iterable[diff.Step]) -> set[tuple[int, int]]:
+    """The marks and masks that connections shall not remember after that."""
+    sweeps = (step.operation for step in steps if isinstance(step.operation, diff.SweepFlows))
+    return {one for sweep in sweeps for one in sweep.routers}

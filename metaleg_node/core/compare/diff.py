@@ -85,15 +85,21 @@ class PutFirewall:
     firewall: Firewall | None
 
 
+Routers = frozenset[tuple[int, int]]
+"""Marks of routers that connections remember, with their masks."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepFlows:
     """Deletes the conntrack entries that contradict the firewall; `addresses` None: looks at all of them. What goes to
-    one of `servers` is decided anew in any case. `awaited`: the steps behind it rest on it."""
+    one of `servers` is decided anew in any case. `routers` are marks with their masks that connections shall not
+    remember any more, unless the firewall has them for others. `awaited`: the steps behind it rest on it."""
 
     firewall: Firewall
     addresses: frozenset[Address] | None
     servers: frozenset[VirtualServer] = frozenset()
     awaited: bool = False
+    routers: Routers = frozenset()
 
     def with_(self, later: SweepFlows) -> SweepFlows:
         """Both at once: what the later one holds to be right counts."""
@@ -102,20 +108,12 @@ class SweepFlows:
             addresses=None if self.addresses is None or later.addresses is None else self.addresses | later.addresses,
             servers=self.servers | later.servers,
             awaited=self.awaited or later.awaited,
+            routers=self.routers | later.routers,
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForgetRouters:
-    """Clears the bits under `mask` of the connections whose mark has one of `marks` there: these routers are told apart
-    no more, and another may get the mark."""
-
-    marks: frozenset[int]
-    mask: int
-
-
 RoutingOperation = PutRoute | DeleteRoute | AddRule | DeleteRule | DeleteForeignRoute | DeleteForeignRule
-Operation = SetSysctl | RestoreSysctl | RoutingOperation | PutFirewall | SweepFlows | ForgetRouters
+Operation = SetSysctl | RestoreSysctl | RoutingOperation | PutFirewall | SweepFlows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +145,10 @@ def steps(
     lines = [*_firewall_changes(before.firewall, after.firewall, why, place)]
     if after.firewall:
         lines += [change(Action.CHANGE, "firewall", f"{one.what} repaired", one.reason) for one in damage]
+    # What others altered says nothing reliable about before: nothing is built upon it, and any connection may have
+    # begun in a wrong way meanwhile.
+    known = None if damage else before.firewall
+    gone = routers(before.firewall) - routers(after.firewall)
     return (
         *_set_sysctls(before.sysctls, after.sysctls),
         *_delete_foreign(before),
@@ -156,17 +158,14 @@ def steps(
             Step(operation=AddRule(rule=rule), changes=(change(Action.ADD, "rule", rule),))
             for rule in sorted(rules[1] - rules[0], key=str)
         ),
-        # What others altered says nothing reliable about before: nothing is built upon it, and any connection may have
-        # begun in a wrong way meanwhile.
-        *_put_firewall(None if damage else before.firewall, after.firewall, tuple(lines)),
-        *_forget_routers(before.firewall, after.firewall),
+        *_put_firewall(known, after.firewall, tuple(lines), gone),
         *(
             Step(operation=DeleteRule(rule=rule), changes=(change(Action.REMOVE, "rule", rule),))
             for rule in sorted(rules[0] - rules[1], key=str)
         ),
         *_delete_routes(routes),
         *_restore_sysctls(before.sysctls, after.sysctls),
-        *(_sweep_last(None if damage else before.firewall, after.firewall) if lines else ()),
+        *(_sweep_last(known, after.firewall, gone) if lines else ()),
     )
 
 
@@ -264,23 +263,28 @@ def _delete_foreign(before: NodeState) -> Iterator[Step]:
 # --- firewall --------------------------------------------------------------------------------------------------------
 
 
-def _put_firewall(known: Firewall | None, after: Firewall | None, lines: tuple[Change, ...]) -> Iterator[Step]:
-    """`known` is what the packet filter surely held before, None if nothing is sure."""
+def _put_firewall(
+    known: Firewall | None, after: Firewall | None, lines: tuple[Change, ...], gone: Routers
+) -> Iterator[Step]:
+    """`known` is what the packet filter surely held before, None if nothing is sure; `gone` are the routers that
+    connections shall not remember."""
     if not lines:
         return
     if known and after is None:
         # Nothing is egress any more, but what began as such is dropped until it is forgotten; only then the table goes.
-        idle = known.having(replace(known.part(Egress), pods={}), ExternalIp())
+        idle = known.having(
+            replace(known.part(Egress), pods={}), replace(known.part(ReturnPaths), routers={}), ExternalIp()
+        )
         yield Step(operation=PutFirewall(firewall=idle))
-        yield Step(operation=replace(sweep(known, after), awaited=True))
+        yield Step(operation=replace(sweep(known, after), awaited=True, routers=gone))
     yield Step(operation=PutFirewall(firewall=after), changes=lines)
 
 
-def _sweep_last(known: Firewall | None, after: Firewall | None) -> Iterator[Step]:
+def _sweep_last(known: Firewall | None, after: Firewall | None, gone: Routers) -> Iterator[Step]:
     if known and after is None:
         return
-    wanted = sweep(known, after)
-    if wanted.addresses != frozenset() or wanted.servers:
+    wanted = replace(sweep(known, after), routers=gone)
+    if wanted.addresses != frozenset() or wanted.servers or gone:
         yield Step(operation=wanted)
 
 
@@ -293,13 +297,11 @@ def sweep(before: Firewall | None, after: Firewall | None) -> SweepFlows:
     return SweepFlows(firewall=after, addresses=_moved(before, after), servers=servers)
 
 
-def _forget_routers(before: Firewall | None, after: Firewall | None) -> Iterator[Step]:
-    def marks(firewall: Firewall | None) -> frozenset[int]:
-        return frozenset(map(firewall.mark, firewall.part(ReturnPaths).routers)) if firewall else frozenset()
-
-    kept = marks(after) if before and after and before.mark_mask == after.mark_mask else frozenset[int]()
-    if before and (gone := marks(before) - kept):
-        yield Step(operation=ForgetRouters(marks=gone, mask=before.mark_mask))
+def routers(firewall: Firewall | None) -> Routers:
+    """Those that are told apart."""
+    if firewall is None:
+        return frozenset()
+    return frozenset((firewall.mark(slot), firewall.mark_mask) for slot in firewall.part(ReturnPaths).routers)
 
 
 def _moved(before: Firewall | None, after: Firewall) -> frozenset[Address] | None:

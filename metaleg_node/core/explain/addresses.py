@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from metaleg_node.core.explain.answer import Answer, Held, Place, Step, Verdict
@@ -11,7 +11,7 @@ from metaleg_node.core.explain.situation import Situation
 from metaleg_node.core.explain.targets import Destination, NodeTarget, PoolTarget
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.return_paths import ReturnPaths
-from metaleg_node.core.model import Address, Match
+from metaleg_node.core.model import Address, Match, Slot
 from metaleg_node.core.networks import Membership
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.core.return_path.node import PathDecision
@@ -86,7 +86,12 @@ def replies(address: Address, to: Destination | None, situation: Situation) -> R
     return Replies(
         verdict=Verdict.RETURNS,
         text=f"replies leave by return path {name}: {hops}",
-        steps=(step, *_matched(decision, situation), *routing(packet, situation)),
+        steps=(
+            step,
+            *_matched(decision, situation),
+            *_by_router(decision, address, to, situation),
+            *routing(packet, situation),
+        ),
         problems=tuple(hop_problems(packet, situation)),
     )
 
@@ -114,6 +119,30 @@ def _matched(decision: PathDecision, situation: Situation) -> Iterator[Step]:
         if match is Match.RULES:
             text, kernel = _MATCHED[match], _rules_held(decision, situation)
         yield Step(name="match", text=text, rule=situation.kernel.place, kernel=kernel)
+
+
+def _by_router(
+    decision: PathDecision, address: Address, to: Destination | None, situation: Situation
+) -> Iterator[Step]:
+    """Of the next hops that answers go back through; what follows is for all other answers."""
+    part = situation.wanted(ReturnPaths)
+    for slot in decision.routers.values():
+        router = part.routers.get(slot)
+        if router is None or router.family != address.version:
+            continue
+        name = router.holder.name.partition(f"{decision.path.wanted.holder.name}:")[2]
+        seen = f"{router.link_address} on {router.interface}"
+        text = f"answers to what came by {name} ({seen}) get mark {situation.mark(slot)}"
+        if not router.link_address:
+            text = f"{name} on {router.interface} is not there now: answers to what came by it leave by any next hop"
+        same = situation.kernel.holds(_has_router(slot, part))
+        yield Step(name="router", text=text, rule=situation.kernel.place, kernel=same)
+        if router.link_address:
+            yield from routing(Marked(slot=slot, family=router.family, to=to), situation)
+
+
+def _has_router(slot: Slot, wanted: ReturnPaths) -> Callable[[Firewall], bool]:
+    return lambda have: have.part(ReturnPaths).routers.get(slot) == wanted.routers[slot]
 
 
 def _rules_held(decision: PathDecision, situation: Situation) -> Held:

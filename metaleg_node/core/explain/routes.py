@@ -95,7 +95,7 @@ def _leading(packet: Marked, rule: Rule, situation: Situation) -> list[Route]:
         and route.type is RouteType.UNICAST
         and (to.address in route.destination if to else not route.destination.prefixlen)
     ]
-    return sorted(found, key=lambda route: -route.destination.prefixlen)[:1]
+    return sorted(found, key=lambda route: (-route.destination.prefixlen, route.metric))[:1]
 
 
 def _neighbours(route: Route, situation: Situation) -> str:

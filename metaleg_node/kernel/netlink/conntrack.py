@@ -130,21 +130,19 @@ def delete(entries: Iterable[Flow]) -> int:
     return sum(answer.code == 0 for answer in answers)
 
 
-def unmark(marks: Iterable[int], mask: int) -> int:
-    """Clears the bits under the mask in the connection marks that have one of these values there, and tells how many
-    there were. Raises KernelError."""
+def unmark(mark: int, mask: int) -> int:
+    """Clears the bits under the mask in the connection marks that have this value there, and tells how many there were.
+    Raises KernelError."""
     changed = 0
     with NetlinkSocket(NETLINK_NETFILTER) as netlink:
-        for mark in marks:
-            for family in FAMILIES:
-                wanted = struct.pack("=BBH", _NFPROTO[family], 0, 0) + _marked(mark, mask)
-                listed = [*netlink.dump(_GET, wanted, "list the connections of a router")]
-                found = map(_decoder(family), listed)
-                requests = (Request(_CHANGE, _encode(flow) + _marked(0, mask)) for flow in found)
-                for answer in netlink.change(requests, "change connection marks"):
-                    if answer.code not in (0, _GONE):
-                        raise answer.refusal("change a connection's mark")
-                    changed += not answer.code
+        for family in FAMILIES:
+            wanted = struct.pack("=BBH", _NFPROTO[family], 0, 0) + _marked(mark, mask)
+            found = map(_decoder(family), [*netlink.dump(_GET, wanted, "list the connections of a router")])
+            requests = (Request(_CHANGE, _encode(flow) + _marked(0, mask)) for flow in found)
+            for answer in netlink.change(requests, "change connection marks"):
+                if answer.code not in (0, _GONE):
+                    raise answer.refusal("change a connection's mark")
+                changed += not answer.code
     return changed
 
 
