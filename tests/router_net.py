@@ -191,22 +191,16 @@ class RouterNet:
         sock.bind((client(number, family), 0))
         return sock
 
-    def serve(self) -> socket.socket:
-        """A socket of the pod's that waits for one connection, to `SPEAKER`; the pod speaks first."""
-        made = self["pod"].socket(socket.AF_INET, TCP)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(("", SPEAKER))
-        made.listen()
-        return made
-
-    def listen_to(self, listener: socket.socket, number: int) -> tuple[socket.socket, socket.socket]:
-        """The two ends of a new connection: the client's, and that of the pod."""
-        sock = self._socket(number, TCP, 4)
-        sock.settimeout(patient(3))
+    def listen_to(self, number: int) -> tuple[socket.socket, socket.socket]:
+        """The two ends of a new flow of datagrams: the client's, which sends one and nothing more, and the pod's. TCP
+        says nothing new where nobody confirms what it said before."""
+        pod, sock = self["pod"].socket(socket.AF_INET, UDP), self._socket(number, UDP, 4)
+        for one in (pod, sock):
+            one.settimeout(patient(3))
+        pod.bind(("", SPEAKER))
         sock.connect((lb(POD), SPEAKER))
-        pod = listener.accept()[0]
-        # What it says does not wait until the client has confirmed what it said before.
-        pod.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.send(b"hello")
+        pod.connect(pod.recvfrom(9)[1])
         return sock, pod
 
     # --- the node's connections --------------------------------------------------------------------------------------

@@ -109,41 +109,39 @@ def test_what_comes_by_a_router_that_is_no_peer_leaves_by_any(net: RouterNet) ->
 
 def test_when_a_router_fails_its_open_connections_go_on_by_the_others_and_back(net: RouterNet) -> None:
     net.node.sysctl({"ipv4/fib_multipath_use_neigh": 1})
-    with net.serve() as listener:
-        ends, pod = net.listen_to(listener, 0)
-        with ends, pod:
-            pod.send(b"one")
-            assert ends.recv(9) == b"one"
-            before = slots(net)
-            net["switch"].ip(["link set to-r1 down"])
-            net.node.ip([f"neighbour replace {router(1)} dev eth0 nud failed"])
-            assert known(net) == {router(2), router(3)}
-            net.apply()
-            # The client says nothing meanwhile.
-            pod.send(b"two")
-            assert ends.recv(9) == b"two"
-            assert slots(net) == before
-            net["switch"].ip(["link set to-r1 up"])
-            net.meet(1)
-            net.apply()
-            pod.send(b"three")
-            assert ends.recv(9) == b"three"
+    ends, pod = net.listen_to(0)
+    with ends, pod:
+        pod.send(b"one")
+        assert ends.recv(9) == b"one"
+        before = slots(net)
+        net["switch"].ip(["link set to-r1 down"])
+        net.node.ip([f"neighbour replace {router(1)} dev eth0 nud failed"])
+        assert known(net) == {router(2), router(3)}
+        net.apply()
+        # The client says nothing meanwhile.
+        pod.send(b"two")
+        assert ends.recv(9) == b"two"
+        assert slots(net) == before
+        net["switch"].ip(["link set to-r1 up"])
+        net.meet(1)
+        net.apply()
+        pod.send(b"three")
+        assert ends.recv(9) == b"three"
     assert net.answered(ROUTERS, POD) == ALL
 
 
 def test_when_an_interface_goes_down_its_routers_connections_leave_by_the_others_at_once(net: RouterNet) -> None:
     net.lead(0, 3)
-    with net.serve() as listener:
-        ends, pod = net.listen_to(listener, 0)
-        with ends, pod:
-            assert net.marks(ends) == [mark(net, 3)]
-            net.node.ip(["link set eth1 down"])
-            # Nobody has decided anything yet.
-            pod.send(b"one")
-            assert ends.recv(9) == b"one"
-            net.apply()
-            pod.send(b"two")
-            assert ends.recv(9) == b"two"
+    ends, pod = net.listen_to(0)
+    with ends, pod:
+        assert net.marks(ends) == [mark(net, 3)]
+        net.node.ip(["link set eth1 down"])
+        # Nobody has decided anything yet.
+        pod.send(b"one")
+        assert ends.recv(9) == b"one"
+        net.apply()
+        pod.send(b"two")
+        assert ends.recv(9) == b"two"
     assert net.answered([1, 2], POD) == {1: 8, 2: 8}
     net.node.ip(["link set eth1 up", "address add fd00:3::1/64 dev eth1"])
     net.meet(3)
