@@ -12,9 +12,10 @@ import selectors
 import signal
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -212,6 +213,22 @@ def _refuse_foreign(path: Path, found: os.stat_result) -> None:
 # --- how they run -----------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """Lets Ctrl-C wait: between the start of a process and the moment in which it is known nobody would end it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for number in waiting:
+            signal.raise_signal(number)
+
+
 class _Process:
     """One running hook, in a session of its own. At the end of the `with` block it is gone."""
 
@@ -233,6 +250,15 @@ class _Process:
         self._stopping = stopping
 
     def __enter__(self) -> _Process:
+        try:
+            with _interrupted_afterwards():
+                self._start()
+        except KeyboardInterrupt:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
         try:
             self._process = subprocess.Popen(
                 [self._executable],
@@ -260,7 +286,6 @@ class _Process:
         self._selector.register(self._stdin, selectors.EVENT_WRITE)
         self._selector.register(self._stdout, selectors.EVENT_READ)
         self._selector.register(self._pidfd, selectors.EVENT_READ)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._selector.close()

@@ -366,7 +366,8 @@ def test_both_outputs_become_log_lines(tmp_path: Path, heard: pytest.LogCaptureF
 
 @pytest.mark.parametrize("text", ["yes | head -c 1000000", "head -c 1000000 /dev/zero"])
 def test_the_output_in_the_log_is_bounded(tmp_path: Path, heard: pytest.LogCaptureFixture, text: str) -> None:
-    assert run(script(tmp_path / "hook", text))[0].ok
+    # Thirty thousand lines through pytest's log take seconds beside other work.
+    assert run(script(tmp_path / "hook", text), timeout=60)[0].ok
     lines = logged(heard, "hook")
     assert lines[-1] == "output truncated after 65536 bytes"
     assert sum(map(len, lines[:-1])) <= 65536
