@@ -85,6 +85,7 @@ STEER = EgressPod(treatment=Treatment.STEER, slot=Slot(1))
 SNAT4 = EgressPod(treatment=Treatment.SNAT, slot=Slot(2), source=LB4)
 SNAT6 = EgressPod(treatment=Treatment.SNAT, slot=Slot(2), source=LB6)
 HOLD = EgressPod(treatment=Treatment.HOLD)
+WAIT = EgressPod(treatment=Treatment.WAIT)
 ELSEWHERE = EgressPod(treatment=Treatment.ELSEWHERE)
 
 
@@ -187,6 +188,7 @@ FIREWALLS: dict[str, Firewall] = {
     "full": FULL,
     "empty": wall(),
     "drop": but(FULL, hold="drop"),
+    "waiting": but(FULL, pods={**pods([2], WAIT), **pods([3], HOLD), **pods([4], filtered(WAIT, R))}),
     "random": but(FULL, source_ports="random"),
     "no-invalid-input": but(FULL, dropped=True),
     "another-mask": but(FULL, mark_mask=0xF0),

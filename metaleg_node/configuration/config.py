@@ -68,7 +68,7 @@ class ReconcileSettings:
 
     interval: float = setting("5m", s.DURATION_OR_OFF, 'full comparison with the kernel; "0" turns it off')
     settle: float = setting(
-        "20ms", s.DURATION_OR_OFF, "how long to gather events before acting; a quarter is enough if no more come"
+        "20ms", s.DURATION_OR_OFF, "how long to gather events before acting, but after a rest; a quarter is enough if no more come"
     )
 
 
@@ -120,6 +120,11 @@ class EgressSettings:
     )
     when_unavailable: WhenUnavailable = setting(
         "reject", s.choice(WhenUnavailable), "pods' outward traffic without a gateway; allow: with the node's address"
+    )
+    gateway_grace: float = setting(
+        "1s",
+        s.DURATION_OR_OFF,
+        "an announcement that is away for less changes nothing, while its node is Ready",
     )
     max_networks: int = setting(
         16384, s.integer(0, 1 << 20), "networks in the annotations of all Services; the newest beyond that are held"

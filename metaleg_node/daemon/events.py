@@ -36,6 +36,8 @@ _SIGNALS: Mapping[int, Event] = {
 
 _QUIET = 0.25
 """The part of the time to gather that is enough when nothing more comes."""
+_RESTED = 5.0
+"""So many times the time to gather without anything to act upon, and the next event is acted upon at once."""
 
 
 class Events:
@@ -47,6 +49,7 @@ class Events:
         self._due: dict[Event, float] = {}
         self._gathered: set[Event] = set()
         self._full_at = self._settled_at = math.inf
+        self._acted_at = math.inf
         self.stopping = False
         """Whether STOP has come, taken out already or not."""
 
@@ -63,7 +66,7 @@ class Events:
 
     def next(self, *, settle: float, at_most: float) -> set[Event]:
         """Waits for something to happen, then gathers what else does: for `settle` seconds, or until nothing more came
-        for a quarter of that. What is due at a time, and STOP, end the wait.
+        for a quarter of that; after a rest only what is there already. What is due at a time, and STOP, end the wait.
 
         Returns after `at_most` seconds in any case: with nothing, while it gathers; the next call goes on with that.
         """
@@ -74,6 +77,7 @@ class Events:
             except queue.Empty:
                 break
             now = time.monotonic()
+            settle = 0.0 if now - self._acted_at > _RESTED * settle else settle
             self._full_at = min(self._full_at, now + settle)
             self._settled_at = min(self._full_at, now + settle * _QUIET)
         return self._take()
@@ -92,6 +96,8 @@ class Events:
             return set()
         events, self._gathered = self._gathered | due, set()
         self._full_at = self._settled_at = math.inf
+        if events:
+            self._acted_at = now
         return events
 
     @contextmanager

@@ -6,7 +6,7 @@ import logging
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -18,7 +18,7 @@ from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
 from metaleg_node.core.egress import survey
 from metaleg_node.core.explain.situation import Kernel, Situation
-from metaleg_node.core.model import ClusterState, Host, NextHop, NodeName, ObjectRef, Questions
+from metaleg_node.core.model import ClusterState, Host, NextHop, NodeName, Questions
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.core.return_path import wanted as pools
@@ -26,7 +26,7 @@ from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink import neighbours
 from metaleg_node.kernel.packet_filter import Counter as Count
 from metaleg_node.reconcile.machine import Machine
-from metaleg_node.reconcile.patience import Patience
+from metaleg_node.reconcile.patience import QUIET, Patience
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +109,11 @@ class Outcome:
 
 @dataclass(slots=True, kw_only=True)
 class _Known:
-    """What follows from one state of the cluster, while these Services' gateways are `awaited`; `decided` is the last
+    """What follows from one state of the cluster and what was so a moment ago (`recent`); `decided` is the last
     decision, with the facts that it rests on."""
 
     cluster: ClusterState
-    awaited: Set[ObjectRef]
+    recent: survey.Recent
     survey: survey.Survey
     paths: pools.WantedPaths
     external: external_ip.WantedAddresses
@@ -129,7 +129,8 @@ class Reconciler:
         self._config = config
         self.node = node_name(config)
         self._known: _Known | None = None
-        self._patience = Patience()
+        rejecting = config.egress.when_unavailable == "reject"
+        self._patience = Patience(grace=config.egress.gateway_grace, quiet=QUIET if rejecting else 0.0)
         self._passed: Mapping[str, Count] = {}
         self._looks = 0
 
@@ -253,17 +254,17 @@ class Reconciler:
         return replace(swept, flushed=swept.flushed + outcome.flushed, done=outcome.done)
 
     def _know(self, cluster: ClusterState) -> _Known:
-        awaited = self._patience.awaited
+        recent = self._patience.recent
         known = self._known
-        if known is None or known.cluster is not cluster or known.awaited != awaited:
-            surveyed = survey.take(cluster, self._config, awaited)
+        if known is None or known.cluster is not cluster or known.recent != recent:
+            surveyed = self._survey(cluster, recent)
             self._patience.look(surveyed)
             paths = pools.read(cluster, self._config, self.node)
             external = external_ip.read(cluster, self._config)
             questions = assembly.questions(surveyed, paths, external, self._config, self.node)
             known = _Known(
                 cluster=cluster,
-                awaited=self._patience.awaited,
+                recent=self._patience.recent,
                 survey=surveyed,
                 paths=paths,
                 external=external,
@@ -271,6 +272,23 @@ class Reconciler:
             )
             self._known = known
         return known
+
+    def _survey(self, cluster: ClusterState, recent: survey.Recent) -> survey.Survey:
+        """A gateway that is away is not waited for where its node does not answer any more."""
+        found = survey.take(cluster, self._config, recent=recent)
+        away = {one.gateway.node.name: one.gateway.node for one in found.services if one.gateway and one.gateway.away}
+        host = self._known.decided[0][0] if away and self._known and self._known.decided else Host()
+        hops = {
+            NextHop(gateway=address, interface=host.interfaces[address]): name
+            for name, node in away.items()
+            for address in node.internal_ips
+            if address in host.on_link
+        }
+        lost = {hops[hop] for hop, state in self._machine.neighbours(hops).items() if state == "failed"}
+        if lost:
+            kept = {ref: name for ref, name in recent.kept.items() if name not in lost}
+            found = survey.take(cluster, self._config, recent=replace(recent, kept=kept))
+        return found
 
     def _decide(self, known: _Known, host: Host, held: assembly.Held, *, lost: bool) -> Desired:
         """The same facts lead to the same decision, and most events change none: a route of others, for example.

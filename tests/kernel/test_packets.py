@@ -408,11 +408,30 @@ def test_held_pods_are_told_at_once_and_reach_the_inside(net: Net) -> None:
     assert net.seen(inside, net.open(net.pod, POD)) == [NODE]
 
 
-@pytest.mark.parametrize("how", ["drop", "elsewhere"])
-def test_dropped_pods_send_nothing(net: Net, how: str) -> None:
-    treatment = Treatment.ELSEWHERE if how == "elsewhere" else Treatment.HOLD
+@pytest.mark.parametrize("treatment", [Treatment.HOLD, Treatment.WAIT, Treatment.ELSEWHERE])
+def test_dropped_pods_send_nothing(net: Net, treatment: Treatment) -> None:
     net.put(EgressPod(treatment=treatment), hold="drop")
     assert net.seen(net.server(), net.open(net.pod, POD)) == []
+
+
+def test_a_pod_that_waits_is_not_told_so_that_it_tries_again(net: Net) -> None:
+    net.put(EgressPod(treatment=Treatment.WAIT))
+    server, client = net.server(socket.SOCK_STREAM), net.open(net.pod, POD, kind=socket.SOCK_STREAM)
+    client.setblocking(False)
+    assert client.connect_ex((WEB, PORT)) == errno.EINPROGRESS
+    wait_for_held()
+    net.put(SNAT)
+    client.settimeout(patient(5))
+    client.connect_ex((WEB, PORT))
+    with server.accept()[0] as accepted:
+        assert accepted.getpeername()[0] == LB
+
+
+def wait_for_held() -> None:
+    for _ in range(1000):
+        if nftables.counters()["held"][0]:
+            return
+    raise AssertionError("nothing was held")
 
 
 # --- changes ---------------------------------------------------------------------------------------------------------

@@ -34,6 +34,18 @@ def test_a_quarter_of_the_time_without_an_event_is_enough() -> None:
     assert time.monotonic() - started < 2
 
 
+def test_after_a_rest_the_first_event_is_acted_upon_at_once_with_what_is_there() -> None:
+    events = Events()
+    events.put(Event.CLUSTER)
+    assert events.next(settle=0.001, at_most=60) == {Event.CLUSTER}
+    time.sleep(0.01)
+    events.put(Event.CLUSTER)
+    events.put(Event.KERNEL)
+    assert events.next(settle=0.001, at_most=0) == {Event.CLUSTER, Event.KERNEL}
+    events.put(Event.KERNEL)
+    assert events.next(settle=3600, at_most=0) == set(), "no rest before this one"
+
+
 def test_events_that_never_stop_are_gathered_no_longer_than_told() -> None:
     events, over = Events(), threading.Event()
 

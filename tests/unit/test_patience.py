@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from metaleg_node.core.assembly import Desired
 from metaleg_node.core.egress.survey import take
-from metaleg_node.core.model import ClusterState
+from metaleg_node.core.firewall.egress import Treatment
+from metaleg_node.core.model import ClusterState, Slot
 from metaleg_node.reconcile.patience import GATEWAY_AWAY, Patience
-from tests.unit.builders import announced, cluster, config, endpoint, endpoint_slice, service
+from tests.firewalls import flat
+from tests.unit.builders import (
+    A,
+    announced,
+    assembled,
+    cluster,
+    config,
+    endpoint,
+    endpoint_slice,
+    host,
+    node,
+    service,
+)
 
 OLD, YOUNG = service("old"), service("web", created="2024-06-01T00:00:00Z", ingress=("192.0.2.201",))
 SLICES = [endpoint_slice(endpoint("10.244.1.5"), service=name) for name in ("old", "web")]
@@ -67,3 +81,72 @@ def test_a_service_that_is_gone_is_forgotten() -> None:
     owner(patience, cluster(services=[YOUNG], slices=SLICES))
     assert patience.awaited == {YOUNG.ref}
     assert patience.wait is None
+
+
+# --- an announcement that is away for a moment -----------------------------------------------------------------------
+
+HELD = {Slot(7): "c"}
+ONE = cluster()
+NONE = cluster(announcements=[])
+
+
+def decided(patience: Patience, state: ClusterState) -> Desired:
+    """What node a does, with the slot that gateway c has."""
+    found = take(state, config(), recent=patience.recent)
+    patience.look(found)
+    return assembled(found, config(), A, host(found, A), HELD)
+
+
+def treatments(desired: Desired) -> set[Treatment]:
+    return {pod.treatment for pod in flat(desired.state.firewall).pods.values() if pod.local}
+
+
+def impatient() -> tuple[Clock, Patience]:
+    clock = Clock()
+    return clock, Patience(clock, grace=1.0, quiet=3.0)
+
+
+def test_F7_a_status_that_is_replaced_is_one_change_and_no_slot_moves() -> None:
+    clock, patience = impatient()
+    before = decided(patience, ONE)
+    clock.now += 60
+    away = decided(patience, NONE)
+    assert away.state == before.state
+    assert away.problems == before.problems
+    clock.now += 0.2
+    again = decided(patience, cluster(announcements=[announced("c", since="2024-05-05T00:00:00Z")]))
+    assert again.state == before.state
+    assert patience.wait is None
+    clock.now += 60
+    decided(patience, NONE)
+    clock.now += 0.2
+    moved = decided(patience, cluster(announcements=[announced("b")]))
+    assert {one.service.gateway.node.name for one in moved.services if one.service.gateway} == {"b"}
+
+
+def test_after_the_grace_pods_wait_for_three_seconds_and_then_are_told() -> None:
+    clock, patience = impatient()
+    decided(patience, ONE)
+    assert treatments(decided(patience, NONE)) == {Treatment.STEER}
+    assert patience.wait == 1.0
+    clock.now += 1.0
+    assert treatments(decided(patience, NONE)) == {Treatment.WAIT}
+    assert patience.wait == 3.0
+    clock.now += 3.0
+    assert treatments(decided(patience, NONE)) == {Treatment.HOLD}
+    assert patience.wait == GATEWAY_AWAY - 4.0
+    assert treatments(decided(patience, ONE)) == {Treatment.STEER}
+    assert patience.wait is None
+
+
+def test_a_node_that_is_lost_or_not_ready_is_left_at_once() -> None:
+    for nodes in ([node("a"), node("b")], [node("a"), node("b"), node("c", ready=False)]):
+        _, patience = impatient()
+        decided(patience, ONE)
+        assert treatments(decided(patience, cluster(announcements=[], nodes=nodes))) == {Treatment.WAIT}
+
+
+def test_without_grace_a_gateway_goes_with_its_announcement() -> None:
+    patience = Patience(Clock())
+    decided(patience, ONE)
+    assert treatments(decided(patience, NONE)) == {Treatment.HOLD}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from ipaddress import ip_network
 from typing import cast
 
@@ -101,6 +101,7 @@ class Empty:
     def __init__(self, facts: Host) -> None:
         self.facts = facts
         self.problems = ()
+        self.answering = "reachable"
         self.wall: Firewall | None = wall()
         self.packet_filter = self
 
@@ -116,8 +117,8 @@ class Empty:
     def sysctls(self, _wanted: Collection[str]) -> dict[str, str]:
         return {}
 
-    def neighbours(self, _hops: object) -> dict[NextHop, str]:
-        return {}
+    def neighbours(self, hops: Iterable[NextHop]) -> dict[NextHop, str]:
+        return dict.fromkeys(hops, self.answering)
 
 
 def test_a_decision_is_made_anew_only_when_something_changed_that_it_rests_on() -> None:
@@ -143,3 +144,15 @@ def test_a_decision_is_made_anew_only_when_something_changed_that_it_rests_on() 
     machine.wall = wall(gateways={Slot(7): "c"})
     assert plan(state)[0] == 4, "another slot is held"
     assert plan(dataclasses.replace(state, pods=()))[0] == 5, "the cluster changed"
+
+
+@pytest.mark.parametrize("state", ["stale", "failed"])
+def test_a_gateway_that_is_away_is_not_waited_for_when_it_does_not_answer(state: str) -> None:
+    facts = host(survey.take(cluster(), config(HERE)), A)
+    machine = Empty(facts)
+    reconciler = Reconciler(cast(Machine, machine), config(HERE))
+    first = reconciler.plan(cluster())
+    machine.answering = state
+    away = reconciler.plan(cluster(announcements=[]))
+    assert (away.desired.state == first.desired.state) is (state == "stale")
+    assert reconciler.wait

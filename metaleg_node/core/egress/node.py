@@ -287,7 +287,8 @@ def _treatment(
     if isinstance(way, Obstacle):
         if around.config.egress.when_unavailable == "allow":
             return None
-        return EgressPod(treatment=Treatment.HOLD if steers else Treatment.ELSEWHERE, filter=key, local=local)
+        held = Treatment.WAIT if service.quiet else Treatment.HOLD
+        return EgressPod(treatment=held if steers else Treatment.ELSEWHERE, filter=key, local=local)
     if _gateway(service) == around.me:
         return EgressPod(treatment=Treatment.SNAT, slot=slot, source=service.source, filter=key, local=local)
     if steers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from metaleg_node.configuration.config import Config
@@ -47,11 +47,25 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """The node that announces a Service's address, why it was chosen, and whether others claim it too."""
+    """The node that announces a Service's address, why it was chosen, and whether others claim it too. `away`: it did
+    so until a moment ago, and nobody does now."""
 
     node: Node
     why: str
     ambiguous: bool = False
+    away: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recent:
+    """What was so a moment ago, by Service. Those that are `awaited` had a gateway: while they have none, their claims
+    count as if they had. `kept` is the node that announced each of them until now, or until so short a time ago that
+    it stays the gateway. `quiet` are those that had one just now: if they have none, attempts to connect should be
+    repeated, not fail."""
+
+    awaited: Set[ObjectRef] = frozenset()
+    kept: Mapping[ObjectRef, NodeName] = field(default_factory=dict)
+    quiet: Set[ObjectRef] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +80,7 @@ class PodAddress:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EgressService:
     """One opted-in Service in one family. Either `gateway` and `source` are set, or `obstacle` is. `split`: another
-    node announces its address, too, for another Service."""
+    node announces its address, too, for another Service. `quiet` as in `Recent`."""
 
     service: Service
     family: Family
@@ -76,6 +90,7 @@ class EgressService:
     gateway: Gateway | None = None
     obstacle: Obstacle | None = None
     split: str = ""
+    quiet: bool = False
 
     @property
     def key(self) -> tuple[ObjectRef, Family]:
@@ -117,9 +132,12 @@ class Survey:
         return ""
 
 
-def take(cluster: ClusterState, config: Config, awaited: Set[ObjectRef] = frozenset()) -> Survey:
-    """Works out what the opted-in Services ask for. Those that are `awaited` had a gateway a moment ago: while they
-    have none, their claims count as if they had."""
+def take(
+    cluster: ClusterState, config: Config, awaited: Set[ObjectRef] = frozenset(), *, recent: Recent | None = None
+) -> Survey:
+    """Works out what the opted-in Services ask for. What was so a moment ago is told by `recent`, or by `awaited` where
+    there is no more to tell."""
+    before = recent or Recent(awaited=awaited)
     nodes = {node.name: node for node in cluster.nodes}
     networks = cluster_networks(cluster, config)
     opted_in = sorted(
@@ -133,8 +151,8 @@ def take(cluster: ClusterState, config: Config, awaited: Set[ObjectRef] = frozen
     checks = _Checks(networks, cluster)
     requests = []
     for service in opted_in:
-        gateway = _gateway(service, announcements[_key(service)], nodes, config)
-        requests.append(_request(service, gateway, checks, awaited=service.ref in awaited))
+        gateway = _gateway(service, announcements[_key(service)], nodes, config, before.kept.get(service.ref))
+        requests.append(_request(service, gateway, checks, before))
     requests = _within_quota(requests, config.egress.max_networks)
     pods, refused = _claims(requests, cluster, checks)
     rejections += refused
@@ -219,10 +237,17 @@ def _about(service: Service, announcements: Iterable[Announcement]) -> list[Anno
 
 
 def _gateway(
-    service: Service, announcements: Iterable[Announcement], nodes: Mapping[NodeName, Node], config: Config
+    service: Service,
+    announcements: Iterable[Announcement],
+    nodes: Mapping[NodeName, Node],
+    config: Config,
+    kept: NodeName | None = None,
 ) -> Gateway | Obstacle:
+    """The gateway; the one that is `kept` while nobody announces the Service, unless that node is lost."""
     found = choose_gateway(_about(service, announcements), nodes, config.egress.gateway_source)
     if isinstance(found, Obstacle) and found.code is Code.NO_GATEWAY:
+        if kept and kept in nodes and nodes[kept].ready:
+            return Gateway(node=nodes[kept], why=f"{kept} announced it until a moment ago", away=True)
         where = f"status objects count in namespace {config.cluster.metallb_namespace} (cluster.metallb_namespace)"
         return replace(found, detail=f"{found.detail}; {where}")
     return found
@@ -284,6 +309,7 @@ class _Request:
     sources: Mapping[Family, Address | Obstacle]
     gateway: Gateway | Obstacle
     awaited: bool
+    quiet: bool
 
     def source(self, family: Family) -> Address | Obstacle:
         """The LoadBalancer address, or why there is none to leave with."""
@@ -328,7 +354,7 @@ class _Named(NamedTuple):
         return (*who, not endpoint.ready, not endpoint.serving, self.named_by, self.pod.node or "", self.pod.pod)
 
 
-def _request(service: Service, gateway: Gateway | Obstacle, checks: _Checks, *, awaited: bool) -> _Request:
+def _request(service: Service, gateway: Gateway | Obstacle, checks: _Checks, recent: Recent) -> _Request:
     destinations, obstacle = DestinationFilter(), None
     if isinstance(service.destinations, str):
         obstacle = Obstacle(code=Code.BAD_ANNOTATION, detail=service.destinations)
@@ -341,7 +367,13 @@ def _request(service: Service, gateway: Gateway | Obstacle, checks: _Checks, *, 
     for address in service.ingress:
         sources.setdefault(address.version, checks.source(address))
     return _Request(
-        service=service, filter=destinations, obstacle=obstacle, sources=sources, gateway=gateway, awaited=awaited
+        service=service,
+        filter=destinations,
+        obstacle=obstacle,
+        sources=sources,
+        gateway=gateway,
+        awaited=service.ref in recent.awaited,
+        quiet=service.ref in recent.quiet and isinstance(gateway, Obstacle),
     )
 
 
@@ -513,4 +545,5 @@ def _families(request: _Request, pods: Iterable[PodAddress]) -> Iterator[EgressS
             source=None if isinstance(source, Obstacle) else source,
             gateway=None if isinstance(gateway, Obstacle) else gateway,
             obstacle=problem,
+            quiet=request.quiet,
         )

@@ -20,6 +20,8 @@ class Treatment(enum.StrEnum):
     """This node is the gateway: the LoadBalancer address becomes the source."""
     HOLD = "hold"
     """No way out now: `when_unavailable`."""
+    WAIT = "wait"
+    """The way out went just now: dropped, so that attempts to connect are repeated and do not fail."""
     ELSEWHERE = "elsewhere"
     """Another node's pod, for which this node is not the gateway: dropped."""
 
@@ -100,6 +102,8 @@ class Egress(Part):
                 return f"leaves here as {pod.source}{some}"
             case Treatment.HOLD:
                 return f"is held: {self.hold}{some}"
+            case Treatment.WAIT:
+                return f"waits for a gateway: dropped{some}"
             case Treatment.ELSEWHERE:
                 return f"is another node's: dropped if it comes here{some}"
 

@@ -13,6 +13,7 @@ _WORDS = {
     ("steer", "accept"): "egress: marked for its gateway",
     ("snat", "accept"): "egress: marked to be translated here",
     ("hold", "drop"): "held: there is no way out now (egress.when_unavailable)",
+    ("wait", "drop"): "held: its gateway went away a moment ago; what is sent again may leave",
     ("elsewhere", "drop"): "dropped: this node is not its gateway",
     ("stray", "drop"): "dropped: an answer to a connection that this node does not know",
     ("early", "drop"): "dropped: for a pod that was treated otherwise until now",

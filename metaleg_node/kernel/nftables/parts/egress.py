@@ -220,7 +220,7 @@ def _verdict(pod: EgressPod, egress: Egress, firewall: Firewall) -> str:
             return f"{set_mark(pod.slot, firewall)} accept"
         case Treatment.HOLD if egress.hold == "reject":
             return 'counter name "held" reject with icmpx admin-prohibited'
-        case Treatment.HOLD:
+        case Treatment.HOLD | Treatment.WAIT:
             return 'counter name "held" drop'
         case Treatment.ELSEWHERE:
             return DROP
@@ -297,7 +297,7 @@ def _pods(table: Table, mask: int, filters: set[str]) -> Iterator[tuple[Address,
 
 def _pod(verdict: str, source: Address | None, *, local: bool) -> EgressPod | None:
     """The pod behind an element of the pod map; None when the verdict is not one of ours."""
-    found = re.fullmatch(r"goto (steer|snat|hold|elsewhere)(?:_(\d+))?(?:_f(\w+))?", verdict)
+    found = re.fullmatch(r"goto (steer|snat|hold|wait|elsewhere)(?:_(\d+))?(?:_f(\w+))?", verdict)
     if not found:
         return None
     slot = Slot(int(found[2])) if found[2] else None
