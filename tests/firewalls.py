@@ -188,7 +188,7 @@ FIREWALLS: dict[str, Firewall] = {
     "full": FULL,
     "empty": wall(),
     "drop": but(FULL, hold="drop"),
-    "waiting": but(FULL, pods={**pods([2], WAIT), **pods([3], HOLD), **pods([4], filtered(WAIT, R))}),
+    "waiting": but(FULL, pods={**pods([2], WAIT), **pods([3], HOLD), **pods([4], filtered(WAIT, R))}, gateways={}),
     "random": but(FULL, source_ports="random"),
     "no-invalid-input": but(FULL, dropped=True),
     "another-mask": but(FULL, mark_mask=0xF0),

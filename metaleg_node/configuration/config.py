@@ -68,7 +68,9 @@ class ReconcileSettings:
 
     interval: float = setting("5m", s.DURATION_OR_OFF, 'full comparison with the kernel; "0" turns it off')
     settle: float = setting(
-        "20ms", s.DURATION_OR_OFF, "how long to gather events before acting, but after a rest; a quarter is enough if no more come"
+        "20ms",
+        s.DURATION_OR_OFF,
+        "how long to gather events before acting, but after a rest; a quarter is enough if no more come",
     )
 
 

@@ -414,26 +414,6 @@ def test_dropped_pods_send_nothing(net: Net, treatment: Treatment) -> None:
     assert net.seen(net.server(), net.open(net.pod, POD)) == []
 
 
-def test_a_pod_that_waits_is_not_told_so_that_it_tries_again(net: Net) -> None:
-    net.put(EgressPod(treatment=Treatment.WAIT))
-    server, client = net.server(socket.SOCK_STREAM), net.open(net.pod, POD, kind=socket.SOCK_STREAM)
-    client.setblocking(False)
-    assert client.connect_ex((WEB, PORT)) == errno.EINPROGRESS
-    wait_for_held()
-    net.put(SNAT)
-    client.settimeout(patient(5))
-    client.connect_ex((WEB, PORT))
-    with server.accept()[0] as accepted:
-        assert accepted.getpeername()[0] == LB
-
-
-def wait_for_held() -> None:
-    for _ in range(1000):
-        if nftables.counters()["held"][0]:
-            return
-    raise AssertionError("nothing was held")
-
-
 # --- changes ---------------------------------------------------------------------------------------------------------
 
 
