@@ -83,6 +83,11 @@ class Readiness:
         self._lock = threading.Lock()
         self._deadline: threading.Timer | None = None
 
+    @property
+    def expected(self) -> bool:
+        """Whether READY=1 is due."""
+        return self._deadline is not None
+
     def expect(self) -> None:
         """READY=1 is due from now on; while it is due already, its deadline stays."""
         with self._lock:

@@ -45,6 +45,8 @@ _TICK_SECONDS = 1.0
 """The loop turns at least so often, to look whether the configuration file changed."""
 _OF_OTHERS = {Event.KERNEL, Event.FIREWALL, Event.PUT_OFF, Event.INTERVAL}
 """What can wait while somebody fights with us."""
+_TELL_SECONDS = 0.25
+"""Between two times that status and metrics are told: what woke the loop next must not wait for that."""
 _LOOK_SECONDS = 2.0
 """So often the neighbour tables are looked at, while there are next hops that are told about, and a status that could
 not be written is tried again."""
@@ -86,7 +88,7 @@ class Service:
         self._notifier = notify.Notifier()
         self._readiness = notify.Readiness(self._notifier)
         self._heartbeat = notify.Heartbeat(self._notifier)
-        self._teller = Teller(options, self._metrics, self._notifier)
+        self._teller = Teller(options, self._metrics, self._notifier, pause=_TELL_SECONDS)
         self._watch = watch
         self._plan: Plan | None = None
         self._outcome: Outcome | None = None
@@ -164,7 +166,7 @@ class Service:
         self._events.put(Event.FIREWALL if hint is Hint.FIREWALL else Event.KERNEL)
 
     def _next_events(self) -> set[Event]:
-        at_most = min(_TICK_SECONDS, self._beat(), self._watch.wait(time.monotonic()))
+        at_most = min(_TICK_SECONDS, self._beat(), self._teller.catch_up(), self._watch.wait(time.monotonic()))
         events = self._events.next(settle=self._config.reconcile.settle, at_most=at_most)
         if not self._watch.wait(time.monotonic()):
             events.add(Event.RELOAD)
@@ -348,7 +350,7 @@ class Service:
             outcome=self._outcome,
             complete=self._complete_once,
         )
-        self._teller.publish(facts, self._source)
+        self._teller.publish(facts, self._source, at_once=self._readiness.expected)
 
 
 def _patience(machine: Machine) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -24,6 +25,8 @@ from metaleg_node.reconcile.reconciler import Outcome, Plan
 log = logging.getLogger(__name__)
 
 _SIGN_SECONDS = 1.0
+_REST = 5.0
+"""Between two times that everybody is told: at least so many times as long as the last one took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,8 @@ class Facts:
 class Teller:
     """Keeps what outlasts one reconcile: counts, and what was told before."""
 
-    def __init__(self, options: Options, metrics: Metrics, notifier: Notifier) -> None:
+    def __init__(self, options: Options, metrics: Metrics, notifier: Notifier, *, pause: float = 0.0) -> None:
+        """`pause`: seconds between two times that everybody is told; longer where telling takes long."""
         self._options = options
         self._metrics = metrics
         self._notifier = notifier
@@ -49,6 +53,9 @@ class Teller:
         self._repaired: Counter[str] = Counter()
         self._last: status.LastReconcile | None = None
         self._sign_at = 0.0
+        self._pause = pause
+        self._publish_at = 0.0
+        self._waiting: tuple[Facts, ClusterSource] | None = None
         self.written = False
         """Whether the status file says what was published last."""
         self.problems_of: dict[str, tuple[Problem, ...]] = {}
@@ -80,8 +87,27 @@ class Teller:
         before, self.problems_of[part] = self.problems_of.get(part, ()), problems
         return before != problems
 
-    def publish(self, facts: Facts, source: ClusterSource) -> None:
-        """Tells everybody."""
+    def publish(self, facts: Facts, source: ClusterSource, *, at_once: bool = True) -> None:
+        """Tells everybody; if not `at_once`, then as soon as the pause after the last time is over."""
+        self._waiting = facts, source
+        if at_once or time.monotonic() >= self._publish_at:
+            self._publish()
+
+    def catch_up(self) -> float:
+        """Tells what waits, when its time has come. Returns within how many seconds this is wanted again."""
+        if self._waiting and time.monotonic() >= self._publish_at:
+            self._publish()
+        return max(0.0, self._publish_at - time.monotonic()) if self._waiting else math.inf
+
+    def _publish(self) -> None:
+        assert self._waiting
+        (facts, source), self._waiting = self._waiting, None
+        started = time.monotonic()
+        self._tell_everybody(facts, source)
+        now = time.monotonic()
+        self._publish_at = now + max(self._pause, _REST * (now - started))
+
+    def _tell_everybody(self, facts: Facts, source: ClusterSource) -> None:
         found = source.status()
         snapshot = source.state() or ClusterState()
         problems = self._problems(facts, source, snapshot)

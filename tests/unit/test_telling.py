@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,30 @@ def test_a_status_file_that_cannot_be_written_is_told_once_until_it_can(
         teller.publish(facts, source)
     assert caplog.text.count("solved: cannot write") == 1
     assert (tmp_path / "run" / "status.json").exists()
+
+
+def test_what_happens_meanwhile_is_told_together_when_the_pause_is_over(tmp_path: Path) -> None:
+    settings = config('[cluster]\nstate_file = "/nowhere"')
+    options = Options(config_file=tmp_path / "config.toml", runtime_dir=tmp_path / "run", state_dir=tmp_path)
+    source = ClusterSource(settings, tmp_path, lambda: None)
+
+    def told() -> str:
+        return str(json.loads((tmp_path / "run" / "status.json").read_text())["node"])
+
+    teller = Teller(options, Metrics(version="0", traffic=dict), Notifier({}), pause=3600)
+    a, b, c = (
+        Facts(config=settings, node=NodeName(name), plan=None, outcome=None, complete=False) for name in ("a", "b", "c")
+    )
+    for facts in (a, b):
+        teller.publish(facts, source, at_once=False)
+    assert 0 < teller.catch_up() <= 3600
+    assert told() == "a"
+    teller.publish(c, source)
+    assert told() == "c"
+    assert teller.catch_up() == math.inf, "nothing is left"
+    soon = Teller(options, Metrics(version="0", traffic=dict), Notifier({}), pause=1e-9)
+    for facts in (a, b):
+        soon.publish(facts, source, at_once=False)
+    while soon.catch_up() < math.inf:
+        pass
+    assert told() == "b"

@@ -9,7 +9,7 @@ should have is dropped). Other packets of established connections cost four comp
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
@@ -76,11 +76,17 @@ def render(egress: Egress, firewall: Firewall) -> Piece:
 
 def _sets(egress: Egress) -> dict[str, Set]:
     sets: dict[str, Set] = {}
+    words = {id(pod): _words(pod) for pod in _each_once(egress)}
     for version in IP:
-        pods = {a: pod for a, pod in egress.pods.items() if a.version == version}
-        steer: dict[str, str | None] = {str(a): f"goto {chain_of(pod)}" for a, pod in pods.items()}
-        snat: dict[str, str | None] = {str(a): str(pod.source) for a, pod in pods.items() if pod.source}
-        local: dict[str, str | None] = {str(a): f"goto {_forgotten(pod)}" for a, pod in pods.items() if pod.local}
+        steer, snat, local = (dict[str, str | None]() for _ in range(3))
+        for pod_address, pod in egress.pods.items():
+            if pod_address.version == version:
+                key = str(pod_address)
+                steer[key], source, forgotten = words[id(pod)]
+                if source:
+                    snat[key] = source
+                if forgotten:
+                    local[key] = forgotten
         address = f"ipv{version}_addr"
         sets[f"pods{version}"] = Set(key_type=address, value_type="verdict", elements=steer)
         sets[f"snat{version}"] = Set(key_type=address, value_type=address, elements=snat)
@@ -93,6 +99,18 @@ def _sets(egress: Egress) -> dict[str, Set]:
             sets[f"exclude{version}_f{key}"] = _filter_set(version, destinations.exclude)
             sets[f"only{version}_f{key}"] = _filter_set(version, destinations.only)
     return sets
+
+
+def _each_once(egress: Egress) -> Iterable[EgressPod]:
+    """The treatments: all pods of a Service share one object."""
+    return {id(pod): pod for pod in egress.pods.values()}.values()
+
+
+def _words(pod: EgressPod) -> tuple[str, str, str]:
+    """What the maps say of a pod: its chain, the address it leaves with, and the chain of what comes to it out of
+    connections that nobody knows; empty for what it has not."""
+    forgotten = f"goto {_forgotten(pod)}" if pod.local else ""
+    return f"goto {chain_of(pod)}", str(pod.source) if pod.source else "", forgotten
 
 
 @lru_cache(1 << 9)
@@ -197,7 +215,7 @@ def _filter(key: str, field: str, verdict: str, *, restricted: bool) -> list[str
 
 def _pod_chains(egress: Egress, firewall: Firewall) -> dict[str, Chain]:
     chains: dict[str, Chain] = {}
-    for pod in set(egress.pods.values()):
+    for pod in set(_each_once(egress)):
         name = str(egress.gateways.get(pod.slot, "")) if pod.slot else ""
         chains.setdefault(chain_of(pod), chain(_pod_rules(pod, egress, firewall), note=name))
     return chains
@@ -247,8 +265,8 @@ def _settings(egress: Egress) -> str:
 
 def also(before: Egress, after: Egress) -> Iterator[str]:
     """For a while answers to the connections that these pods had until now make no new entries; see `_EARLY`."""
-    for address, old in before.pods.items():
-        new = after.pods.get(address)
+    for address in sorted(after.moved(before) & before.pods.keys(), key=str):
+        old, new = before.pods[address], after.pods.get(address)
         bound = old.local and old.treatment in (Treatment.STEER, Treatment.SNAT)
         if bound and (new is None or (new.treatment, new.source) != (old.treatment, old.source)):
             name = f"moved{address.version}"
