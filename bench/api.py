@@ -46,14 +46,15 @@ def api(rounds: int) -> list[Figure]:
 
 
 @contextmanager
-def _bench(cluster: Cluster, **reconcile: str) -> Iterator[Bench]:
+def following(cluster: Cluster, **reconcile: str) -> Iterator[Bench]:
+    """A daemon, not yet started, and the API server that it will follow."""
     with nodes(["bench"], min(cluster.nodes, 40)) as spaces, workspace() as directory:
         server = _server(spaces["bench"])
         with server:
             kubeconfig = write_kubeconfig(directory / "kubeconfig", server.url)
             daemon = Daemon(spaces["bench"], directory / "daemon")
             daemon.configure(cluster={"state_file": "", "kubeconfig": str(kubeconfig)}, reconcile=reconcile)
-            server.set_all(_labelled(cluster))
+            server.set_all(labelled(cluster))
             yield Bench(server=server, daemon=daemon)
 
 
@@ -61,7 +62,7 @@ def _server(space: Namespace) -> ApiServer:
     return ApiServer(address=("127.0.0.1", _PORT), open_socket=lambda: space.socket(socket.AF_INET, socket.SOCK_STREAM))
 
 
-def _labelled(cluster: Cluster) -> Iterator[Object]:
+def labelled(cluster: Cluster) -> Iterator[Object]:
     """The cluster as its API has it: EndpointSlices carry their Service's labels."""
     for one in cluster.objects():
         if one["kind"] == "EndpointSlice":
@@ -76,9 +77,9 @@ def _events(count: int) -> list[Figure]:
     """Milliseconds from the server's sending of an event to the transaction in the kernel."""
     chance = random.Random(1)
     values = []
-    slices = [one for one in _labelled(EVENTS) if one["kind"] == "EndpointSlice"]
-    with _bench(EVENTS) as bench, bench.daemon.running() as process:
-        wait(lambda: bench.daemon.status_stamp() is not None and _elements(bench.daemon), "the first apply", every=0.05)
+    slices = [one for one in labelled(EVENTS) if one["kind"] == "EndpointSlice"]
+    with following(EVENTS) as bench, bench.daemon.running() as process:
+        wait(lambda: bench.daemon.status_stamp() is not None and in_effect(bench.daemon), "the first apply", every=0.05)
         time.sleep(1.0)
         cpu = cpu_seconds(process)
         with bench.daemon.commits() as commits:
@@ -108,7 +109,8 @@ def _newer(daemon: Daemon, status: int | None) -> bool:
     return daemon.status_stamp() != status
 
 
-def _elements(daemon: Daemon) -> bool:
+def in_effect(daemon: Daemon) -> bool:
+    """Whether the node has a table of ours."""
     return "table inet metaleg_node" in daemon.node.run("nft", "list", "tables")
 
 
@@ -119,10 +121,10 @@ def _start(rounds: int) -> list[Figure]:
     """Seconds from the start of the process to the kernel in effect, and memory afterwards."""
     seconds, memory, peaks = [], [], []
     for _ in range(min(rounds, 3)):
-        with _bench(LARGE) as bench:
+        with following(LARGE) as bench:
             started = time.monotonic()
             with bench.daemon.running() as process:
-                end = wait(partial(_elements, bench.daemon), "the first apply", every=0.01)
+                end = wait(partial(in_effect, bench.daemon), "the first apply", every=0.01)
                 seconds.append(end - started)
                 time.sleep(8.0)  # The last known state is written meanwhile.
                 now, peak = memory_mib(process)
@@ -141,11 +143,11 @@ def _start(rounds: int) -> list[Figure]:
 
 def _bytes() -> list[Figure]:
     """Bytes of the events of one minute, times 60: with our selectors, and for a client that watches all of it."""
-    with _bench(Cluster(services=_MINUTE_SERVICES, nodes=2)) as bench:
+    with following(Cluster(services=_MINUTE_SERVICES, nodes=2)) as bench:
         chance = random.Random(2)
         all_services = _MINUTE_SERVICES * 101
         with bench.daemon.running():
-            wait(lambda: _elements(bench.daemon), "the first apply", every=0.05)
+            wait(lambda: in_effect(bench.daemon), "the first apply", every=0.05)
             time.sleep(1.0)
             before = dict(bench.server.sent)
             everything = 0

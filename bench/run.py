@@ -1,7 +1,8 @@
 """Measures, prints a table, and with --json the figures for programs.
 
 bench/run.py [--json] [--rounds N] [NAME…]     NAME: forwarding, rules, parts, update, compare, idle, start, api,
-                                               return_path, external_ip, routing, saved_state, state_file
+                                               churn, failover, return_path, external_ip, routing,
+                                               saved_state, state_file
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import api, control, external_ip, forwarding, results, return_path, routing, saved_state, state_file
+from bench import api, changes, control, external_ip, forwarding, results, return_path, routing, saved_state, state_file
 
 MEASUREMENTS: Mapping[str, Callable[[int], list[results.Figure]]] = {
     "forwarding": forwarding.measure,
@@ -27,6 +28,8 @@ MEASUREMENTS: Mapping[str, Callable[[int], list[results.Figure]]] = {
     "idle": control.idle,
     "start": control.start,
     "api": api.api,
+    "churn": changes.churn,
+    "failover": changes.failover,
     "return_path": return_path.measure,
     "external_ip": external_ip.measure,
     "routing": routing.measure,
