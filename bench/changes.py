@@ -112,7 +112,7 @@ def _times(bench: Bench, objects: Iterator[Object]) -> list[float]:
 
 
 def _told(name: str, values: list[float], at_most: float) -> list[Figure]:
-    p99 = statistics.quantiles(values, n=100)[98]
+    p99 = statistics.quantiles(values, n=100, method="inclusive")[98]
     return [
         Figure(name=name, unit="ms", values=tuple(values)),
         Figure(name=f"{name}, p99", unit="ms", values=(p99,), at_most=at_most),
