@@ -4,6 +4,7 @@ tell them."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_network
 
 from metaleg_node.configuration.config import Config
@@ -40,17 +41,32 @@ class ClusterNetworks:
 
 def cluster_networks(cluster: ClusterState, config: Config) -> ClusterNetworks:
     """The networks of one state of the cluster."""
-    pods = merged([*(net for node in cluster.nodes for net in node.pod_cidrs), *config.cluster.pod_cidrs])
-    addresses = frozenset(a for node in cluster.nodes for a in (*node.addresses, *node.internal_ips))
-    hosts = merged([*pods, *map(ip_network, addresses)])
-    inside = [*NEVER_EGRESS, *hosts, *config.cluster.service_cidrs]
-    inside += [net for cidr in cluster.service_cidrs for net in cidr.networks]
-    inside += [ip_network(a) for service in cluster.services for a in service.cluster_ips]
-    own = merged(inside)
+    return _networks(
+        pods=(*(net for node in cluster.nodes for net in node.pod_cidrs), *config.cluster.pod_cidrs),
+        nodes=tuple(a for node in cluster.nodes for a in (*node.addresses, *node.internal_ips)),
+        services=(*config.cluster.service_cidrs, *(net for cidr in cluster.service_cidrs for net in cidr.networks)),
+        cluster_ips=tuple(a for service in cluster.services for a in service.cluster_ips),
+        excluded=config.egress.exclude_cidrs,
+    )
+
+
+@lru_cache(2)
+def _networks(
+    *,
+    pods: tuple[Network, ...],
+    nodes: tuple[Address, ...],
+    services: tuple[Network, ...],
+    cluster_ips: tuple[Address, ...],
+    excluded: tuple[Network, ...],
+) -> ClusterNetworks:
+    """Remembered: a pod that comes or goes changes none of it, and working it out was a third of a decision."""
+    pod_networks = merged(pods)
+    hosts = merged([*pod_networks, *map(ip_network, nodes)])
+    own = merged([*NEVER_EGRESS, *hosts, *services, *map(ip_network, cluster_ips)])
     return ClusterNetworks(
-        pods=pods,
+        pods=pod_networks,
         hosts=hosts,
         cluster=own,
-        inside=merged([*own, *config.egress.exclude_cidrs]) if config.egress.exclude_cidrs else own,
-        node_addresses=addresses,
+        inside=merged([*own, *excluded]) if excluded else own,
+        node_addresses=frozenset(nodes),
     )

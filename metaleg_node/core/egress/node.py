@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core.contribution import Contribution
@@ -288,12 +289,20 @@ def _treatment(
         if around.config.egress.when_unavailable == "allow":
             return None
         held = Treatment.WAIT if service.quiet else Treatment.HOLD
-        return EgressPod(treatment=held if steers else Treatment.ELSEWHERE, filter=key, local=local)
+        return _pod(held if steers else Treatment.ELSEWHERE, key=key, local=local)
     if _gateway(service) == around.me:
-        return EgressPod(treatment=Treatment.SNAT, slot=slot, source=service.source, filter=key, local=local)
+        return _pod(Treatment.SNAT, slot, service.source, key=key, local=local)
     if steers:
-        return EgressPod(treatment=Treatment.STEER, slot=slot, filter=key, local=local)
-    return EgressPod(treatment=Treatment.ELSEWHERE, filter=key, local=local)
+        return _pod(Treatment.STEER, slot, key=key, local=local)
+    return _pod(Treatment.ELSEWHERE, key=key, local=local)
+
+
+@lru_cache(1 << 14)
+def _pod(
+    treatment: Treatment, slot: Slot | None = None, source: Address | None = None, *, key: str, local: bool
+) -> EgressPod:
+    """The same object for the same treatment: that two decisions agree is then seen without comparing them."""
+    return EgressPod(treatment=treatment, slot=slot, source=source, filter=key, local=local)
 
 
 def _no_slot(service: EgressService, config: Config) -> Obstacle:
