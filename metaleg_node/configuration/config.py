@@ -232,7 +232,9 @@ class MetricsSettings:
 class HealthSettings:
     """[health]; `listen` is (host, port), None when off."""
 
-    listen: tuple[str, int] | None = setting("127.0.0.1:21794", s.LISTEN, '/healthz and /readyz; "" or "0": off')
+    listen: tuple[str, int] | None = setting(
+        "127.0.0.1:21794", s.LISTEN, '/livez, /healthz and /readyz; "" or "0": off'
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 T = TypeVar("T")
+
+Kind = Literal["rule", "route", "sysctl", "firewall", "gateway", "destinations", "pod", "path", "external-ip"]
+"""What changes are of; plans, status and metrics use these words."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SHOWN = 6
 
@@ -25,7 +29,7 @@ class Change:
     """One line of a plan: what happens to which object, and why."""
 
     action: Action
-    kind: str
+    kind: Kind
     text: str
     reason: str
 
@@ -33,7 +37,7 @@ class Change:
         return f"{self.action} {self.kind} {self.text}" + (f"  # {self.reason}" if self.reason else "")
 
 
-def change(action: Action, kind: str, what: object, reason: str = "") -> Change:
+def change(action: Action, kind: Kind, what: object, reason: str = "") -> Change:
     """A change of something that has a text of its own."""
     return Change(action=action, kind=kind, text=str(what), reason=reason)
 

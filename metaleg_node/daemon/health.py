@@ -1,4 +1,4 @@
-"""The health pages, for probes and load balancers: /healthz and /readyz."""
+"""The health pages, for probes and load balancers: /livez, also by its old name /healthz, and /readyz."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ Check = Callable[[], tuple[bool, str]]
 
 
 def server(listen: tuple[str, int], *, alive: Check, ready: Check) -> WebServer:
-    """A server, not yet started: /healthz answers 200 while `alive` says so, /readyz while `ready` does, else 503.
+    """A server, not yet started: /livez and /healthz answer 200 while `alive` says so, /readyz while `ready` does, else
+    503.
 
     The checks are called from the server's threads.
     """
-    return WebServer("health.listen", listen, {"/healthz": _page(alive), "/readyz": _page(ready)})
+    return WebServer(
+        "health.listen", listen, {"/livez": _page(alive), "/healthz": _page(alive), "/readyz": _page(ready)}
+    )
 
 
 def _page(check: Check) -> Page:

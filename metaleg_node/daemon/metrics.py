@@ -20,6 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from metaleg_node.core.assembly import Desired
+from metaleg_node.core.changes import KINDS
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon import report
 from metaleg_node.daemon.web import Response, WebServer
@@ -33,6 +34,11 @@ _PREFIX = "metaleg_node"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
+_LANDING = Response(
+    content_type="text/html; charset=utf-8",
+    body=b"<!DOCTYPE html>\n<html lang=en><title>metaleg-node</title>\n<h1>metaleg-node</h1>\n"
+    b'<p><a href="/metrics">Metrics</a>, explained in docs/operation.md.</p></html>\n',
+)
 _NOTHING = Plan(desired=Desired(), steps=())
 """What is shown before the first plan."""
 
@@ -55,7 +61,7 @@ class Metrics:
     ) -> None:
         self._registry = CollectorRegistry()
         self._source_seen = time.monotonic()
-        self._last_gateways: dict[tuple[str, str], str] = {}
+        self._last_gateways: dict[tuple[str, ...], str] = {}
         self._now: tuple[Plan, Sequence[Problem]] = (_NOTHING, ())
         ProcessCollector(registry=self._registry)
         for collect in (
@@ -72,7 +78,7 @@ class Metrics:
 
     def _make_own(self) -> None:
         self._reconcile_seconds = Histogram(
-            f"{_PREFIX}_reconcile_seconds",
+            f"{_PREFIX}_reconcile_duration_seconds",
             "Time from the start of a reconcile to its end.",
             buckets=_BUCKETS,
             registry=self._registry,
@@ -90,8 +96,12 @@ class Metrics:
         self._gateway_changes = self._counter("gateway_changes", "Moves of a Service's address to another node.")
         self._config_failures = self._counter("config_reload_failures", "Reloads refused because of a bad file.")
         self._hook_failures = self._counter("hook_failures", "Hooks that failed.", "hook")
+        # A series that begins with its first event has no increase then, so that no alert sees it.
         for kind in ("pre", "post"):
             self._hook_failures.labels(kind)
+        for change in KINDS:
+            self._changes.labels(change)
+            self._drift.labels(change)
 
     def reconciled(self, *, seconds: float, complete: bool, changes: Mapping[str, int]) -> None:
         """A reconcile ended. `changes` counts what it did, by the kind of object (rule, route, firewall …)."""
@@ -131,30 +141,43 @@ class Metrics:
     def show(self, plan: Plan | None, problems: Sequence[Problem]) -> None:
         """What is known, decided and wrong from now on. A gateway change is counted when an address comes to another
         node than the one it was last on, also when it was on none between."""
-        gateways: dict[tuple[str, str], str] = {}
+        gateways: dict[tuple[str, ...], str] = {}
         plan = plan or _NOTHING
-        for service, address, node in _gateways(plan):
-            last = self._last_gateways.get((service, address), "")
-            gateways[service, address] = node or last
-            if last and gateways[service, address] != last:
+        for *address, node in _gateways(plan):
+            key = tuple(address)
+            last = self._last_gateways.get(key, "")
+            gateways[key] = node or last
+            if last and gateways[key] != last:
                 self._gateway_changes.inc()
         self._last_gateways = gateways
         self._now = plan, problems
 
     def server(self, listen: tuple[str, int]) -> WebServer:
-        """A server of /metrics, not yet started."""
-        return WebServer("metrics.listen", listen, {"/metrics": self.page})
+        """A server of /metrics, and a page that leads to it, not yet started."""
+        return WebServer("metrics.listen", listen, {"/metrics": self.page, "/": lambda _: _LANDING})
 
     def page(self, headers: Message) -> Response:
         """The metrics in the format that the Accept header asks for: Prometheus' text or OpenMetrics."""
         encode, content_type = choose_encoder(headers.get("Accept") or "")
-        return Response(content_type=content_type, body=encode(self._registry))
+        return Response(content_type=content_type, body=encode(_Uncreated(self._registry)))
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"{_PREFIX}_{name}", text, registry=self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", text, labels, registry=self._registry)
+
+
+class _Uncreated(Collector):
+    """A registry without the times at which its counters were made, which the library adds to each and nobody asks."""
+
+    def __init__(self, registry: Collector) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
 
 
 class _Collector(Collector):
@@ -196,7 +219,7 @@ def _cluster_metrics(plan: Plan) -> Iterator[Metric]:
     yield _labelled(
         "gateway_info",
         "The gateway of each address.",
-        ("service", "address", "node"),
+        ("namespace", "service", "address", "node"),
         ((labels, 1) for labels in sorted(_gateways(plan)) if labels[-1]),
     )
     active = (((path.wanted.name,), not path.obstacle) for path in paths)
@@ -225,12 +248,12 @@ def _external_metrics(plan: Plan) -> Iterator[Metric]:
     )
 
 
-def _gateways(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """Service (namespace/name), address and announcing node, empty while none announces it."""
+def _gateways(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
+    """Namespace and name of a Service, address and announcing node, empty while none announces it."""
     for one in plan.desired.services:
         if one.service.source:
-            gateway = one.service.gateway
-            yield report.service_name(one), str(one.service.source), gateway.node.name if gateway else ""
+            ref, gateway = one.service.service.ref, one.service.gateway
+            yield ref.namespace, ref.name, str(one.service.source), gateway.node.name if gateway else ""
 
 
 def _traffic_metrics(read: Callable[[], Mapping[str, Count]], plan: Plan) -> Iterator[Metric]:
@@ -239,12 +262,12 @@ def _traffic_metrics(read: Callable[[], Mapping[str, Count]], plan: Plan) -> Ite
     except KernelError as error:
         log.warning("metrics without the packet filter's counters: %s", error)
         return
-    if found:
-        left, refused = found["translated"], found["held"].packets + found["dropped"].packets
-        yield _count("snat_packets", "Packets that left here with a LoadBalancer address.", left.packets)
-        yield _count("snat_bytes", "Bytes of these packets.", left.size)
-        yield _count("rejected_packets", "Outward packets of egress pods refused.", refused)
-        yield from _router_metrics(replace(plan, passed=found))
+    nothing = Count(packets=0, size=0)
+    left, held, dropped = (found.get(name, nothing) for name in ("translated", "held", "dropped"))
+    yield _count("snat_packets", "Packets that left here with a LoadBalancer address.", left.packets)
+    yield _count("snat_bytes", "Bytes of these packets.", left.size)
+    yield _count("rejected_packets", "Outward packets of egress pods refused.", held.packets + dropped.packets)
+    yield from _router_metrics(replace(plan, passed=found))
 
 
 def _router_metrics(plan: Plan) -> Iterator[Metric]:

@@ -6,6 +6,7 @@ from email.message import Message
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from metaleg_node.core.changes import KINDS
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon.metrics import Metrics
@@ -52,14 +53,21 @@ def test_a_fresh_service_has_its_counters_at_zero(metrics: Metrics) -> None:
     assert value(metrics, "hook_failures_total", hook="post") == 0
     assert value(metrics, "config_reload_failures_total") == 0
     assert value(metrics, "build_info", version="1.2.3") == 1
+    for name in ("snat_packets_total", "snat_bytes_total", "rejected_packets_total", "log_dropped_total"):
+        assert value(metrics, name) == 0, name
+    for kind in KINDS:
+        assert (
+            value(metrics, "drift_repaired_total", kind=kind) == value(metrics, "changes_applied_total", kind=kind) == 0
+        )
+    assert [name for name, _ in scrape(metrics) if name.endswith("_created")] == []
 
 
 def test_a_complete_reconcile(metrics: Metrics) -> None:
     metrics.reconciled(seconds=0.02, complete=True, changes={"rule": 2, "firewall": 3})
     metrics.reconciled(seconds=0.02, complete=True, changes={"rule": 1})
-    assert value(metrics, "reconcile_seconds_count") == 2
-    assert value(metrics, "reconcile_seconds_bucket", le="0.01") == 0
-    assert value(metrics, "reconcile_seconds_bucket", le="0.025") == 2
+    assert value(metrics, "reconcile_duration_seconds_count") == 2
+    assert value(metrics, "reconcile_duration_seconds_bucket", le="0.01") == 0
+    assert value(metrics, "reconcile_duration_seconds_bucket", le="0.025") == 2
     assert value(metrics, "changes_applied_total", kind="rule") == 3
     assert value(metrics, "changes_applied_total", kind="firewall") == 3
     assert value(metrics, "reconcile_errors_total") == 0
@@ -115,8 +123,8 @@ def test_the_cluster_as_understood(metrics: Metrics) -> None:
     assert value(metrics, "no_gateway", reason="no-gateway") == 1
     gateways = [labels for name, labels in scrape(metrics) if name == "metaleg_node_gateway_info"]
     assert [dict(labels) for labels in gateways] == [
-        {"service": "shop/web", "address": LB4, "node": "b"},
-        {"service": "shop/web", "address": LB6, "node": "b"},
+        {"namespace": "shop", "service": "web", "address": LB4, "node": "b"},
+        {"namespace": "shop", "service": "web", "address": LB6, "node": "b"},
     ]
     problems = {labels: number for (name, labels), number in scrape(metrics).items() if name == "metaleg_node_problems"}
     assert {dict(labels)["code"] for labels in problems} == set(Code)
@@ -180,7 +188,7 @@ def test_a_scrape_survives_a_packet_filter_that_cannot_be_read(caplog: pytest.Lo
 
 def test_two_services_in_one_process_do_not_share_numbers(metrics: Metrics) -> None:
     metrics.drift("rule")
-    assert value(Metrics(version="0", traffic=dict), "drift_repaired_total", kind="rule") is None
+    assert value(Metrics(version="0", traffic=dict), "drift_repaired_total", kind="rule") == 0
 
 
 @pytest.mark.parametrize(
@@ -196,7 +204,14 @@ def test_the_server_speaks_both_formats(metrics: Metrics, accept: str | None, co
         response = connection.getresponse()
         assert response.status == 200
         assert (response.headers["Content-Type"] or "").startswith(content_type)
-        assert b"metaleg_node_services 0.0" in response.read()
+        page = response.read()
+        assert b"metaleg_node_services 0.0" in page
+        assert b"_created" not in page
+        connection.close()
+        connection.request("GET", "/")
+        landing = connection.getresponse()
+        assert landing.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert b'<a href="/metrics">' in landing.read()
     finally:
         connection.close()
         server.stop()

@@ -49,7 +49,8 @@ def ask(server: WebServer, method: str, path: str) -> tuple[int, bytes, http.cli
 
 
 def test_healthz_follows_the_loop(server: WebServer, cluster: Cluster) -> None:
-    assert ask(server, "GET", "/healthz")[:2] == (200, b"the loop runs\n")
+    for page in ("/livez", "/healthz"):
+        assert ask(server, "GET", page)[:2] == (200, b"the loop runs\n")
     cluster.alive = False
     assert ask(server, "GET", "/healthz?verbose")[:2] == (503, b"stuck for 90 s\n")
 
