@@ -1,4 +1,4 @@
-"""Plain text for people: one way to print a table, and one way to make foreign text safe to print.
+"""Plain text: one way each to print a table and a time, and to make foreign text safe to print.
 
 Names and messages come from cluster objects that others write; a newline or a terminal control sequence in one of them
 must not forge a line of the log or of a table.
@@ -7,6 +7,7 @@ must not forge a line of the log or of a table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
 
 def printable(text: str) -> str:
@@ -15,6 +16,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def rfc3339(moment: datetime) -> str:
+    """A moment, which has its time zone, as every log, status and saved state writes it: `2026-01-31T12:00:00.123Z`."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def counted(number: int, noun: str) -> str:

@@ -9,7 +9,7 @@ import yaml
 from metaleg_node.configuration.config import ClusterSettings
 from metaleg_node.configuration.text import SHIPPED, reference, sample
 from metaleg_node.sources import access_rights
-from tools import completion, manual
+from tools import completion, manual, schemas
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,6 +34,7 @@ FILES = {
     "completion/metaleg-node": completion.script,
     "man/metaleg-node.8": manual.command_page,
     "man/metaleg-node.toml.5": manual.file_page,
+    **schemas.files(),
 }
 
 

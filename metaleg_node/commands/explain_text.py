@@ -14,9 +14,6 @@ from metaleg_node.daemon.report import problem_list
 from metaleg_node.daemon.status import ProblemStatus
 from metaleg_node.text import printable
 
-VERSION = 1
-"""Of the document: another one when a key goes, or means something else."""
-
 
 class State(TypedDict):
     """What the answer rests on. `since` is set when it is the last known state, `problem` then says why."""
@@ -64,7 +61,7 @@ class AnswerDocument(TypedDict):
 class ExplainDocument(TypedDict):
     """What `explain --json` prints."""
 
-    version: int
+    version: Literal[1]
     node: str
     state: State
     target: str
@@ -77,7 +74,7 @@ def document(
 ) -> ExplainDocument:
     """For programs."""
     return ExplainDocument(
-        version=VERSION,
+        version=1,
         node=situation.me,
         state=state,
         target=target,

@@ -6,9 +6,11 @@ import argparse
 import json
 
 from metaleg_node.commands.command import Command, configured, json_option, print_problems, read_cluster
+from metaleg_node.core.problems import Problem
 from metaleg_node.daemon import report, status
+from metaleg_node.reconcile.documents import HookDocument, hook_document
 from metaleg_node.reconcile.machine import Machine
-from metaleg_node.reconcile.reconciler import Reconciler
+from metaleg_node.reconcile.reconciler import Plan, Reconciler
 from metaleg_node.text import counted
 
 
@@ -17,14 +19,26 @@ def _run(arguments: argparse.Namespace) -> int:
     cluster = read_cluster(config)
     with Machine(options.state_dir) as machine:
         plan = Reconciler(machine, config).plan(cluster)
-    paths = report.paths(plan, config)
-    print_problems(report.problems(plan))
+    paths, problems = report.paths(plan, config), list(report.problems(plan))
+    print_problems(problems)
     if arguments.json:
-        print(json.dumps(plan.document | ({"paths": paths} if paths else {}), indent=2))
+        print(json.dumps(_document(plan, paths, problems), indent=2))
     else:
         print(*(f"{status.paths_table(paths)}\n",) if paths else (), sep="", end="\n" if paths else "")
         print(*plan.changes, counted(len(plan.changes), "change") if plan.changes else "nothing to do", sep="\n")
     return 2 if plan.changes else 0
+
+
+class PlanDocument(HookDocument):
+    """What `plan --json` prints; `problems` are all that the plan meets."""
+
+    paths: list[status.PathStatus]
+    problems: list[status.ProblemStatus]
+
+
+def _document(plan: Plan, paths: list[status.PathStatus], problems: list[Problem]) -> PlanDocument:
+    changes = hook_document(plan.changes)["changes"]
+    return PlanDocument(version=1, changes=changes, paths=paths, problems=report.problem_list(problems))
 
 
 COMMAND = Command(

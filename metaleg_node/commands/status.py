@@ -22,7 +22,8 @@ def _run(arguments: argparse.Namespace) -> int:
     silence = status.silence(runtime_dir)
     if document is None or holder is None or holder.pid != document["pid"]:
         text, code = _nothing(document, holder, runtime_dir, silence)
-        print(text)
+        nothing = status.NothingTold(version=1, running=code != _NOT_RUNNING, healthy=False, reason=text)
+        print(json.dumps(nothing, indent=2) if arguments.json else text)
         return code
     if doubt := _doubt(document["pid"], runtime_dir, silence):
         problem = Problem(code=Code.STATUS_FILE, text=doubt)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, TypedDict, cast
+from typing import Annotated, Literal, TypedDict, cast
 
 from metaleg_node import files
 from metaleg_node.text import counted, printable, table
@@ -21,10 +21,14 @@ SILENT_SECONDS = 10.0
 cannot while the kernel or nft keeps it waiting."""
 
 
-class LastReconcile(TypedDict):
-    """`time` is its end (RFC 3339), `seconds` what it took, `result` "ok" or "failed"."""
+Time = Annotated[str, "date-time"]
+"""RFC 3339, in UTC, with milliseconds; see `text.rfc3339`."""
 
-    time: str
+
+class LastReconcile(TypedDict):
+    """`time` is its end, `seconds` what it took, `result` "ok" or "failed"."""
+
+    time: Time
     reason: str
     seconds: float
     changes: int
@@ -70,7 +74,7 @@ class SourceStatus(TypedDict):
     kind: Literal["state file", "Kubernetes API"]
     place: str
     state: str
-    since: str | None
+    since: Time | None
     missing: list[str]
 
 
@@ -124,14 +128,17 @@ class ProblemStatus(TypedDict):
 
 
 class StatusDocument(TypedDict):
-    """The file's content, also what `status --json` prints. Times are RFC 3339; `repaired` counts, by kind, what was
+    """The file's content, also what `status --json` prints while the service runs; `program` is the version of
+    that. `repaired` counts, by kind, what was
     put back after others had changed it; `unlisted`, by reason, the unavailable Services that are not in `services`,
     of which there are only some for each reason."""
 
-    version: str
+    version: Literal[1]
+    running: Literal[True]
+    program: str
     pid: int
     node: str
-    started: str
+    started: Time
     config_file: str
     healthy: bool
     source: SourceStatus
@@ -144,6 +151,16 @@ class StatusDocument(TypedDict):
     external_ips: list[ExternalIpStatus]
     problems: list[ProblemStatus]
     repaired: dict[str, int]
+
+
+class NothingTold(TypedDict):
+    """What `status --json` prints when the service tells nothing: `reason` says why. `running` is whether there is a
+    process of it nevertheless."""
+
+    version: Literal[1]
+    running: bool
+    healthy: Literal[False]
+    reason: str
 
 
 class StatusError(Exception):
@@ -243,7 +260,7 @@ _SHOWN_NETWORKS = 3
 def _summary(document: StatusDocument, now: datetime) -> str:
     repaired = ", ".join(f"{kind} {count}" for kind, count in sorted(document["repaired"].items()) if count)
     lines = [
-        ("metaleg-node", f"{document['version']}, process {document['pid']}"),
+        ("metaleg-node", f"{document['program']}, process {document['pid']}"),
         ("node", document["node"]),
         ("configuration", document["config_file"]),
         ("started", _when(document["started"], now)),

@@ -21,6 +21,7 @@ from metaleg_node.daemon.cluster_source import ClusterSource
 from metaleg_node.daemon.metrics import Metrics
 from metaleg_node.daemon.notify import Notifier
 from metaleg_node.reconcile.reconciler import Outcome, Plan
+from metaleg_node.text import rfc3339
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,9 @@ class Teller:
     ) -> status.StatusDocument:
         plan = facts.plan
         return status.StatusDocument(
-            version=metaleg_node.__version__,
+            version=1,
+            running=True,
+            program=metaleg_node.__version__,
             pid=os.getpid(),
             node=facts.node,
             started=self._started,
@@ -186,4 +189,4 @@ def _log(problems: Sequence[Problem], told: Set[Problem]) -> frozenset[Problem]:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return rfc3339(datetime.now(UTC))

@@ -77,16 +77,6 @@ class Plan:
     def changes(self) -> tuple[Change, ...]:
         return diff.changes(self.steps)
 
-    @property
-    def document(self) -> dict[str, object]:
-        """The changes as programs read them: hooks, and users of `plan --json`."""
-        return {
-            "changes": [
-                {"action": c.action.name.lower(), "kind": c.kind, "object": c.text, "reason": c.reason}
-                for c in self.changes
-            ]
-        }
-
 
 _NEEDED_BY_MARKS = diff.DeleteRule | diff.DeleteRoute | diff.PutFirewall
 

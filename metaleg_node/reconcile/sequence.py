@@ -11,6 +11,7 @@ from metaleg_node.configuration.config import Config
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.reconcile import hooks
+from metaleg_node.reconcile.documents import hook_document
 from metaleg_node.reconcile.reconciler import Outcome, Plan, Reconciler, log_changes, node_name
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def _run_hooks(
         node=node_name(config),
         reason=reason,
         changes=len(plan.changes),
-        plan_json=json.dumps(plan.document, indent=2).encode() + b"\n",
+        plan_json=json.dumps(hook_document(plan.changes), indent=2).encode() + b"\n",
         timeout=config.hooks.timeout,
         beat=beat,
         stopping=stopping,

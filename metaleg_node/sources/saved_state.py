@@ -19,6 +19,7 @@ from metaleg_node import files
 from metaleg_node.core.model import ClusterState
 from metaleg_node.sources import state_file
 from metaleg_node.sources.store import Store
+from metaleg_node.text import rfc3339
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class SavedState:
         except (state_file.StateFileError, OSError) as error:
             log.warning("the last known state cannot be used: %s", error)
             return None
-        return Saved(state=state, time=datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds"))
+        return Saved(state=state, time=rfc3339(datetime.fromtimestamp(seconds, UTC)))
 
     def start(self) -> None:
         """Begins to write what is offered."""

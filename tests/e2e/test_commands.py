@@ -23,6 +23,7 @@ from metaleg_node.kernel import process
 from metaleg_node.lab import objects
 from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.namespaces import Namespace
+from tests import schemas
 from tests.disks import Disk, small_disk
 from tests.e2e.scenario import NODE1, NODE3, SETTLED, egress_service, foreign, ours
 from tests.lab.daemons import Daemon
@@ -146,6 +147,7 @@ def test_plan_tells_people_and_programs_the_same(node: Node) -> None:
     text, document = node.run("plan"), node.run("plan", "--json")
     assert (text.returncode, document.returncode) == (2, 2)
     signs = {"add": "+", "change": "~", "remove": "-"}
+    schemas.check("plan", json.loads(document.stdout))
     changes = json.loads(document.stdout)["changes"]
     lines = [f"{signs[c['action']]} {c['kind']} {c['object']}" for c in changes]
     *told, count = text.stdout.splitlines()
@@ -153,7 +155,8 @@ def test_plan_tells_people_and_programs_the_same(node: Node) -> None:
     assert [line.partition("  # ")[2] for line in told] == [c["reason"] for c in changes]
     assert count == f"{len(changes)} changes"
     assert node.run("apply").returncode == 0
-    assert json.loads(node.run("plan", "--json").stdout) == {"changes": []}
+    nothing = json.loads(node.run("plan", "--json").stdout)
+    assert nothing == {"version": 1, "changes": [], "paths": [], "problems": []}
 
 
 def test_apply_tells_what_the_kernel_refused_and_a_later_one_completes_it(node: Node) -> None:
@@ -225,6 +228,7 @@ def test_status_tells_of_the_running_service_only(node: Node) -> None:
     assert re.search(r"^default/web +IPv6 +2001:db8:2::200 +node2 +2 +active", done.stdout, re.MULTILINE)
     document = json.loads(node.run("status", "--json").stdout)
     assert document == node.daemon.status()
+    schemas.check("status", document)
     assert (document["node"], document["pid"], document["healthy"]) == ("node1", node.daemon.process_id, True)
     objects.replace_file(node.daemon.state_file, b"kind: [")
     assert wait_until(lambda: node.daemon.status()["problems"] != [], SETTLED)
@@ -234,7 +238,8 @@ def test_status_tells_of_the_running_service_only(node: Node) -> None:
     assert str(node.daemon.state_file) in done.stdout.partition("Problems:\n")[2]
     assert node.daemon.stop() == 0
     done = node.run("status", "--json")
-    assert (done.returncode, done.stdout) == (3, "metaleg-node is not running\n")
+    nothing = {"version": 1, "running": False, "healthy": False, "reason": "metaleg-node is not running"}
+    assert (done.returncode, json.loads(done.stdout)) == (3, nothing)
 
 
 def test_status_is_never_healthy_when_the_service_gives_no_sign_of_life(node: Node) -> None:

@@ -15,7 +15,9 @@ from tests.work import calls
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 
 DOCUMENT: status.StatusDocument = {
-    "version": "0.1.0",
+    "version": 1,
+    "running": True,
+    "program": "0.1.0",
     "pid": 4711,
     "node": "node-a",
     "started": "2026-01-31T09:00:00Z",
