@@ -26,11 +26,22 @@ def rbac() -> str:
     return head + text
 
 
+def rbac_events() -> str:
+    """The right to write Events, for kubectl."""
+    head = (
+        "# Beside rbac.yaml, for cluster.events = true: the right to write Events. See docs/kubernetes.md. Written by\n"
+        "# tools/generate.py from metaleg_node/sources/access_rights.py.\n"
+    )
+    text: str = yaml.safe_dump_all(access_rights.event_objects(), sort_keys=False, explicit_start=True)
+    return head + text
+
+
 FILES = {
     "etc/metaleg-node/config.toml": lambda: SHIPPED,
     "etc/metaleg-node/examples/config.toml": sample,
     "docs/configuration.md": reference,
     "etc/metaleg-node/kubernetes/rbac.yaml": rbac,
+    "etc/metaleg-node/kubernetes/rbac-events.yaml": rbac_events,
     "completion/metaleg-node": completion.script,
     "man/metaleg-node.8": manual.command_page,
     "man/metaleg-node.toml.5": manual.file_page,

@@ -15,7 +15,9 @@ def _run(arguments: argparse.Namespace) -> int:
     """Says what it is about to do and asks on standard error, so that standard output is the kubeconfig alone."""
     from metaleg_node.sources import service_account  # noqa: PLC0415 - only users of the API pay for its client
 
-    wanted = access_rights.objects(arguments.metallb_namespace, arguments.metallb_configmap, arguments.namespace)
+    wanted = access_rights.objects(
+        arguments.metallb_namespace, arguments.metallb_configmap, arguments.namespace, events=arguments.events
+    )
     try:
         print(service_account.announcement(arguments.admin, arguments.context, wanted), file=sys.stderr)
         if not arguments.yes:
@@ -47,6 +49,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"ConfigMap of MetalLB before 0.13; default: {cluster.metallb_configmap}",
     )
+    parser.add_argument("--events", action="store_true", help="also the right to write Events, for cluster.events")
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 

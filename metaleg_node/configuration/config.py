@@ -50,6 +50,9 @@ class ClusterSettings:
         "credentials of a read-only service account; empty: those of the pod this runs in",
     )
     context: str = setting("", s.STRING, "context of the kubeconfig; empty: its current one")
+    events: bool = setting(
+        False, s.BOOLEAN, "write Kubernetes Events about Services' egress; needs a right to create them"
+    )
     state_file: str = setting("", s.ABSOLUTE_PATH, "YAML file, or directory of them; when set no API is contacted")
     metallb_namespace: str = setting("metallb-system", s.OBJECT_NAME, "where MetalLB runs")
     metallb_config: MetallbConfig = setting(

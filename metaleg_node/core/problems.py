@@ -39,6 +39,7 @@ class Code(enum.StrEnum):
     STALE_STATE = "stale-state"
     SAVED_STATE = "saved-state"
     INCOMPLETE_STATE = "incomplete-state"
+    EVENTS = "events"
     OBJECT_NOT_USED = "object-not-used"
     NO_EFFECT = "no-effect"
     # The kernel.
@@ -96,6 +97,7 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.STALE_STATE: (Severity.ERROR, "The last known state is in force, since the API does not answer."),
     Code.SAVED_STATE: (Severity.ERROR, "The cluster's state cannot be saved for a start without the API."),
     Code.INCOMPLETE_STATE: (Severity.ERROR, "The cluster's state lacks what every decision needs."),
+    Code.EVENTS: (Severity.WARNING, "Kubernetes Events cannot be written; nothing else depends on them."),
     Code.OBJECT_NOT_USED: (Severity.WARNING, "An object, or a part of one, is not used."),
     Code.NO_EFFECT: (Severity.NOTE, "A part of an object, or an object, has no effect here."),
     Code.KERNEL: (Severity.ERROR, "The kernel refused something."),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.core.model import ClusterState
+from metaleg_node.core.egress import news
+from metaleg_node.core.egress.node import ServiceDecision
+from metaleg_node.core.model import ClusterState, NodeName
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon.status import SourceStatus
 from metaleg_node.sources.resources import subjects
@@ -35,7 +37,7 @@ def needs(config: Config) -> tuple[object, ...]:
     cluster = config.cluster
     if cluster.state_file:
         return cluster.state_file, configmap_of(config)
-    return cluster.kubeconfig, cluster.context, subjects(config), configmap_of(config)
+    return cluster.kubeconfig, cluster.context, cluster.events, subjects(config), configmap_of(config)
 
 
 class _Feed(Protocol):
@@ -46,6 +48,16 @@ class _Feed(Protocol):
     def ages(self) -> Mapping[str, float]: ...
 
 
+class _Writer(Protocol):
+    problem: str
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def tell(self, news: Iterable[news.News], me: NodeName) -> None: ...
+
+
 class ClusterSource:
     """The source that a configuration names. `changed` is called from other threads."""
 
@@ -53,6 +65,8 @@ class ClusterSource:
         self._config = config
         self._feed: _Feed
         self._saver: SavedState | None = None
+        self._writer: _Writer | None = None
+        self._standings: dict[news.Key, news.Standing] | None = None
         if config.cluster.state_file:
             self._store = Store(changed)
             self._feed = StateFileSource(Path(config.cluster.state_file), self._store, configmap=configmap_of(config))
@@ -62,6 +76,7 @@ class ClusterSource:
 
             self._store = Store(changed, kubernetes_api.names(config))
             self._feed = kubernetes_api.KubernetesSource(config, self._store)
+            self._writer = kubernetes_api.event_writer(config.cluster)
             self._saver = SavedState(state_dir, configmap_of(config), changed=changed)
         self._saved: Saved | None = None
         self._patient_until = 0.0
@@ -76,12 +91,16 @@ class ClusterSource:
             self._saved = self._saver.load()
             self._saver.start()
         self._patient_until = time.monotonic() + patience
+        if self._writer:
+            self._writer.start()
         self._feed.start()
         return patience if self._saved else 0.0
 
     def stop(self) -> None:
         """Ends all threads; what is to be saved is saved."""
         self._feed.stop()
+        if self._writer:
+            self._writer.stop()
         if self._saver:
             self._saver.stop()
 
@@ -96,12 +115,20 @@ class ClusterSource:
             self._freshness = Freshness.STALE
         return self._saved.state if self._saved and self._freshness is Freshness.STALE else None
 
+    def tell(self, services: Iterable[ServiceDecision], me: NodeName) -> None:
+        """Has the owners of Services told what has changed for them, where that is wanted and the state is live."""
+        if self._writer and self._freshness is Freshness.LIVE:
+            before, self._standings = self._standings, news.standings(services, self._standings, me)
+            self._writer.tell(news.news(before, self._standings, me, self._store.snapshot().nodes), me)
+
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What hinders the source."""
         found = tuple(Problem(code=Code.SOURCE, text=text) for text in self._store.problems)
         if self._saver and (unsaved := self._saver.problem):
             found += (Problem(code=Code.SAVED_STATE, text=unsaved),)
+        if self._writer and (untold := self._writer.problem):
+            found += (Problem(code=Code.EVENTS, text=untold),)
         if self._freshness is Freshness.STALE and self._saved:
             text = f"the last known state, of {self._saved.time}, is in force"
             return (Problem(code=Code.STALE_STATE, text=text), *found)

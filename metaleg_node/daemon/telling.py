@@ -111,6 +111,8 @@ class Teller:
     def _tell_everybody(self, facts: Facts, source: ClusterSource) -> None:
         found = source.status()
         snapshot = source.state() or ClusterState()
+        if facts.plan:
+            source.tell(facts.plan.desired.services, facts.node)
         problems = self._problems(facts, source, snapshot)
         self._tell(facts, problems, found)
         try:

@@ -1,4 +1,4 @@
-"""What the service account is allowed to do: read what `sources.resources` lists, and nothing else.
+"""What the service account is allowed to do: read what `sources.resources` lists and, if wanted, write Events.
 
 The same objects are shipped as etc/metaleg-node/kubernetes/rbac.yaml and made by `metaleg-node kubeconfig`.
 """
@@ -14,17 +14,21 @@ from metaleg_node.sources.resources import Resource, all_resources
 NAME: Final = "metaleg-node"
 NAMESPACE: Final = "kube-system"
 TOKEN_SECRET: Final = "metaleg-node-token"
+_EVENTS: Final = "metaleg-node-events"
 _VERBS: Final = ["get", "list", "watch"]
 _RBAC: Final = "rbac.authorization.k8s.io"
 
 Object = dict[str, Any]
 
 
-def objects(metallb_namespace: str, metallb_configmap: str, namespace: str = NAMESPACE) -> list[Object]:
+def objects(
+    metallb_namespace: str, metallb_configmap: str, namespace: str = NAMESPACE, *, events: bool = False
+) -> list[Object]:
     """ServiceAccount, roles, bindings and the Secret that Kubernetes puts the account's token into, in order.
 
     https://kubernetes.io/docs/reference/access-authn-authz/rbac/
     https://kubernetes.io/docs/concepts/configuration/secret/#serviceaccount-token-secrets
+    With `events` also the right to write Events.
     """
     everywhere: list[Resource] = []
     in_metallb: list[Resource] = []
@@ -37,8 +41,21 @@ def objects(metallb_namespace: str, metallb_configmap: str, namespace: str = NAM
         _object(f"{_RBAC}/v1", "ClusterRoleBinding", "", roleRef=_reference("ClusterRole"), subjects=[account]),
         _object(f"{_RBAC}/v1", "Role", metallb_namespace, rules=list(_rules(in_metallb))),
         _object(f"{_RBAC}/v1", "RoleBinding", metallb_namespace, roleRef=_reference("Role"), subjects=[account]),
+        *(event_objects(namespace) if events else ()),
         _token_secret(namespace),
     ]
+
+
+def event_objects(namespace: str = NAMESPACE) -> list[Object]:
+    """The right to write Events, for `cluster.events`: a role and its binding."""
+    rule = {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}
+    role = _object(f"{_RBAC}/v1", "ClusterRole", "", rules=[rule])
+    account = {"kind": "ServiceAccount", "name": NAME, "namespace": namespace}
+    reference = {**_reference("ClusterRole"), "name": _EVENTS}
+    binding = _object(f"{_RBAC}/v1", "ClusterRoleBinding", "", roleRef=reference, subjects=[account])
+    for one in (role, binding):
+        one["metadata"]["name"] = _EVENTS
+    return [role, binding]
 
 
 def path(one: Object) -> str:

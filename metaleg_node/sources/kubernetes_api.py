@@ -1,6 +1,6 @@
 """The cluster's state from the Kubernetes API: one thread for each thing to know, all filling one store.
 
-Reads only what the configuration needs (`sources.resources`) and never writes.
+Reads only what the configuration needs (`sources.resources`), and writes nothing but Events where they are wanted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from metaleg_node.sources.api_client import ApiClient, ApiError, Failure
 from metaleg_node.sources.api_watch import Follower, Timing, list_all
 from metaleg_node.sources.credentials import CredentialsError
 from metaleg_node.sources.resources import Subject, subjects
+from metaleg_node.sources.service_events import EventWriter
 from metaleg_node.sources.store import Store
 
 STOP_TIMEOUT: Final = 2.0
@@ -54,6 +55,11 @@ class KubernetesSource:
     def ages(self) -> dict[str, float]:
         """For each thing that is watched: the seconds since the server last said anything about it."""
         return {follower.name: follower.age for follower in self._followers}
+
+
+def event_writer(settings: ClusterSettings) -> EventWriter | None:
+    """What writes Events, not yet started; None where they are not wanted."""
+    return EventWriter(settings) if settings.events else None
 
 
 def names(config: Config) -> tuple[str, ...]:

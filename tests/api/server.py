@@ -54,6 +54,7 @@ EXTRA = (
 )
 _PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[^/]+)"
+    r"(?:/(?P<name>[^/]+))?"
 )
 
 
@@ -87,7 +88,8 @@ class Asked:
 
     @property
     def plural(self) -> str:
-        return self.path.rpartition("/")[2]
+        found = _PATH.fullmatch(self.path)
+        return found["plural"] if found else self.path.rpartition("/")[2]
 
     @property
     def is_watch(self) -> bool:
@@ -465,6 +467,9 @@ class Handler(BaseHTTPRequestHandler):
             self.json(200, api.made[asked.path])
         elif found is None or table is None:
             self.raw(404, b"404 page not found\n", "text/plain; charset=utf-8")
+        elif found["name"]:
+            one = table.objects.get((found["namespace"] or "", found["name"]))
+            self.json(*((200, one) if one else status(404, "NotFound", f"{asked.path} not found")))
         elif asked.is_watch:
             self._watch(asked, table, found["namespace"] or "")
         else:

@@ -114,3 +114,23 @@ def test_a_node_without_credentials_and_past_waits_for_nobody(api: ApiLab) -> No
     done = daemon.command("run")
     assert done.returncode == 78
     assert "/nowhere/kubeconfig: does not exist" in done.stderr
+
+
+def test_owners_of_services_are_told_each_change_once(api: ApiLab) -> None:
+    api.overrides["cluster"]["events"] = True
+    api.start_daemons()
+
+    def told() -> list[tuple[str, str]]:
+        """Who told what."""
+        events = [one for path, one in api.server.made.items() if "/events/" in path]
+        return sorted((one["source"]["host"], one["reason"]) for one in events if "IPv4" in one["message"])
+
+    api.failover("web", NODE3)
+    assert wait_until(lambda: told() == [("node3", "EgressMoved")], SETTLED), told()
+    api.failover("web", None)
+    expected = [("node1", "EgressNoGateway"), ("node3", "EgressMoved")]
+    assert wait_until(lambda: told() == expected, SETTLED), told()
+    api.failover("web", NODE3)
+    expected.append(("node3", "EgressResumed"))
+    assert wait_until(lambda: told() == expected, SETTLED), told()
+    assert wait_until(lambda: not any(status(api, node)["problems"] for node in NODES), SETTLED)
