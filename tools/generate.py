@@ -6,8 +6,10 @@ from pathlib import Path
 
 import yaml
 
-from metaleg_node.configuration.config import ClusterSettings
+from metaleg_node.configuration.config import ClusterSettings, FirewallSettings
+from metaleg_node.configuration.settings import SLOTS
 from metaleg_node.configuration.text import SHIPPED, reference, sample
+from metaleg_node.core.model import ROUTE_PROTOCOL
 from metaleg_node.sources import access_rights
 from tools import completion, manual, schemas
 
@@ -36,12 +38,27 @@ def rbac_events() -> str:
     return head + text
 
 
+def route_protocols() -> str:
+    """For iproute2 in /etc/iproute2/rt_protos.d: whose number our routes and rules carry."""
+    head = "# Written by tools/generate.py: `ip route` and `ip rule` name who made what they show.\n"
+    return f"{head}{ROUTE_PROTOCOL} metaleg-node\n"
+
+
+def route_tables() -> str:
+    """For iproute2 in /etc/iproute2/rt_tables.d: the tables of slots."""
+    base = FirewallSettings().route_table_base
+    names = "".join(f"{base + slot} metaleg-{slot}\n" for slot in range(1, SLOTS + 1))
+    return f"# Written by tools/generate.py: tables of slots, while route_table_base is {base}.\n{names}"
+
+
 FILES = {
     "etc/metaleg-node/config.toml": lambda: SHIPPED,
     "etc/metaleg-node/examples/config.toml": sample,
     "docs/configuration.md": reference,
     "etc/metaleg-node/kubernetes/rbac.yaml": rbac,
     "etc/metaleg-node/kubernetes/rbac-events.yaml": rbac_events,
+    "etc/iproute2/rt_protos.d/metaleg-node.conf": route_protocols,
+    "etc/iproute2/rt_tables.d/metaleg-node.conf": route_tables,
     "completion/metaleg-node": completion.script,
     "man/metaleg-node.8": manual.command_page,
     "man/metaleg-node.toml.5": manual.file_page,

@@ -22,6 +22,8 @@ from tools.grammar import Argument, Command, commands, program
 
 _SOURCE = f"metaleg-node {metaleg_node.__version__}"
 _MANUAL = "metaleg-node"
+_DATE = "2026-10-01"
+"""Of the version; packaging/debian/changelog has the same."""
 _COMMAND_PAGE, _FILE_PAGE = ("metaleg-node", 8), ("metaleg-node.toml", 5)
 _OTHER_PAGES = (("nft", 8), ("ip-rule", 8), ("ip-route", 8), ("systemctl", 1), ("journalctl", 1))
 
@@ -49,6 +51,29 @@ wrong one is reported, and the one before stays in force.
 
 Each line in the journal has its priority, so `journalctl -u metaleg-node -p warning` shows what is wrong.
 """
+
+_EXAMPLES = (
+    (
+        "Pods of a Service leave with its LoadBalancer address:",
+        "kubectl label service -n mail relay metaleg.de/rewriteSrcIP=true",
+    ),
+    ("What would change on this node, before the service is started:", "metaleg-node check && metaleg-node plan"),
+    ("From now on, and from every boot on:", "systemctl enable --now metaleg-node"),
+    ("Codes of all that is wrong, for a script:", "metaleg-node status --json | jq -r '.problems[]?.code'"),
+    ("Without the API, from a file with Kubernetes objects:", "metaleg-node --config test.toml apply"),
+)
+
+_FILE_EXAMPLES = (
+    (
+        f"Egress alone, the node's name is not the host's: `{DEFAULT_CONFIG.parent}/{FRAGMENTS}/site.toml`",
+        '[node]\nname = "worker-1"',
+    ),
+    (
+        "Replies of a pool with a router and VLAN of its own leave by that router:",
+        '[[return_path.l2]]\nname = "public"\npools = ["public"]\ninterface = "eth0.100"\ngateways = ["192.0.2.1"]',
+    ),
+    ("Replies of BGP pools leave by the BGP peers of the node:", "[return_path.bgp]\nenabled = true"),
+)
 
 _FILES = (
     (str(DEFAULT_CONFIG), "The configuration; see `metaleg-node.toml`(5)."),
@@ -82,7 +107,7 @@ def command_page() -> str:
     whole = program()
     return "".join(
         [
-            roff.header(*_COMMAND_PAGE, _SOURCE, _MANUAL),
+            roff.header(*_COMMAND_PAGE, _DATE, _SOURCE, _MANUAL),
             _name(_COMMAND_PAGE[0], "egress with LoadBalancer addresses, and return paths, for MetalLB"),
             roff.heading("SYNOPSIS"),
             ".br\n".join(_synopsis(command) for command in commands()),
@@ -103,6 +128,8 @@ def command_page() -> str:
             roff.items(_ENVIRONMENT),
             roff.heading("FILES"),
             roff.items(_FILES),
+            roff.heading("EXAMPLES"),
+            roff.examples(_EXAMPLES),
             roff.references([_FILE_PAGE, *_OTHER_PAGES]),
         ]
     )
@@ -112,7 +139,7 @@ def file_page() -> str:
     """man/metaleg-node.toml.5."""
     return "".join(
         [
-            roff.header(*_FILE_PAGE, _SOURCE, _MANUAL),
+            roff.header(*_FILE_PAGE, _DATE, _SOURCE, _MANUAL),
             _name(_FILE_PAGE[0], "configuration of metaleg-node(8)"),
             roff.heading("SYNOPSIS"),
             roff.paragraphs(f"`{DEFAULT_CONFIG}`, `{DEFAULT_CONFIG.parent}/{FRAGMENTS}/*.toml`"),
@@ -120,6 +147,8 @@ def file_page() -> str:
             roff.paragraphs(INTRODUCTION),
             roff.heading("SETTINGS"),
             *map(_table, tables()),
+            roff.heading("EXAMPLES"),
+            roff.examples(_FILE_EXAMPLES),
             roff.references([_COMMAND_PAGE]),
         ]
     )

@@ -40,14 +40,22 @@ def lines(escaped: str) -> str:
     return "\n".join(f"\\&{line}" if line.startswith(".") else line for line in cut)
 
 
-def header(name: str, section: int, source: str, manual: str) -> str:
-    """The page's first lines. There is no date: the version that `source` tells says how old the page is."""
-    words = " ".join(f'"{escape(word)}"' for word in (name.upper(), str(section), "", source, manual))
+def header(name: str, section: int, date: str, source: str, manual: str) -> str:
+    """The page's first lines; `date` (YYYY-MM-DD) is that of the version in `source`."""
+    words = " ".join([escape(name.upper()), str(section), date, *(f'"{escape(word)}"' for word in (source, manual))])
     return f'.\\" Written by tools/generate.py.\n.TH {words}\n.nh\n.ad l\n'
 
 
 def heading(text: str) -> str:
     return f'.SH "{escape(text)}"\n'
+
+
+def examples(found: Iterable[tuple[str, str]]) -> str:
+    """What one wants, and the command lines or the text for it as they are to be typed."""
+    return "".join(
+        f"{paragraphs(text)}.RS 4\n.nf\n{chr(10).join(map(escape, code.splitlines()))}\n.fi\n.RE\n"
+        for text, code in found
+    )
 
 
 def subheading(text: str) -> str:

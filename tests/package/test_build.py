@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import tomllib
 from pathlib import Path
 
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
 import metaleg_node
 from tests.package import tree
 from tests.package.archive import Archive
+from tools import sbom
 
 _DEBIAN_NAMES = {"PyYAML": "yaml"}
 """Python packages that Debian names otherwise than their index does."""
@@ -44,6 +49,14 @@ def test_the_package_depends_on_what_the_program_requires(package: Path) -> None
     wanted = {f"python3-{_DEBIAN_NAMES.get(name, name)}" for name in names} | {"nftables"}
     assert wanted <= set(tree.dependencies(package))
     assert tree.fields(package)["Architecture"] == "all"
+
+
+def test_the_bill_of_materials_is_valid_and_names_every_dependency_with_a_version(package: Path) -> None:
+    document = sbom.bill(package)
+    assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(json.dumps(document)) is None
+    assert [part["name"] for part in document["components"]] == tree.dependencies(package)
+    assert [part["name"] for part in document["components"] if part["version"] in ("unknown", "(none)")] == []
+    assert document == sbom.bill(package)
 
 
 def test_debian_alone_has_all_that_it_depends_on(package: Path, archive: Archive, directory: Path) -> None:

@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
+from email.utils import parsedate_to_datetime
 
 import pytest
 
 from metaleg_node.cli import parser
 from metaleg_node.configuration.config import Config
 from metaleg_node.configuration.settings import leaves
+from tests.programs import wanted
 from tools import roff
 from tools.generate import ROOT
 from tools.grammar import commands, program
@@ -35,6 +37,19 @@ def rendered(page: str) -> str:
 def test_apropos_can_index_the_page(page: str) -> None:
     name = page.rpartition(".")[0]
     assert run("lexgrog", str(ROOT / "man" / page)).startswith(f'{ROOT}/man/{page}: "{name} - ')
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_mandoc_has_nothing_to_warn_of_and_there_are_examples(page: str) -> None:
+    assert run(wanted("mandoc"), "-T", "lint", "-W", "warning", str(ROOT / "man" / page)) == ""
+    assert "\nEXAMPLES\n" in rendered(page)
+
+
+def test_the_date_is_the_versions() -> None:
+    changelog = (ROOT / "packaging/debian/changelog").read_text()
+    stamp = changelog.partition("  ")[2].rpartition(">  ")[2].splitlines()[0]
+    date = parsedate_to_datetime(stamp).date().isoformat()
+    assert all(f" {date} " in (ROOT / "man" / page).read_text().splitlines()[1] for page in PAGES)
 
 
 def test_the_page_of_the_program_has_every_command_and_option() -> None:
@@ -73,7 +88,7 @@ def test_the_page_of_the_file_has_every_key_with_its_default() -> None:
     ],
 )
 def test_text_comes_out_as_it_went_in(text: str) -> None:
-    page = roff.header("x", 1, "", "") + roff.heading("NAME") + "x \\- y\n" + roff.heading("TEXT")
+    page = roff.header("x", 1, "2026-01-31", "", "") + roff.heading("NAME") + "x \\- y\n" + roff.heading("TEXT")
     shown = run("man", "--warnings=w", "-l", "-", stdin=page + roff.lines(roff.escape(text)) + "\n")
     (body,) = re.findall(r"TEXT\n(.*)\n\n", re.sub(r"\x1b\[[0-9;]*m|.\x08", "", shown), re.S)
     assert " ".join(body.split()) == " ".join(text.split())
