@@ -9,7 +9,7 @@ from typing import Literal, TypeVar, get_args
 
 T = TypeVar("T")
 
-Kind = Literal["rule", "route", "sysctl", "firewall", "gateway", "destinations", "pod", "path", "external-ip"]
+Kind = Literal["rule", "route", "sysctl", "firewall", "gateway", "exit", "destinations", "pod", "path", "external-ip"]
 """What changes are of; plans, status and metrics use these words."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

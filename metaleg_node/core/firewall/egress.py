@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from metaleg_node.core.changes import Action, Change, between, change, listed
+from metaleg_node.core.changes import Action, Change, Kind, between, change, listed
 from metaleg_node.core.firewall.part import Numbers, Part, collection, option
 from metaleg_node.core.model import Address, DestinationFilter, Holder, HolderKind, Network, Slot
 
@@ -82,7 +82,7 @@ class Egress(Part):
                 mark = numbers.mark(slot, before=new is None)
                 holder = new or old
                 assert holder
-                kind = "exit" if holder.kind is HolderKind.EXIT else "gateway"
+                kind: Kind = "exit" if holder.kind is HolderKind.EXIT else "gateway"
                 yield change(between(old, new), kind, f"{holder} has slot {slot}, mark {mark}")
         for key in sorted({*before.filters, *self.filters}):
             was, will = before.filters.get(key), self.filters.get(key)
