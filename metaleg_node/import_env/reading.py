@@ -18,6 +18,9 @@ from metaleg_node.import_env.variables import VARIABLES, Program
 from metaleg_node.text import printable
 
 _MANIFEST = re.compile(r"\A\s*\{|^(apiVersion|kind|items)\s*:", re.MULTILINE)
+_TEMPLATE = re.compile(r"\{\{-?[^{}]*\}\}")
+_RENDERED = "give what `helm template` or `helm get manifest` prints"
+_ASSIGNMENT = re.compile(r"^\s*(export\s+)?[A-Za-z_][A-Za-z0-9_]*=", re.MULTILINE)
 _POD_SPECS = (("spec",), ("spec", "template", "spec"), ("spec", "jobTemplate", "spec", "template", "spec"))
 """Where a Pod, a DaemonSet (or whatever else has a template) and a CronJob have it."""
 _LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", re.DOTALL)
@@ -46,7 +49,20 @@ def parse(text: str, *, file: str) -> Environment:
     """Raises ConfigError; `file` is only for its text."""
     if "\0" in text:
         return Environment(variables=dict(item.split("=", 1) for item in text.split("\0") if "=" in item))
-    return _of_manifests(text, file) if _MANIFEST.search(text) else _of_lines(text, file)
+    if _TEMPLATE.search(text):
+        raise ConfigError.of(file, f"is a template of Helm; {_RENDERED}")
+    if _MANIFEST.search(text):
+        return _of_manifests(text, file)
+    if not _ASSIGNMENT.search(text) and _is_mapping(text):
+        raise ConfigError.of(file, f"is YAML, but no manifest; values of a Helm chart? {_RENDERED}")
+    return _of_lines(text, file)
+
+
+def _is_mapping(text: str) -> bool:
+    try:
+        return isinstance(yaml.load(text, yaml.BaseLoader), dict)
+    except (yaml.YAMLError, RecursionError):
+        return False
 
 
 # --- lines -----------------------------------------------------------------------------------------------------------

@@ -106,6 +106,8 @@ class _Translation:
             self._remarks.append(f"{variable.name}: cannot be read here, it comes from {source}{advice}")
         elif variable.name not in self._given:
             return
+        elif winner := next((name for name in variable.unread_with if name in self._given), ""):
+            self._remarks.append(f"{variable.name}: {variable.program} does not read it beside {winner}")
         elif _is_unicode(text := self._given[variable.name]):
             self._read(variable, text)
         else:

@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from metaleg_node.configuration.settings import SYSTEM_TABLES
+
 Raw = str | int | bool | list[str]
 """A value as TOML has it."""
 
@@ -50,6 +52,8 @@ class Variable:
     key: str = ""
     reader: Reader = Reader(str)
     remark: str = ""
+    unread_with: tuple[str, ...] = ()
+    """Beside one of these the program did not read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,11 @@ def _first_table(text: str) -> int:
     base = _integer(text)
     if base == 100000:
         raise NotTakenOver(_ALREADY.format("tables", "firewall.route_table_base"))
+    if 0 <= base < SYSTEM_TABLES:
+        raise NotTakenOver(
+            f"tables up to {SYSTEM_TABLES} are the system's and other programs'. metaleg-node has tables of its own "
+            "(firewall.route_table_base), so that both can run at once"
+        )
     return base
 
 
@@ -225,10 +234,21 @@ VARIABLES = (
     Variable("DESTINATION", _ROUTE_AGENT, f"{_BGP}.destination", remark=_UNUSED),
     Variable("PRE_RECONCILE_SCRIPT_PATH", _ROUTE_AGENT, "hooks.pre", remark=_SCRIPT),
     Variable("POST_RECONCILE_SCRIPT_PATH", _ROUTE_AGENT, "hooks.post", remark=_SCRIPT),
-    Variable("METALLB_CONFIGMAP_NAME", _ROUTE_AGENT, "cluster.metallb_configmap"),
+    Variable(
+        "METALLB_CONFIGMAP_NAME",
+        _ROUTE_AGENT,
+        "cluster.metallb_configmap",
+        unread_with=("METALLB_STATIC_FILE", "METALLB_USE_CRDS"),
+    ),
     Variable("METALLB_STATIC_FILE", _ROUTE_AGENT, "cluster.state_file", remark=_STATIC),
     Variable("METALLB_STATIC_FILE_WAIT", _ROUTE_AGENT, "", _MILLISECONDS, "a change of the file is noticed at once"),
-    Variable("METALLB_USE_CRDS", _ROUTE_AGENT, "cluster.metallb_config", Reader(lambda _text: "crds")),
+    Variable(
+        "METALLB_USE_CRDS",
+        _ROUTE_AGENT,
+        "cluster.metallb_config",
+        Reader(lambda _text: "crds"),
+        unread_with=("METALLB_STATIC_FILE",),
+    ),
     Variable("LOG_LEVEL", None, "log.level", _words(_LEVELS, ", ".join(_LEVELS))),
     Variable("CLEANANDEXIT", _ROUTE_AGENT, remark=_CLEANUP),
     Variable("ONESHOT", _ROUTE_AGENT, remark=_APPLY),

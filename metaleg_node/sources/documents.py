@@ -12,12 +12,21 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
 from metaleg_node.core.model import ObjectRef, Rejection
-from metaleg_node.core.objects.manifests import NOTHING, Parsed, merge, parse
+from metaleg_node.core.objects.manifests import (
+    NOTHING,
+    OLD_KEYS,
+    Parsed,
+    is_list,
+    is_old_configuration,
+    merge,
+    parse,
+    ref_for_message,
+)
 from metaleg_node.core.objects.spelling import misspelt
 
 MAX_DEPTH: Final = 100
@@ -36,6 +45,7 @@ _INTEGER: Final = re.compile(r"[-+]?[0-9]{1,18}")
 _ITEMS: Final = re.compile(rb"\nitems:\n(?P<margin> *)- ")
 _AFTER_ITEMS: Final = re.compile(rb"\n(?!- |[ \t\r\n#])")
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_OLD_KEY: Final = re.compile(rf"^({'|'.join(sorted(OLD_KEYS))})\s*:", re.MULTILINE)
 
 
 class DocumentError(ValueError):
@@ -144,19 +154,22 @@ def _flaw(raw: object) -> str:
     if not isinstance(raw, dict):
         return ""
     kind = raw.get("kind")
-    if kind is None and not raw.keys() & {"peers", "address-pools"}:
+    if kind is None and not is_old_configuration(raw):
         return (
             "has no kind; was the text cut off? A Kubernetes object or list, or MetalLB's old configuration is expected"
         )
-    is_list = isinstance(kind, str) and kind.endswith("List")
-    if is_list and not isinstance(raw.get("items"), list):
+    if is_list(kind, raw.get("apiVersion")) and not isinstance(raw.get("items"), list):
         return f"kind {str(kind)[:60]} without a list of items; was the text cut off?"
-    if isinstance(raw.get("items"), list) and not is_list and kind is not None:
+    if isinstance(raw.get("items"), list) and not str(kind).endswith("List") and kind is not None:
         return f"kind {str(kind)[:60]} with a list of items; was the text cut off? kind List is expected"
     return ""
 
 
-def _of_file(raw: object, configmap: tuple[str, str]) -> Parsed:
+def _of_file(raw: Any, configmap: tuple[str, str]) -> Parsed:
+    items = raw.get("items") if isinstance(raw, dict) else None
+    if isinstance(items, list) and len(items) > 1:
+        # As `item_lists` takes it apart, so that the same is told in the same order.
+        return merge([_of_file({**raw, "items": [item]}, configmap) for item in items])
     found, strange = translate(raw, configmap), tuple(misspelt(raw))
     return replace(found, rejections=(*found.rejections, *strange)) if strange else found
 
@@ -168,18 +181,28 @@ def translate(raw: object, configmap: tuple[str, str]) -> Parsed:
 
 
 def _old_configuration(raw: Mapping[str, object], configmap: tuple[str, str]) -> Parsed:
-    metadata = raw.get("metadata")
-    if not isinstance(metadata, dict) or (metadata.get("namespace"), metadata.get("name")) != configmap:
-        return NOTHING
-    ref = ObjectRef(kind="ConfigMap", namespace=configmap[0], name=configmap[1])
-    data = raw.get("data")
+    metadata, data = raw.get("metadata"), raw.get("data")
     text = data.get("config") if isinstance(data, dict) else None
+    if not isinstance(metadata, dict) or (metadata.get("namespace"), metadata.get("name")) != configmap:
+        return _of_another(raw, text, configmap)
+    ref = ObjectRef(kind="ConfigMap", namespace=configmap[0], name=configmap[1])
     if not isinstance(text, str):
         return _rejected(ref, "data.config: is missing or no text; MetalLB's configuration is expected there")
     try:
         return merge(read_yaml(text, ("", "")))
     except DocumentError as error:
         return _rejected(ref, f"data.config: line {error.line or '?'}: {error.problem}")
+
+
+def _of_another(raw: Mapping[str, object], text: object, configmap: tuple[str, str]) -> Parsed:
+    """A ConfigMap that is not MetalLB's, or is it by another name."""
+    if not isinstance(text, str) or not _OLD_KEY.search(text):
+        return NOTHING
+    reason = (
+        f"looks like MetalLB's configuration, but that is expected in {'/'.join(configmap)}; if it is, set "
+        "cluster.metallb_namespace and cluster.metallb_configmap"
+    )
+    return Parsed(rejections=(Rejection(ref=ref_for_message(raw, "ConfigMap"), reason=reason, harmless=True),))
 
 
 def _rejected(ref: ObjectRef, reason: str) -> Parsed:

@@ -156,7 +156,7 @@ BAD = [
     ("FIREWALL_EXCLUDE_DST_CIDRS", "10.0.0.1", "; '10.0.0.1' is none"),
     ("FIREWALL_EXCLUDE_DST_CIDRS", ",", "it names no network"),
     ("ROUTE_BACKEND", "bpf", "must be netlink"),
-    ("ROUTE_TABLE_ID_OFFSET", "200", "too small"),
+    ("ROUTE_TABLE_ID_OFFSET", "-1", "too small"),
     ("ROUTE_TABLE_ID_OFFSET", "0x30d40", "an integer"),
     ("RECONCILIATION_INTERVAL", "5", "no unit"),
     ("RECONCILIATION_INTERVAL", "100us", "a duration with units"),
@@ -553,3 +553,42 @@ def test_any_text_is_an_environment_or_problems(text: str) -> None:
 def test_quotes_keep_every_value(value: str) -> None:
     quoted = re.sub(r'(["\\$`])', r"\\\1", value)
     assert reading.parse(f'A="{quoted}"', file="F").variables == {"A": value}
+
+
+# --- what is no list of variables, and what was never read ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("image:\n  tag: v1\nenv:\n  TABLE_WEIGHT: 30\n", "is YAML, but no manifest; values of a Helm chart?"),
+        ("kind: DaemonSet\nspec: {{ .Values.spec }}\n", "is a template of Helm"),
+        ("{{- if .Values.agent }}\napiVersion: v1\n{{- end }}\n", "is a template of Helm"),
+    ],
+)
+def test_what_helm_makes_manifests_of_is_told_in_one_line(text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        reading.parse(text, file="F")
+    (problem,) = caught.value.problems
+    assert words in problem.message
+    assert "`helm template`" in problem.message
+
+
+def test_what_the_program_did_not_read_is_a_note() -> None:
+    variables = {"METALLB_USE_CRDS": "true", "METALLB_CONFIGMAP_NAME": "An_Odd_Name"}
+    static = translate(Environment(variables={**variables, "METALLB_STATIC_FILE": "/srv/metallb.yaml"}), file="F")
+    assert static.problems == ()
+    config = parse(static.text, file="F")
+    assert (config.cluster.state_file, config.cluster.metallb_config) == ("/srv/metallb.yaml", "auto")
+    assert static.text.count("does not read it beside METALLB_STATIC_FILE") == 2
+    crds = translate(Environment(variables=variables), file="F")
+    assert crds.problems == ()
+    assert parse(crds.text, file="F").cluster.metallb_config == "crds"
+
+
+@pytest.mark.parametrize("offset", ["0", "20", "200"])
+def test_tables_that_are_the_systems_are_a_note(offset: str) -> None:
+    found = translate(Environment(variables={"ROUTE_TABLE_ID_OFFSET": offset}), file="F")
+    assert found.problems == ()
+    assert "tables up to 255 are the system's" in " ".join(found.text.replace("\n#", "").split())
+    assert "route_table_base =" not in found.text

@@ -539,7 +539,7 @@ def test_what_is_of_no_use_is_skipped_silently(raw: object) -> None:
         (event(), "message", 'announcing from node "a;b" with protocol "layer2"', "message: 'a;b' is not"),
         (event(), "message", 7, "message: 7 does not"),
         (event(), "involvedObject.name", "", "involvedObject: 'mail', '' are not"),
-        (advertisement(), "spec.ipAddressPools", ["public", 5], "spec.ipAddressPools[1]: 5 is not"),
+        (advertisement(), "spec.ipAddressPools", [5], "spec.ipAddressPools[0]: 5 is not"),
         (advertisement(), "spec.ipAddressPools", "public", "spec.ipAddressPools: 'public' is not a list"),
         (peer(), "spec.nodeSelectors", [5], "spec.nodeSelectors[0]: 5 is not a mapping"),
         (

@@ -328,12 +328,18 @@ class Reader:
 
 
 def names(reader: Reader, path: str) -> tuple[str, ...]:
-    """A list of names. Raises UnusableError."""
-    found = []
+    """A list of names; what is none can name nothing, and is left out. Raises UnusableError where none is left: an
+    empty list would mean something else."""
+    found, wrong = [], []
     for index, value in enumerate(_all_items(reader.value(path), path)):
-        if not isinstance(value, str) or not is_name(value):
-            raise UnusableError(f"{path}[{index}]: {show(value)} is not {NAME_SYNTAX}")
-        found.append(value)
+        if isinstance(value, str) and is_name(value):
+            found.append(value)
+        else:
+            wrong.append((f"{path}[{index}]", value))
+    if wrong and not found:
+        raise UnusableError(f"{wrong[0][0]}: {show(wrong[0][1])} is not {NAME_SYNTAX}")
+    for field, value in wrong:
+        reader.reject(field, value, NAME_SYNTAX)
     return tuple(found)
 
 

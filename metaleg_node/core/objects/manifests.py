@@ -67,6 +67,10 @@ NOTHING: Final = Parsed()
 ConfigMapReader = Callable[[Mapping[str, object]], Parsed]
 
 
+OLD_KEYS: Final = frozenset({"peers", "address-pools", "bfd-profiles", "bgp-communities"})
+_USED_KEYS: Final = frozenset({"peers", "address-pools"})
+
+
 def _no_config_map(_raw: Mapping[str, object]) -> Parsed:
     return NOTHING
 
@@ -82,9 +86,10 @@ def parse(raw: object, read_config_map: ConfigMapReader = _no_config_map) -> Par
     if not isinstance(raw, dict):
         return _unusable(ObjectRef(kind="document", name="?"), f"{show(raw)} is not a Kubernetes object")
     kind = raw.get("kind")
-    if kind is None and ("peers" in raw or "address-pools" in raw):
+    if kind is None and is_old_configuration(raw):
         return _old_configuration(raw)
-    if isinstance(kind, str) and kind.endswith("List"):
+    if is_list(kind, raw.get("apiVersion")):
+        assert isinstance(kind, str)
         return _list(raw, kind, read_config_map)
     return _object(raw, kind, raw.get("apiVersion"), read_config_map)
 
@@ -193,6 +198,20 @@ def _ref(raw: Mapping[str, object], kind: str, namespaced: bool) -> ObjectRef:
 def is_known(kind: str, version: object) -> bool:
     """Whether objects of this kind and API version are read; without a version those of any."""
     return kind in _KINDS and (version is None or _group(version) in _KINDS[kind].groups)
+
+
+def is_list(kind: object, version: object) -> bool:
+    """Whether it is a list of objects that are read; another project's kind may end in List too."""
+    return (
+        isinstance(kind, str)
+        and kind.endswith("List")
+        and (kind in ("List", "ConfigMapList") or is_known(kind[:-4], version))
+    )
+
+
+def is_old_configuration(raw: Mapping[str, object]) -> bool:
+    """Whether it is MetalLB's configuration before 0.13, whatever of that it has."""
+    return not raw.keys().isdisjoint(OLD_KEYS)
 
 
 def ref_for_message(raw: Mapping[str, object], kind: str) -> ObjectRef:
@@ -432,6 +451,9 @@ def _old_configuration(raw: Mapping[str, object]) -> Parsed:
     """The text of MetalLB's ConfigMap before 0.13; its entries are not objects, so pools get the kind AddressPool and
     peers, which have no name, are counted."""
     top = Reader(raw, ObjectRef(kind="MetalLB", name="configuration"))
+    if raw.keys().isdisjoint(_USED_KEYS):
+        reason = "has neither peers nor address-pools; nothing else in it is used"
+        return Parsed(rejections=(Rejection(ref=top.ref, reason=reason, harmless=True),))
     parts = []
     for index, (_, entry) in enumerate(top.entries("peers")):
         reader = Reader(entry, ObjectRef(kind="BGPPeer", name=f"peers[{index}]"))
