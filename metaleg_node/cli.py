@@ -28,6 +28,7 @@ _COMMANDS = (
     "check",
     "status",
     "explain",
+    "doctor",
     "trace",
     "kubeconfig",
     "import_env",

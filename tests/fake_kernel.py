@@ -74,6 +74,9 @@ class FakePacketFilter:
     def chain(self, pod: EgressPod) -> str:
         return f"the place of {pod.treatment}"
 
+    def lacking(self) -> dict[str, str]:
+        return {}
+
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         return frozenset(name for name in interfaces if not name.replace(".", "").isalnum())
 

@@ -1,25 +1,21 @@
-"""`check`: whether the configuration, the cluster's state and this machine are good."""
+"""`check`: whether what people wrote is good: the configuration with the files that it names, and the objects of the
+cluster. What the host and the cluster are like is for `doctor`."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import socket
-from pathlib import Path
 
 from metaleg_node.commands.command import EX_CONFIG, Command, general_options, print_problems
 from metaleg_node.configuration import options as configuration
 from metaleg_node.configuration.config import Config, ConfigError, not_yet_effective
-from metaleg_node.core import external_ip, tried
+from metaleg_node.core import external_ip
 from metaleg_node.core.egress import survey
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Code, Problem, fails
 from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.daemon import report
-from metaleg_node.kernel.errors import KernelError
 from metaleg_node.reconcile import hooks
-from metaleg_node.reconcile.machine import Machine
-from metaleg_node.reconcile.reconciler import Reconciler, node_name
+from metaleg_node.reconcile.reconciler import node_name
 from metaleg_node.sources import once
 from metaleg_node.text import counted
 
@@ -35,7 +31,7 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"{config.origin.file(key)}: {key}: accepted, but without effect in this version")
         problems = configuration.former_keys(config)
         if not arguments.files:
-            problems += _beyond_files(config, options.state_dir)
+            problems += _beyond_files(config)
     print_problems(problems)
     if fails("check", problems):
         return EX_CONFIG
@@ -47,22 +43,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--files",
         action="store_true",
-        help="look at the configuration's files alone, not at hooks, cluster and machine",
+        help="look at the configuration's files alone, not at hooks and the cluster",
     )
 
 
-def _beyond_files(config: Config, state_dir: Path) -> tuple[Problem, ...]:
-    if hint := pools.unseen((name for _, name in socket.if_nameindex()), config):
-        print(f"return_path.match: {hint}")
-    return *_versions(state_dir), *_hook_problems(config), *_source_problems(config, state_dir)
-
-
-def _versions(state_dir: Path) -> tuple[Problem, ...]:
-    """Where this machine is older than what was tried. It may be another one than the node."""
-    try:
-        return tuple(tried.problems(Machine(state_dir).versions()))
-    except KernelError as error:
-        return (Problem(code=Code.UNTRIED, text=str(error)),)
+def _beyond_files(config: Config) -> tuple[Problem, ...]:
+    return *_hook_problems(config), *_source_problems(config)
 
 
 def _hook_problems(config: Config) -> tuple[Problem, ...]:
@@ -71,12 +57,12 @@ def _hook_problems(config: Config) -> tuple[Problem, ...]:
     return tuple(Problem(code=Code.HOOK, subject=key, text=complaint) for key, complaint in found)
 
 
-def _source_problems(config: Config, state_dir: Path) -> tuple[Problem, ...]:
+def _source_problems(config: Config) -> tuple[Problem, ...]:
     """What is wrong with the state file or the access to the API, as a whole or with what the state holds."""
     cluster, problems = once.read(config)
     if problems:
         return tuple(Problem(code=Code.SOURCE, text=text) for text in problems)
-    return *_state_problems(cluster, config), *_host_problems(cluster, config, state_dir)
+    return _state_problems(cluster, config)
 
 
 def _state_problems(cluster: ClusterState, config: Config) -> tuple[Problem, ...]:
@@ -103,26 +89,13 @@ def _state_problems(cluster: ClusterState, config: Config) -> tuple[Problem, ...
     )
 
 
-def _host_problems(cluster: ClusterState, config: Config, state_dir: Path) -> tuple[Problem, ...]:
-    """What this machine lacks, where it is a node of the cluster."""
-    if node_name(config) not in {node.name for node in cluster.nodes}:
-        return ()
-    try:
-        with Machine(state_dir) as machine:
-            reconciler = Reconciler(machine, config)
-            # Other programs' packet filters can only be read by who may change them.
-            collisions = reconciler.collisions() if os.geteuid() == 0 else ()
-            return *reconciler.preconditions(cluster), *collisions
-    except KernelError as error:
-        return (Problem(code=Code.KERNEL, text=str(error)),)
-
-
 COMMAND = Command(
     name="check",
     run=_run,
     summary="validate the configuration and the state file, or the access to the API",
-    description="Validates the configuration and the state file, or the access to the API, and judges this machine "
-    "where it is a node of that cluster; prints every problem, and what the cluster's state holds.",
+    description="Validates what people wrote: the configuration, the hooks, and the objects in the state file or the "
+    "API; prints every problem, and what the cluster's state holds. What the host and the cluster are like "
+    "is for doctor.",
     options=_add_options,
     statuses=f"0 when all is good, {EX_CONFIG} when there are problems",
 )

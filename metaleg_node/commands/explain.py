@@ -15,8 +15,7 @@ from metaleg_node.core.explain.targets import TargetError, destination
 from metaleg_node.core.model import ClusterState
 from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.reconciler import Reconciler
-from metaleg_node.sources import once, state_file
-from metaleg_node.sources.saved_state import SavedState
+from metaleg_node.sources import once
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -41,14 +40,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def read_state(options: Options, config: Config) -> tuple[ClusterState, State]:
     """The cluster's state, the last known one where the API does not answer. Raises Failure."""
-    cluster, problems = once.read(config)
-    place = config.cluster.state_file or "Kubernetes API"
-    if not problems:
-        return cluster, State(place=place, since=None, problem="")
-    saved = None if config.cluster.state_file else SavedState(options.state_dir, state_file.configmap_of(config)).load()
-    if saved is None:
-        raise Failure(problems[0])
-    return saved.state, State(place=str(options.state_dir), since=saved.time, problem=problems[0])
+    known = once.known(config, options.state_dir)
+    if known.state is None:
+        raise Failure(known.problem)
+    return known.state, State(place=known.place, since=known.since or None, problem=known.problem)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -241,6 +241,15 @@ class HealthSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorSettings:
+    """[doctor]"""
+
+    ignore: tuple[str, ...] = setting(
+        [], Many(item=s.CHECK_CODE), "checks of `metaleg-node doctor` that are not made on this host"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """[log]"""
 
@@ -267,6 +276,7 @@ class Config:
     host: HostSettings = section(HostSettings, "Settings of the whole host.")
     metrics: MetricsSettings = section(MetricsSettings, "Metrics for Prometheus.")
     health: HealthSettings = section(HealthSettings, "Health checks.")
+    doctor: DoctorSettings = section(DoctorSettings, "What `metaleg-node doctor` leaves out.")
     log: LogSettings = section(LogSettings, "Messages.")
 
 

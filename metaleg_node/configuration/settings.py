@@ -202,6 +202,7 @@ POOL_NAME = _text(
     re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,252}").fullmatch, "the name of a pool (letters, digits, -, _ and .)"
 )
 """MetalLB's old configuration has no objects, and takes other names for its pools than Kubernetes takes for those."""
+CHECK_CODE = _text(re.compile(r"ML-[1-9]\d\d").fullmatch, "a code of `metaleg-node doctor`, as ML-305")
 LABEL_KEY = _text(
     _is_label_key, "a Kubernetes label key (an optional DNS prefix and /, then up to 63 letters, digits, -, _ and .)"
 )

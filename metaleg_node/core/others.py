@@ -18,7 +18,8 @@ _OWN_PRIORITIES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class PolicyRule:
-    """Somebody else's policy rule, as in ip-rule(8); `mask` None: it asks for no mark."""
+    """Somebody else's policy rule, as in ip-rule(8); `mask` None: it asks for no mark; `table` 0: it looks none up.
+    `selective`: it asks for more than a mark, or leaves routes of its table out."""
 
     text: str
     family: Family
@@ -26,6 +27,8 @@ class PolicyRule:
     mark: int = 0
     mask: int | None = None
     inverted: bool = False
+    table: int = 0
+    selective: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -40,12 +43,14 @@ class MarkUse:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Others:
     """What was found of them. `items` are rules and routes in tables that are ours alone, `closed` the chains that drop
-    forwarded packets by their policy and accept none that a pod may send, as far as one can tell."""
+    forwarded packets by their policy and accept none that a pod may send, as far as one can tell, `untracked` those
+    that keep packets from conntrack."""
 
     rules: frozenset[PolicyRule] = frozenset()
     items: frozenset[ForeignItem] = frozenset()
     marks: frozenset[MarkUse] = frozenset()
     closed: frozenset[str] = frozenset()
+    untracked: frozenset[str] = frozenset()
 
 
 def judge(others: Others, config: Config) -> tuple[Problem, ...]:

@@ -46,7 +46,6 @@ class Code(enum.StrEnum):
     KERNEL = "kernel"
     SYSCTL_RECORD = "sysctl-record"
     INTERFACE_NAME = "interface-name"
-    UNTRIED = "untried"
     UNEXPECTED = "unexpected"
     # The host and its other programs.
     FORWARDING_OFF = "forwarding-off"
@@ -103,7 +102,6 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.KERNEL: (Severity.ERROR, "The kernel refused something."),
     Code.SYSCTL_RECORD: (Severity.ERROR, "The record of changed sysctls cannot be read or written."),
     Code.INTERFACE_NAME: (Severity.ERROR, "The packet filter cannot name an interface."),
-    Code.UNTRIED: (Severity.NOTE, "The kernel or nft is older than those that this version was tried with."),
     Code.UNEXPECTED: (Severity.ERROR, "A fault of this program."),
     Code.FORWARDING_OFF: (Severity.ERROR, "This host does not forward packets, though Services or paths need it."),
     Code.RP_FILTER: (Severity.ERROR, "A strict reverse-path filter that is left alone drops packets."),

@@ -1,4 +1,5 @@
-"""What other programs' packet filters do with packet marks, and whether they forward at all; only read, never changed.
+"""What other programs' packet filters do with packet marks and conntrack, whether they forward at all, and where they
+come before us; only read, never changed.
 
 The tables nat, which may be huge, and large tables of nftables are left out, and the elements of sets.
 """
@@ -31,32 +32,84 @@ _OF_DOCKER = re.compile(r"docker\d+|br-[0-9a-f]{12}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rule:
-    """One rule: the bits of the mark that it changes and those that it asks for, the chain that it goes on to, and
-    whether it accepts packets that a pod may send to begin with."""
+    """One rule: the bits of the mark that it changes and those that it asks for, the chain that it goes on to, whether
+    it accepts packets that a pod may send to begin with, and whether it keeps packets from conntrack."""
 
     chain: str
     changed: int = 0
     asked: int = 0
     target: str = ""
     accepts: bool = False
+    untracks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What all of them do together; `closed` are chains that forward nothing that a pod may send."""
+    """What all of them do together; `closed` are chains that forward nothing that a pod may send, `untracked` those
+    that keep packets from conntrack."""
 
     marks: frozenset[MarkUse]
     closed: frozenset[str]
+    untracked: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain of nftables or iptables-nft; `type` and `hook` are empty for one that others jump to."""
+
+    table: str
+    name: str
+    type: str = ""
+    hook: str = ""
+    priority: int = 0
 
 
 def look() -> Found:
     """Reads them. Raises KernelError."""
     marks: set[MarkUse] = set()
     closed: set[str] = set()
+    untracked: set[str] = set()
     for place, dropping, rules in (*_xtables(), *_nftables()):
         marks |= {MarkUse(place=f"{place} chain {r.chain}", changed=r.changed, asked=r.asked) for r in rules}
         closed |= {f"{place} chain {chain}" for chain in dropping if not _lets_through(chain, rules)}
-    return Found(marks=frozenset(use for use in marks if use.changed or use.asked), closed=frozenset(closed))
+        untracked |= {f"{place} chain {rule.chain}" for rule in rules if rule.untracks}
+    return Found(
+        marks=frozenset(use for use in marks if use.changed or use.asked),
+        closed=frozenset(closed),
+        untracked=frozenset(untracked),
+    )
+
+
+def chains() -> tuple[Chain, ...]:
+    """All chains but ours, those of iptables-nft too. Raises KernelError."""
+    return tuple(
+        Chain(
+            table=f"{one['family']} {one['table']}",
+            name=one["name"],
+            type=one.get("type", ""),
+            hook=one.get("hook", ""),
+            priority=one.get("prio", 0),
+        )
+        for item in _listing("list", "chains")
+        if (one := item.get("chain")) and (one["family"], one["table"]) != (FAMILY, NAME)
+    )
+
+
+def flowtables() -> tuple[str, ...]:
+    """Others' flowtables, as `nft list flowtable` names them. Raises KernelError."""
+    found = (item["flowtable"] for item in _listing("list", "flowtables") if "flowtable" in item)
+    return tuple(f"{one['family']} {one['table']} {one['name']}" for one in found)
+
+
+def rules_of(chain: Chain) -> tuple[str, ...]:
+    """The rules of a chain, as nft prints them. Raises KernelError."""
+    done = process.run(["nft", "list", "chain", *chain.table.split(), chain.name])
+    return tuple(line.strip() for line in done.stdout.splitlines()[2:-2])
+
+
+def legacy_tables() -> tuple[str, ...]:
+    """The tables that iptables-legacy has, whether there is a rule in them or not."""
+    return tuple(f"{_PROGRAMS[family]}-legacy table {name}" for family in _LEGACY for name in sorted(_legacy(family)))
 
 
 _Table = tuple[str, list[str], list[_Rule]]
@@ -129,7 +182,8 @@ def _xtables_rule(words: list[str]) -> _Rule:
         asked = value & mask
     limited = "--ctstate" in words or "--mark" in words or bool(_OF_DOCKER.fullmatch(_after(words, "-i")))
     accepts = target == "ACCEPT" and not limited and not _OF_DOCKER.fullmatch(_after(words, "-o"))
-    return _Rule(chain=words[1], changed=changed, asked=asked, target=target, accepts=accepts)
+    untracks = target == "NOTRACK" or (target == "CT" and "--notrack" in words)
+    return _Rule(chain=words[1], changed=changed, asked=asked, target=target, accepts=accepts, untracks=untracks)
 
 
 def _modules(words: list[str]) -> set[str]:
@@ -183,7 +237,7 @@ def _listing(*words: str) -> list[dict[str, Any]]:
 
 def _nftables_rule(rule: dict[str, Any]) -> _Rule:
     changed = asked = 0
-    target, accepts, limited = "", False, False
+    target, accepts, limited, untracks = "", False, False, False
     for statement in rule.get("expr", []):
         match statement:
             case {"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}:
@@ -195,12 +249,21 @@ def _nftables_rule(rule: dict[str, Any]) -> _Rule:
                 limited |= "ct" in str(left) or _about_mark(left) or bool(_OF_DOCKER.fullmatch(str(right)))
             case {"accept": _}:
                 accepts = True
+            case {"notrack": _}:
+                untracks = True
             case {"vmap": _}:
                 # It may lead anywhere.
                 accepts = True
             case {"jump": {"target": name}} | {"goto": {"target": name}}:
                 target = name
-    return _Rule(chain=rule["chain"], changed=changed, asked=asked, target=target, accepts=accepts and not limited)
+    return _Rule(
+        chain=rule["chain"],
+        changed=changed,
+        asked=asked,
+        target=target,
+        accepts=accepts and not limited,
+        untracks=untracks,
+    )
 
 
 def _about_mark(value: Any) -> bool:

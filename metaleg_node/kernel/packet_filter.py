@@ -16,6 +16,9 @@ from metaleg_node.core.firewall.egress import EgressPod
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import Slot
 
+LABELS = "connection labels"
+"""What a packet filter may lack that some kernels are made without (CONFIG_NF_CONNTRACK_LABELS)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
@@ -73,6 +76,10 @@ class PacketFilter(Protocol):
 
     def chain(self, pod: EgressPod) -> str:
         """Where in it the packets of such a pod go, for people who look there."""
+
+    def lacking(self) -> Mapping[str, str]:
+        """What its rules are made of that this kernel, or a program that speaks to it, refuses, and with which words.
+        Tries it without changing anything."""
 
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         """Those of the interfaces that it cannot name."""

@@ -16,11 +16,13 @@ from metaleg_node.core.compare import diff
 from metaleg_node.core.explain.following import Traced
 from metaleg_node.core.explain.situation import Lookup, Way
 from metaleg_node.core.model import FAMILIES, Address, Family, Flow, Host, NextHop, Questions, Routing
-from metaleg_node.core.others import Others
+from metaleg_node.core.others import Others, PolicyRule
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.kernel import other_filters
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink import conntrack, neighbours
+from metaleg_node.kernel.netlink.interfaces import Device
+from metaleg_node.kernel.netlink.routes import Default
 from metaleg_node.kernel.netlink.routing import RoutingControl
 from metaleg_node.kernel.nftables.backend import Nftables
 from metaleg_node.kernel.nftables.trace import Tracer
@@ -100,6 +102,7 @@ class Machine:
             items=routing.foreign_rules | routing.foreign_routes,
             marks=filters.marks,
             closed=filters.closed,
+            untracked=filters.untracked,
         )
 
     def way(self, question: Lookup) -> Way:
@@ -117,6 +120,23 @@ class Machine:
         except KernelError as error:
             log.debug("conntrack: %s", error)
             return None
+
+    def lookup(self, addresses: Collection[Address]) -> tuple[dict[Address, str], frozenset[Address]]:
+        """By which interface unmarked packets of this host leave to each of the addresses, where they do, and which
+        need no router in between. Raises KernelError."""
+        return self._routing.lookup(addresses)
+
+    def devices(self) -> tuple[Device, ...]:
+        """All interfaces. Raises KernelError."""
+        return self._routing.devices()
+
+    def defaults(self, table: int) -> tuple[Default, ...]:
+        """The default routes of a table. Raises KernelError."""
+        return self._routing.defaults(table)
+
+    def foreign_rules(self, tables: Collection[int]) -> frozenset[PolicyRule]:
+        """The rules of others that lead elsewhere than into `tables`. Raises KernelError."""
+        return self._routing.foreign_rules(tables)
 
     def neighbours(self, hops: Iterable[NextHop]) -> dict[NextHop, str]:
         """What the neighbour tables say of each next hop, see `neighbours.states`. Nothing rests on it, so it is

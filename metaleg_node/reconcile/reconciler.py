@@ -12,7 +12,7 @@ from itertools import groupby
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.configuration.settings import SLOTS
-from metaleg_node.core import assembly, external_ip, others, preconditions, slots
+from metaleg_node.core import assembly, external_ip, others, slots
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
@@ -193,12 +193,6 @@ class Reconciler:
             kernel=kernel,
             gap=gap,
         )
-
-    def preconditions(self, cluster: ClusterState) -> tuple[Problem, ...]:
-        """What this host lacks for what this state of the cluster asks of it. Raises KernelError."""
-        known = self._know(cluster)
-        found = self._assembled(known, self._machine.host(known.questions), lambda _: {})
-        return tuple(problem for problem in found.problems if problem.code in preconditions.CODES)
 
     def collisions(self) -> tuple[Problem, ...]:
         """What other programs do that collides with ours. Raises KernelError."""

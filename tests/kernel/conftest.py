@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.kernel.patient import Patient
 from tests.netns import Netns
 
 
@@ -27,3 +29,14 @@ address add fd09::1/64 dev v0 nodad
     )
     with netns.inside():
         yield netns
+
+
+@pytest.fixture
+def patient(inside: Netns, tmp_path: Path) -> Patient:
+    """A healthy host: it forwards, and reaches the nodes by v0, where b answers."""
+    found = Patient(inside, tmp_path)
+    found.run(
+        "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
+        "ip neigh replace 10.9.0.2 lladdr 02:00:00:00:00:02 dev v0 nud permanent",
+    )
+    return found

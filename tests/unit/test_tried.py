@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from metaleg_node.core import tried
-from metaleg_node.core.problems import Severity
 
 GOOD = {"Linux": "6.12.41+deb13-amd64", "nft": "1.1.3"}
 
@@ -22,7 +21,7 @@ GOOD = {"Linux": "6.12.41+deb13-amd64", "nft": "1.1.3"}
     ],
 )
 def test_what_was_tried_and_all_that_is_newer_is_good(name: str, version: str) -> None:
-    assert not [*tried.problems({**GOOD, name: version})]
+    assert not [*tried.older({**GOOD, name: version})]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +29,5 @@ def test_what_was_tried_and_all_that_is_newer_is_good(name: str, version: str) -
     [("Linux", "5.10.0-30-amd64"), ("Linux", "6.0.19"), ("nft", "1.0.2"), ("nft", "0.9.8"), ("nft", "1.0")],
 )
 def test_what_is_older_is_told_with_the_oldest_that_was_tried(name: str, version: str) -> None:
-    (problem,) = tried.problems({**GOOD, name: version})
-    assert (problem.subject, problem.severity) == (name, Severity.NOTE)
-    assert problem.text.startswith(f"{version} is older than {tried.OLDEST[name]}, ")
+    (sentence,) = tried.older({**GOOD, name: version})
+    assert sentence.startswith(f"{name} {version} is older than {tried.OLDEST[name]}, ")

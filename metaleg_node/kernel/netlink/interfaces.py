@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from metaleg_node.core.model import Address
 from metaleg_node.kernel.netlink.rtnetlink import FAMILY, KEPT, address
-from metaleg_node.kernel.netlink.socket import attribute, attribute_of, number, numeric, string
+from metaleg_node.kernel.netlink.socket import attribute, attribute_of, attributes, number, numeric, string
 
 _ADDRESS = struct.Struct("=4BI")
 """struct ifaddrmsg: family, prefix length, flags, scope, interface."""
@@ -17,7 +17,7 @@ _LINK = struct.Struct("=BxHiII")
 """struct ifinfomsg: family, type, index, flags, which flags to change."""
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFLA_IFNAME, _IFLA_AF_SPEC, _IFLA_EXT_MASK, _IFLA_INET6_CONF = 3, 26, 29, 2
-_IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_SLAVE_KIND = 10, 18, 4
+_IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND = 4, 10, 18, 1, 4
 _SKIP_STATS = 8
 """RTEXT_FILTER_SKIP_STATS."""
 _UP = 1
@@ -48,6 +48,35 @@ class Found(NamedTuple):
     up: bool
     takes_ipv6: bool
     vrf: int
+
+
+class Device(NamedTuple):
+    """An interface: its number, its kind, such as "veth" (ip-link(8); empty for one of hardware), its MTU in bytes, and
+    the number of the bridge, bond or VRF device that it belongs to, 0 for none."""
+
+    number: int
+    name: str
+    kind: str
+    mtu: int
+    master: int
+
+
+def list_body() -> bytes:
+    """The RTM_GETLINK message, without its header, that asks for all interfaces."""
+    return _LINK.pack(0, 0, 0, 0, 0) + numeric(_IFLA_EXT_MASK, _SKIP_STATS)
+
+
+def read_device(body: bytes) -> Device:
+    """What the kernel answers to `list_body`, one message for each interface."""
+    _, _, index, _, _ = _LINK.unpack_from(body)
+    found = attributes(body, _LINK.size)
+    return Device(
+        number=index,
+        name=string(found.get(_IFLA_IFNAME, b"")),
+        kind=string(attribute_of(found.get(_IFLA_LINKINFO, b""), 0, _IFLA_INFO_KIND)),
+        mtu=number(found.get(_IFLA_MTU, b"")),
+        master=number(found.get(_IFLA_MASTER, b"")),
+    )
 
 
 def get_link_body(name: str) -> bytes:

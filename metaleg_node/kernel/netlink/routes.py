@@ -14,6 +14,7 @@ from typing import NamedTuple
 from metaleg_node.core.explain.situation import Lookup, Way
 from metaleg_node.core.model import ROUTE_PROTOCOL, Address, Family, ForeignItem, Network, NextHop, Route, RouteType
 from metaleg_node.kernel.netlink.rtnetlink import (
+    FAMILY,
     PROTOCOLS,
     ROUTING,
     SOCKET_FAMILY,
@@ -45,6 +46,8 @@ _COMPAT = 252
 _UNIVERSE, _LINK, _NOWHERE = 0, 253, 255
 """RT_SCOPE_*."""
 _UNICAST = 1
+_ADVERTISED = 9
+"""RTPROT_RA."""
 _TYPES = {
     _UNICAST: "unicast",
     2: "local",
@@ -175,6 +178,23 @@ def read_connected(body: bytes) -> Network | None:
     if kind != _UNICAST or not length or found.keys() & _BEHIND_ROUTERS:
         return None
     return network(family, found.get(_DST, b""), length)
+
+
+class Default(NamedTuple):
+    """A next hop of a default route: the interface it leaves by, and whether a router's advertisement made it."""
+
+    family: Family
+    interface: str
+    advertised: bool
+
+
+def read_defaults(body: bytes, name_of: NameOf) -> Iterator[Default]:
+    """What a message tells of default routes."""
+    family, length, _, _, _, protocol, _, kind, flags = ROUTING.unpack_from(body)
+    if length or kind != _UNICAST:
+        return
+    for hop in _hops(flags, attributes(body, ROUTING.size)):
+        yield Default(FAMILY[family], name_of(hop.interface), protocol == _ADVERTISED)
 
 
 class _Hop(NamedTuple):

@@ -123,6 +123,16 @@ class RoutingControl:
             found[name] = frozenset(address for body in bodies if (address := interfaces.read_address(body)))
         return found
 
+    def devices(self) -> tuple[interfaces.Device, ...]:
+        """All interfaces of the namespace."""
+        bodies = self._netlink.listing(rtnetlink.GETLINK, interfaces.list_body(), "list the interfaces")
+        return tuple(map(interfaces.read_device, bodies))
+
+    def defaults(self, table: int) -> tuple[routes.Default, ...]:
+        """The default routes of a table, of both families."""
+        bodies = (body for family in FAMILIES for body in self._dump_routes(family, table=table))
+        return tuple(found for body in bodies for found in routes.read_defaults(body, rtnetlink.interface_name))
+
     def connected(self) -> frozenset[Network]:
         """The networks that this host's own addresses lie in, as the main table has them, whether the kernel put them
         there or who learned of them by router advertisement or DHCP."""

@@ -88,7 +88,16 @@ def policy_rule(body: bytes) -> PolicyRule:
         mark=number(found.get(_FWMARK, b"")),
         mask=number(found[_FWMASK]) if _FWMASK in found else None,
         inverted=bool(flags & _INVERT),
+        table=_table(body, found) or 0,
+        selective=_selects(body, found),
     )
+
+
+def _selects(body: bytes, found: dict[int, bytes]) -> bool:
+    """Whether only some packets meet a rule, or only some routes of its table count."""
+    _, to_length, from_length, tos, _, _, _, _, _ = ROUTING.unpack_from(body)
+    all_routes = number(found.get(_SUPPRESS, b"\xff" * 4)) == _NO_SUPPRESSION
+    return bool(to_length or from_length or tos) or not all_routes or not found.keys() <= _KNOWN
 
 
 def rule_body(rule: Rule) -> bytes:

@@ -20,6 +20,7 @@ from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.kernel import process
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
+from metaleg_node.kernel.nftables import probe
 from metaleg_node.kernel.nftables.layout import also, maker, render, understand
 from metaleg_node.kernel.nftables.listing import parse
 from metaleg_node.kernel.nftables.nft import Nft, by_program
@@ -124,6 +125,9 @@ class Nftables:
 
     def chain(self, pod: EgressPod) -> str:
         return f"{self.place}, chain {chain_of(pod)}"
+
+    def lacking(self) -> Mapping[str, str]:
+        return probe.lacking()
 
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         return frozenset(name for name in interfaces if not _PLAIN_INTERFACE.fullmatch(name))
