@@ -167,7 +167,8 @@ class EndpointSlice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A Node; `addresses` are all its addresses, `internal_ips` those of type InternalIP among them."""
+    """A Node; `addresses` are all its addresses, `internal_ips` those of type InternalIP among them; `ready` and
+    `network_unavailable` are its conditions."""
 
     ref: ObjectRef
     labels: Mapping[str, str]
@@ -175,6 +176,7 @@ class Node:
     addresses: tuple[Address, ...]
     pod_cidrs: tuple[Network, ...]
     ready: bool
+    network_unavailable: bool = False
 
     @property
     def name(self) -> NodeName:

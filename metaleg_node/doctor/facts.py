@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.configuration.options import Options
 from metaleg_node.core import others
 from metaleg_node.core.explain.situation import Situation
-from metaleg_node.core.model import Address, ClusterState, Node
+from metaleg_node.core.model import Address, ClusterState, Node, Questions
 from metaleg_node.core.others import Others
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.doctor.host_files import HostFiles
@@ -23,6 +24,10 @@ from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.reconciler import Reconciler, node_name, own_tables
 from metaleg_node.sources import once
 from metaleg_node.sources.once import Known
+
+if TYPE_CHECKING:
+    from metaleg_node.sources.access_review import Review
+    from metaleg_node.sources.credentials import Details
 
 GROWTH_SECONDS = 0.5
 """How long counters are looked at, at least."""
@@ -86,6 +91,16 @@ class Facts:
         time.sleep(max(0.0, self._begin + GROWTH_SECONDS - time.monotonic()))
         return _counted(name) - self._before[name]
 
+    @cached_property
+    def addresses(self) -> frozenset[Address]:
+        """Those of all interfaces."""
+        return self.machine.host(Questions()).addresses
+
+    def addresses_of(self, interface: str) -> frozenset[Address]:
+        """Those of one interface; none where there is no such one."""
+        asked = Questions(addresses_of=frozenset({interface}))
+        return self.machine.host(asked).addresses_of.get(interface, frozenset())
+
     # --- the cluster ---
 
     @cached_property
@@ -99,6 +114,36 @@ class Facts:
         if self.known.state is None:
             raise NotSeenError(f"the cluster's state is not known: {self.known.problem}")
         return self.known.state
+
+    @cached_property
+    def kubeconfig(self) -> tuple[Path, Details] | None:
+        """The kubeconfig and what it holds; None where the API is not the source, or where this is a pod. Raises
+        NotSeenError."""
+        settings = self.config.cluster
+        if settings.state_file or not settings.kubeconfig:
+            return None
+        # Who reads a state file should not pay for loading the API's client.
+        from metaleg_node.sources import credentials  # noqa: PLC0415
+
+        try:
+            return Path(settings.kubeconfig), credentials.details(settings.kubeconfig, settings.context)
+        except credentials.CredentialsError as error:
+            raise NotSeenError(str(error)) from error
+
+    @cached_property
+    def review(self) -> Review | None:
+        """What the API server says of our credentials; None where the API is not the source. Raises NotSeenError."""
+        if self.config.cluster.state_file:
+            return None
+        if self.known.problem:
+            raise NotSeenError(self.known.problem)
+        from metaleg_node.sources import access_review  # noqa: PLC0415
+        from metaleg_node.sources.api_client import ApiError  # noqa: PLC0415
+
+        try:
+            return access_review.review(self.config)
+        except ApiError as error:
+            raise NotSeenError(str(error)) from error
 
     @cached_property
     def situation(self) -> Situation:

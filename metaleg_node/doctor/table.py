@@ -4,7 +4,7 @@ each."""
 from __future__ import annotations
 
 from metaleg_node.core.problems import Severity
-from metaleg_node.doctor.checks import forwarding, kernel, programs
+from metaleg_node.doctor.checks import cluster, egress, forwarding, kernel, programs, return_path, service
 from metaleg_node.doctor.diagnosis import Check
 
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -45,6 +45,36 @@ _ROWS = (
     (309, _WARNING, "External-IP is on where kube-proxy has no IPVS", programs.ipvs),
     (310, _WARNING, "kube-proxy does not know which packets are of pods", programs.local_detector),
     (311, _WARNING, "flowtables lead packets past our chains", programs.flowtables),
+    # The cluster and the access to it.
+    (401, _WARNING, "the kubeconfig ends, may be read by all, or names a Service", cluster.kubeconfig),
+    (402, _WARNING, "the service account has other rights than it needs", cluster.rights),
+    (403, _ERROR, "this host is not the node that it is taken for", cluster.node_name),
+    (404, _WARNING, "pods are in no known pod network", cluster.pod_networks),
+    (405, _WARNING, "the clock is wrong", cluster.clock),
+    (406, _NOTE, "MetalLB tells of its announcements by Events alone", cluster.only_events),
+    (407, _WARNING, "MetalLB may not announce from a node", cluster.excluded),
+    (408, _WARNING, "the network of a node is not ready", cluster.network_unavailable),
+    (409, _ERROR, "the cluster's state cannot be read", cluster.api),
+    (410, _WARNING, "two nodes are said to announce one Service", cluster.several_statuses),
+    # Files and the service.
+    (501, _ERROR, "the service cannot write its files, or cannot start", service.directories),
+    (502, _ERROR, "the service may not do what it must", service.unit),
+    (503, _WARNING, "the service begins after the kubelet", service.order),
+    (504, _ERROR, "a hook cannot be started here", service.hooks),
+    (505, _WARNING, "a replaced program runs or has left something", service.predecessors),
+    # Egress.
+    (601, _ERROR, "a gateway is no neighbour", egress.far_gateway),
+    (602, _ERROR, "a LoadBalancer address of another node is on this host", egress.local_addresses),
+    (603, _NOTE, "a labelled Service has no pods", egress.nobody_serves),
+    (604, _ERROR, "a node with egress pods does not run metaleg-node", egress.nodes_without),
+    (605, _WARNING, "a gateway has no endpoint of its Service", egress.gateway_will_move),
+    (606, _ERROR, "a gateway does not answer", egress.silent_gateway),
+    (607, _ERROR, "two hosts answer for a LoadBalancer address", egress.duplicates),
+    # Return paths.
+    (701, _ERROR, "the interface of a return path drops requests", return_path.without_address),
+    (702, _ERROR, "a return path has no interface", return_path.no_interface),
+    (703, _WARNING, "pools overlap", return_path.pools),
+    (704, _NOTE, "the kernel does not use several routers well", return_path.multipath),
 )
 
 CHECKS = tuple(

@@ -127,6 +127,31 @@ def check(kubeconfig: str, context: str = "") -> None:
         _pod_server()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Details:
+    """What of a kubeconfig may end, or be wrong in a way that only people see: the server's URL, the client certificate
+    (PEM) and the token; empty where there is none."""
+
+    server: str
+    certificate: bytes
+    token: str
+
+
+def details(kubeconfig: str, context: str = "") -> Details:
+    """Reads them without using them; runs no plugin. Raises CredentialsError, and OSError for a file that it names."""
+    file = Path(kubeconfig)
+    cluster, user = _chosen(file, _document(file), context)
+    certificate = b""
+    if data := user.get("client-certificate-data"):
+        certificate = _decoded(f"{file}: client-certificate-data", data)
+    elif name := user.get("client-certificate"):
+        certificate = (file.parent / name).read_bytes()
+    token = user.get("token", "")
+    if name := user.get("tokenFile"):
+        token = _token_of_file(f"{file}: tokenFile", file.parent / name, token)
+    return Details(server=cluster["server"], certificate=certificate, token=token)
+
+
 def cluster_of(kubeconfig: Path, context: str) -> Raw:
     """How a context reaches its cluster: fields of the kubeconfig, the certificate authority inline.
 

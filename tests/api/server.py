@@ -126,6 +126,10 @@ class ApiServer:
         self._open_socket = open_socket or _tcp
         self.service_account_token = "secret"
         self.authority = b""
+        self.clock_ahead = 0.0
+        """Seconds by which the server's clock is before this machine's."""
+        self.rules: list[Object] = []
+        """What a SelfSubjectRulesReview tells."""
         self.made: dict[str, Object] = {}
         """What was applied, by path."""
         self._faults: list[tuple[Callable[[Asked], bool], Fault, list[int]]] = []
@@ -463,7 +467,9 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{found['group']}/{found['version']}/{found['plural']}" if found and found["group"] else ""
         name = name or (f"{found['version']}/{found['plural']}" if found else "")
         table = api.tables.get(name)
-        if asked.path in api.made:
+        if asked.path == "/version":
+            self.json(200, {"major": "1", "minor": "33"})
+        elif asked.path in api.made:
             self.json(200, api.made[asked.path])
         elif found is None or table is None:
             self.raw(404, b"404 page not found\n", "text/plain; charset=utf-8")
@@ -478,6 +484,21 @@ class Handler(BaseHTTPRequestHandler):
                 version = name.rpartition("/")[0]
                 body = {"kind": f"{KINDS[found['plural']]}List", "apiVersion": version, **body}
             self.json(code, body)
+
+    def do_POST(self) -> None:
+        """Of all there is to ask, which rights somebody has."""
+        asked = self._asked()
+        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if refused := self._refusal(asked):
+            self.json(*refused)
+        elif content["kind"] != "SelfSubjectRulesReview" or not asked.path.endswith("/selfsubjectrulesreviews"):
+            self.json(*status(403, "Forbidden", f"nothing may be made of kind {content['kind']}"))
+        else:
+            rules = {"resourceRules": self.server.api.rules, "nonResourceRules": [], "incomplete": False}
+            self.json(201, {**content, "status": rules})
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string((timestamp or time.time()) + self.server.api.clock_ahead)
 
     def do_PATCH(self) -> None:
         asked = self._asked()

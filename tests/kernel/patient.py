@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from metaleg_node.configuration.options import Options
 from metaleg_node.doctor.diagnosis import Diagnosis, Finding
 from metaleg_node.doctor.examination import examine
+from tests.kernel_modules import needed
 from tests.netns import Netns
 
 Object = dict[str, Any]
@@ -30,6 +31,9 @@ def node(name: str, **status: Any) -> Object:
         "spec": {"podCIDRs": [f"10.244.{number}.0/24"]},
         "status": {"addresses": addresses, "conditions": [{"type": "Ready", "status": "True"}], **status},
     }
+
+
+NODES = (node("a"), node("b"))
 
 
 def service(
@@ -75,6 +79,25 @@ def service(
     ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A fault, and what is there `before` it: scripts of a shell, `files` below the root, `nodes` and `objects` of the
+    cluster; `settings` are appended to the configuration. `says` stands in the finding; `needs` are modules of the
+    kernel."""
+
+    code: str
+    settings: str = ""
+    before: Iterable[str] = ()
+    files_before: Mapping[str, str] = field(default_factory=dict)
+    objects: Iterable[Object] = ()
+    needs: Iterable[str] = ()
+    fault: Iterable[str] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    then: Iterable[Object] | None = None
+    then_nodes: Iterable[Object] | None = None
+    says: str
+
+
 class Patient:
     """The host. `root` is where other programs have their files."""
 
@@ -93,7 +116,7 @@ class Patient:
         for script in scripts:
             self._netns.run("sh", "-ec", script)
 
-    def know(self, *objects: Object, nodes: tuple[Object, ...] = (node("a"), node("b"))) -> None:
+    def know(self, *objects: Object, nodes: Iterable[Object] = NODES) -> None:
         """What the cluster holds."""
         self.state.write_text(yaml.safe_dump_all([*nodes, *objects]))
 
@@ -109,11 +132,6 @@ class Patient:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
-    def clear(self) -> None:
-        """No file is below the root."""
-        shutil.rmtree(self.root)
-        self.root.mkdir()
-
     @property
     def options(self) -> Options:
         return Options(config_file=self.config, runtime_dir=self._folder / "run", state_dir=self._folder / "lib")
@@ -127,3 +145,19 @@ class Patient:
         diagnosis = self.examined(code)
         assert not diagnosis.unseen, diagnosis.unseen
         return [finding for _, finding in diagnosis.findings]
+
+    def suffers(self, case: Case) -> None:
+        """The fault is found, and nothing before."""
+        self.know(*case.objects)
+        self.configure(case.settings)
+        self.write(case.files_before)
+        self.run(*case.before)
+        assert self.found(case.code) == []
+        needed(*case.needs)
+        self.run(*case.fault)
+        self.write(case.files)
+        self.know(*(case.objects if case.then is None else case.then), nodes=case.then_nodes or NODES)
+        finding, *_ = self.found(case.code)
+        assert case.says in finding.seen
+        assert finding.follows
+        assert finding.mend

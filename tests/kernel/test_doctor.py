@@ -2,29 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-
 import pytest
 
-from tests.kernel.patient import Object, Patient, service
-from tests.kernel_modules import needed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """A fault: what makes it, after what is there in any case. `files` are below the root, `config` is appended, `says`
-    stands in the finding; `needs` are modules of the kernel."""
-
-    code: str
-    before: Iterable[str] = ()
-    fault: Iterable[str] = ()
-    files: Mapping[str, str] = field(default_factory=dict)
-    settings: str = ""
-    objects: Iterable[Object] = ()
-    needs: Iterable[str] = ()
-    says: str
-
+from tests.kernel.patient import Case, Patient, service
 
 SERVICE = service("web", pods={"10.244.1.5": "a", "10.244.2.5": "b"}, announced_by="b")
 OTHER = "nft add table inet other; nft 'add chain inet other c { type %s; }'; nft 'add rule inet other c %s'"
@@ -222,14 +202,4 @@ CASES = (
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.code)
 def test_a_fault_is_found_and_nothing_before(patient: Patient, case: Case) -> None:
-    patient.know(*case.objects)
-    patient.configure(case.settings)
-    patient.run(*case.before)
-    assert patient.found(case.code) == []
-    needed(*case.needs)
-    patient.run(*case.fault)
-    patient.write(case.files)
-    (finding, *_) = patient.found(case.code)
-    assert case.says in finding.seen
-    assert finding.follows
-    assert finding.mend
+    patient.suffers(case)

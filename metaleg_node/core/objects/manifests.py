@@ -320,7 +320,8 @@ def _node(reader: Reader) -> Node:
         internal_ips=tuple(internal),
         addresses=tuple(addresses),
         pod_cidrs=_pod_cidrs(reader),
-        ready=_is_ready(reader),
+        ready=_condition(reader, "Ready"),
+        network_unavailable=_condition(reader, "NetworkUnavailable"),
     )
 
 
@@ -337,9 +338,10 @@ def _pod_cidrs(reader: Reader) -> tuple[Network, ...]:
     return (network,)
 
 
-def _is_ready(reader: Reader) -> bool:
+def _condition(reader: Reader, kind: str) -> bool:
+    """Whether a condition is there and true."""
     for field, entry in reader.entries("status.conditions"):
-        if entry.get("type") == "Ready":
+        if entry.get("type") == kind:
             status = entry.get("status")
             if status not in ("True", "False", "Unknown"):
                 reader.reject(f"{field}.status", status, 'one of "True", "False", "Unknown" (in quotes)')
