@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from metaleg_node import terminal
+from metaleg_node.core.problems import Severity
 from metaleg_node.doctor.diagnosis import Check, Diagnosis, Finding
 from metaleg_node.text import counted, printable
 
-VERSION = 1
-"""Of the document: another one when a key goes, or means something else."""
+_SEVERITIES: dict[Severity, Literal["note", "warning", "error"]] = {
+    Severity.NOTE: "note",
+    Severity.WARNING: "warning",
+    Severity.ERROR: "error",
+}
 
 
 class FindingDocument(TypedDict):
     """See `diagnosis.Finding`; `severity` is note, warning or error."""
 
     code: str
-    severity: str
+    severity: Literal["note", "warning", "error"]
     title: str
     seen: str
     follows: str
@@ -34,7 +38,7 @@ class UnseenDocument(TypedDict):
 class DoctorDocument(TypedDict):
     """What `doctor --json` prints."""
 
-    version: int
+    version: Literal[1]
     healthy: bool
     findings: list[FindingDocument]
     passed: list[str]
@@ -45,12 +49,12 @@ class DoctorDocument(TypedDict):
 def document(found: Diagnosis) -> DoctorDocument:
     """For programs."""
     return DoctorDocument(
-        version=VERSION,
+        version=1,
         healthy=found.healthy,
         findings=[
             FindingDocument(
                 code=check.code,
-                severity=str(check.severity),
+                severity=_SEVERITIES[check.severity],
                 title=check.title,
                 seen=one.seen,
                 follows=one.follows,
