@@ -93,7 +93,7 @@ def rights(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             seen=f"the service account may not {'; '.join(facts.review.missing)}",
             follows="What needs these objects does not work.",
-            mend="kubectl apply -f /etc/metaleg-node/kubernetes/rbac.yaml",
+            mend="kubectl apply -f /usr/share/doc/metaleg-node/examples/rbac.yaml",
         )
     for excess in facts.review.excess:
         yield Finding(

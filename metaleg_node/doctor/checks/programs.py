@@ -85,8 +85,9 @@ def networkd(facts: Facts) -> Iterator[Finding]:
             seen=f"systemd-networkd runs with {kept[0]} on ({where})",
             follows="It removes our rules and routes when it is restarted or reloaded; the service puts them back "
             "within a second.",
-            mend="printf '[Network]\\nManageForeignRoutingPolicyRules=no\\nManageForeignRoutes=no\\n' > "
-            "/etc/systemd/networkd.conf.d/metaleg-node.conf; systemctl restart systemd-networkd",
+            mend="mkdir -p /etc/systemd/networkd.conf.d; printf '[Network]\\nManageForeignRoutingPolicyRules=no\\n"
+            "ManageForeignRoutes=no\\n' > /etc/systemd/networkd.conf.d/metaleg-node.conf; "
+            "systemctl restart systemd-networkd",
         )
 
 

@@ -115,8 +115,8 @@ def order(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 seen=f"there is {kubelet}, and {_UNIT} has no Before= it",
                 follows="At boot pods may run before their rules are there, and leave with the node's address.",
-                mend=f"printf '[Unit]\\nBefore={kubelet}\\n' > /etc/systemd/system/{_UNIT}.d/order.conf; "
-                "systemctl daemon-reload",
+                mend=f"mkdir -p /etc/systemd/system/{_UNIT}.d; printf '[Unit]\\nBefore={kubelet}\\n' > "
+                f"/etc/systemd/system/{_UNIT}.d/order.conf; systemctl daemon-reload",
             )
 
 
