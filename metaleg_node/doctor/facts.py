@@ -18,6 +18,7 @@ from metaleg_node.core.others import Others
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.doctor.host_files import HostFiles
 from metaleg_node.kernel import other_filters, statistics
+from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink.interfaces import Device
 from metaleg_node.kernel.other_filters import Chain
 from metaleg_node.reconcile.machine import Machine
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 GROWTH_SECONDS = 0.5
 """How long counters are looked at, at least."""
 KUBE_PROXY_DEVICE = "kube-ipvs0"
+_COUNTERS = {
+    "reverse_path_drops": statistics.reverse_path_drops,
+    "conntrack_losses": statistics.conntrack_losses,
+}
 
 
 class NotSeenError(Exception):
@@ -48,7 +53,7 @@ class Facts:
         self.files = HostFiles(root)
         self.me = node_name(config)
         self._begin = time.monotonic()
-        self._before = {name: _counted(name) for name in ("reverse_path_drops", "conntrack_losses")}
+        self._before = {name: _counted(name) for name in _COUNTERS}
 
     # --- this host ---
 
@@ -89,7 +94,10 @@ class Facts:
     def growth(self, name: str) -> int:
         """By how much a counter of `kernel.statistics` grew while we looked: half a second at least."""
         time.sleep(max(0.0, self._begin + GROWTH_SECONDS - time.monotonic()))
-        return _counted(name) - self._before[name]
+        before, now = self._before[name], _counted(name)
+        if before is None or now is None:
+            raise NotSeenError("the kernel does not count that here")
+        return now - before
 
     @cached_property
     def addresses(self) -> frozenset[Address]:
@@ -172,9 +180,9 @@ class Facts:
         return tuple(problem for problem in self.situation.desired.problems if problem.code in codes)
 
 
-def _counted(name: str) -> int:
-    counter = {
-        "reverse_path_drops": statistics.reverse_path_drops,
-        "conntrack_losses": statistics.conntrack_losses,
-    }[name]
-    return counter()
+def _counted(name: str) -> int | None:
+    """None where the kernel has no such counter, as without conntrack."""
+    try:
+        return _COUNTERS[name]()
+    except KernelError:
+        return None

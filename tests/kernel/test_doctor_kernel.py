@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from metaleg_node.kernel import process
+from metaleg_node.kernel import process, statistics
 from tests.kernel.patient import Patient
 from tests.netns import Netns
 
@@ -112,6 +112,17 @@ def test_what_a_reverse_path_filter_drops_now_is_told(patient: Patient) -> None:
             ended.set()
             thread.join()
     assert finding.seen.startswith("reverse-path filters dropped ")
+
+
+def test_a_kernel_that_does_not_count_keeps_no_other_check_from_being_made(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "_NET", tmp_path)
+    found = patient.examined("ML-2")
+    assert [(check.code, reason) for check, reason in found.unseen] == [
+        ("ML-204", "the kernel does not count that here")
+    ]
+    assert len(found.passed) > 8
 
 
 def forged() -> bytes:
