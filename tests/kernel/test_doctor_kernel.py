@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from metaleg_node.kernel import process, statistics
-from tests.kernel.patient import Patient
+from tests.kernel.patient import Patient, service
 from tests.netns import Netns
 
 _UNAME26 = 0x0020000
@@ -39,6 +39,8 @@ def test_an_old_kernel_is_told(patient: Patient) -> None:
     assert finding.seen.startswith("Linux 2.6.")
 
 
+OF_FILES = {"ML-304", "ML-305", "ML-306"}
+"""They are of the machine that the namespace is on."""
 NFT_FAULTS = {
     "ML-101": ('test "$1" = --version && exec echo "nftables v0.9.8 (E.D.S.)"', "nft 0.9.8 is older than 1.0.6"),
     "ML-103": ('case "$*" in *"list chains"*) kill -SEGV $$;; esac', "was ended by signal 11"),
@@ -73,6 +75,18 @@ def test_no_nft_is_told(patient: Patient, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(process, "SEARCH_PATH", str(tmp_path))
     (finding,) = patient.found("ML-102")
     assert "the program nft is not installed" in finding.seen
+
+
+def test_who_may_not_look_finds_nothing_wrong(patient: Patient, netns: Netns) -> None:
+    patient.know(*service("web", pods={"10.244.1.5": "a", "10.244.2.5": "b"}, announced_by="b"))
+    command = [sys.executable, "-m", "metaleg_node", "--config", str(patient.config), "doctor", "--json"]
+    drop = ["setpriv", "--bounding-set", "-net_admin,-net_raw"]
+    found = {}
+    for only in ("ML-1", "ML-30", "ML-60"):
+        found[only] = json.loads(netns.run(*drop, *command, "--only", only, check=False).stdout)
+    assert not {one["code"] for part in found.values() for one in part["findings"]} - OF_FILES
+    unseen = {one["code"] for part in found.values() for one in part["unseen"]}
+    assert unseen >= {"ML-103", "ML-104", "ML-106", "ML-109", "ML-301", "ML-308"}
 
 
 def test_a_full_conntrack_is_told(patient: Patient, netns: Netns, tmp_path: Path) -> None:

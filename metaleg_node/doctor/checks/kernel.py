@@ -12,6 +12,7 @@ from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.packet_filter import LABELS
 
 _FULL = 0.8
+_NOT_ALLOWED = "not permitted"
 _LEGACY_AND_NFT = ("ip filter", "ip nat", "ip mangle", "ip raw")
 
 
@@ -42,6 +43,8 @@ def listing(_: Facts) -> Iterator[Finding]:
     try:
         other_filters.chains()
     except KernelError as error:
+        if _NOT_ALLOWED in str(error):
+            raise
         yield Finding(
             seen=str(error),
             follows="nft cannot list what another program wrote with a newer one, as a proxy in a container may: our "

@@ -3,10 +3,12 @@ checked and never made (`nft --check`)."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from metaleg_node.kernel import process
+from metaleg_node.kernel.errors import refusal
 from metaleg_node.kernel.nftables.table import FAMILY, NAME
 from metaleg_node.kernel.packet_filter import LABELS
 
@@ -41,4 +43,6 @@ def _complaint(names: Iterable[str]) -> str:
         lines.append(f"add chain {_TABLE} c{number} {{ {chain}; }}")
         lines.append(f"add rule {_TABLE} c{number} {rule}")
     done = process.run(["nft", "--check", "-f", "-"], stdin="\n".join(lines) + "\n")
+    if "Operation not permitted" in done.stderr:
+        raise refusal("try what our table is made of", errno.EPERM)
     return next(iter(done.stderr.strip().splitlines()), "no reason given")[:200] if done.returncode else ""
