@@ -22,6 +22,7 @@ from metaleg_node.reconcile.reconciler import Reconciler
 
 _NETWORKS, _PEERS = 1000, 16
 _OURS = "metaleg-node, 1,000 networks"
+_SYMMETRIC = "the same, answers by the peer of the request"
 _FIRST = int(IPv4Address("100.64.0.0"))
 
 
@@ -35,12 +36,15 @@ def _control(directory: Path, rounds: int) -> Iterator[Figure]:
     first: list[float] = []
     again: list[float] = []
     reread: list[float] = []
+    symmetric: list[tuple[float, float, float]] = []
     by_hand: list[float] = []
     batched: list[float] = []
     for _ in range(rounds):
-        with nodes(["ours", "by-hand", "batched"], _PEERS) as spaces:
+        with nodes(["ours", "symmetric", "by-hand", "batched"], _PEERS) as spaces:
             with spaces["ours"].inside():
                 took = _reconcile(directory)
+            with spaces["symmetric"].inside():
+                symmetric.append(_reconcile(directory, symmetric=True))
             first.append(took[0])
             again.append(took[1])
             reread.append(took[2])
@@ -49,6 +53,8 @@ def _control(directory: Path, rounds: int) -> Iterator[Figure]:
     yield Figure(name="metaleg-node: first apply", unit="ms", values=tuple(first), at_most=200)
     yield Figure(name="metaleg-node: unchanged comparison", unit="ms", values=tuple(again), at_most=20)
     yield Figure(name="the same, with the packet filter read again", unit="ms", values=tuple(reread))
+    for name, values in zip(("first apply", "unchanged comparison"), zip(*symmetric, strict=True), strict=False):
+        yield Figure(name=f"{_SYMMETRIC}: {name}", unit="ms", values=tuple(values))
     yield Figure(name="a loop of `ip rule add`", unit="ms", values=tuple(by_hand))
     yield Figure(name="one `ip -batch` of the same rules", unit="ms", values=tuple(batched))
 
@@ -58,25 +64,28 @@ def _forwarding(directory: Path, rounds: int) -> Iterator[Figure]:
     case = Case(
         layout="", kind="", packets=from_pods(OTHER_PODS), answers=to_address(IPv4Address(ADDRESS), share=10_000)
     )
-    with nodes(["none", "none-again", "paths", "rules"], _PEERS) as spaces:
+    with nodes(["none", "none-again", "paths", "symmetric", "rules"], _PEERS) as spaces:
         with spaces["paths"].inside():
             _reconcile(directory)
+        with spaces["symmetric"].inside():
+            _reconcile(directory, symmetric=True)
         _in_one_batch(spaces["rules"])
         titles = (
             "no return path",
             "the same node a second time (the method's error)",
             _OURS,
+            _SYMMETRIC,
             "1,000 rules `from NETWORK`",
         )
         yield from beside_first(dict(zip(titles, spaces.values(), strict=True)), case, rounds, aim=_OURS)
 
 
-def _reconcile(directory: Path) -> tuple[float, float, float]:
+def _reconcile(directory: Path, *, symmetric: bool = False) -> tuple[float, float, float]:
     """Milliseconds in this namespace of a first apply and of comparisons that find nothing to do: an ordinary one, and
     one as at reconcile.interval, which does not rely on what is known of the packet filter."""
     cluster = _cluster()
     with Machine(directory) as machine:
-        reconciler = Reconciler(machine, _config())
+        reconciler = Reconciler(machine, _config(symmetric=symmetric))
         started = time.monotonic()
         plan = reconciler.plan(cluster)
         assert plan.desired.state.firewall
@@ -94,8 +103,9 @@ def _reconcile(directory: Path) -> tuple[float, float, float]:
         return (times[1] - times[0]) * 1000, (times[2] - times[1]) * 1000, (times[3] - times[2]) * 1000
 
 
-def _config() -> Config:
-    return parse("node.name = 'node1'\negress.enabled = false\nreturn_path.bgp.enabled = true\n", file="bench")
+def _config(*, symmetric: bool) -> Config:
+    bgp = f"return_path.bgp = {{ enabled = true, symmetric = {str(symmetric).lower()} }}"
+    return parse(f"node.name = 'node1'\negress.enabled = false\n{bgp}\n", file="bench")
 
 
 def _networks() -> list[str]:
