@@ -38,8 +38,9 @@ from tests.unit.test_pools import BGP, advertise, cluster, peer, pool
 
 PORT, SPEAKER = 5000, 5001
 ROUTERS = (1, 2, 3)
-POD, FAR, HOST = 1, 2, 3
-"""What answers at a LoadBalancer address: a pod of the node, one of another node, the node itself."""
+POD, FAR, HOST, BEHIND = 1, 2, 3, 4
+"""What answers at a LoadBalancer address: a pod of the node, one of another node, the node itself, a server behind the
+other node that nobody knows to be one (IPv4 alone)."""
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 _NUMBERS = itertools.count(1)
 
@@ -52,11 +53,12 @@ table inet services {
         ip daddr 192.0.2.2 dnat ip to 10.244.2.2
         ip6 daddr 2001:db8:2::2 dnat ip6 to fd00:244:2::2
         ip daddr 192.0.2.3 dnat ip to 10.0.0.1
+        ip daddr 192.0.2.4 dnat ip to 203.0.113.9
         ip6 daddr 2001:db8:2::3 dnat ip6 to fd00::1
     }
     chain after {
         type nat hook postrouting priority srcnat
-        ip daddr 10.244.2.2 masquerade
+        ip daddr { 10.244.2.2, 203.0.113.9 } masquerade
         ip6 daddr fd00:244:2::2 masquerade
     }
 }
@@ -280,6 +282,7 @@ def _connect(names: dict[str, Namespace]) -> None:
             *(_address(a) for a in ("10.0.3.1/24 dev eth1", "fd00:3::1/64 dev eth1")),
             *(_address(a) for a in ("10.244.1.1/24 dev pod0", "fd00:244:1::1/64 dev pod0")),
             *("route add " + r for r in ("10.244.2.0/24 via 10.0.0.2", "fd00:244:2::/64 via fd00::2")),
+            "route add 203.0.113.9 via 10.0.0.2",
             *("route add default via " + r for r in ("10.0.0.99", "fd00::99")),
         ]
     )
@@ -295,7 +298,7 @@ def _connect(names: dict[str, Namespace]) -> None:
         [
             "link set eth0 up",
             *(_address(a) for a in ("10.0.0.2/24 dev eth0", "fd00::2/64 dev eth0")),
-            *(_address(a) for a in ("10.244.2.2/32 dev lo", "fd00:244:2::2/128 dev lo")),
+            *(_address(a) for a in ("10.244.2.2/32 dev lo", "203.0.113.9/32 dev lo", "fd00:244:2::2/128 dev lo")),
             *(
                 f"route add {to} src {source}"
                 for to, source in (("10.0.0.1 dev eth0", "10.244.2.2"), ("fd00::1 dev eth0", "fd00:244:2::2"))

@@ -16,7 +16,7 @@ from metaleg_node.core.return_path.node import PathDecision
 from metaleg_node.daemon import report
 from metaleg_node.reconcile.reconciler import Plan, carry_out, cleanup_plan
 from tests.patience import patient
-from tests.router_net import FAR, HOST, POD, ROUTERS, TCP, UDP, RouterNet, client, lb, router, router_net, say
+from tests.router_net import BEHIND, FAR, HOST, POD, ROUTERS, TCP, UDP, RouterNet, client, lb, router, router_net, say
 from tests.unit.test_pools import BGP
 
 ANY = f"{BGP}symmetric = false\n"
@@ -188,7 +188,8 @@ table inet others {
 
 def test_marks_of_others_stay_and_what_they_restore_leads_no_request_astray(net: RouterNet) -> None:
     net.node.run("nft", "-f", "-", stdin=OTHERS)
-    assert net.answered(ROUTERS, POD) == ALL
+    for to in (POD, BEHIND):
+        assert net.answered(ROUTERS, to) == ALL
     with net.open(0, POD) as sock, net.open(2, POD) as other:
         for number in (1, 2):
             net.lead(0, number)
