@@ -30,6 +30,7 @@ _COMMANDS = (
     "explain",
     "doctor",
     "trace",
+    "report",
     "kubeconfig",
     "import_env",
     "demo",

@@ -77,6 +77,9 @@ class FakePacketFilter:
     def lacking(self) -> dict[str, str]:
         return {}
 
+    def listing(self) -> str:
+        return str(self.firewall)
+
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         return frozenset(name for name in interfaces if not name.replace(".", "").isalnum())
 

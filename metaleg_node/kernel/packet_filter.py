@@ -81,5 +81,8 @@ class PacketFilter(Protocol):
         """What its rules are made of that this kernel, or a program that speaks to it, refuses, and with which words.
         Tries it without changing anything."""
 
+    def listing(self) -> str:
+        """All of ours in it, as its own program prints it."""
+
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         """Those of the interfaces that it cannot name."""

@@ -129,6 +129,10 @@ class Nftables:
     def lacking(self) -> Mapping[str, str]:
         return probe.lacking()
 
+    def listing(self) -> str:
+        done = process.run(["nft", "list", "table", FAMILY, NAME])
+        return done.stdout if not done.returncode else _complaint(done.stderr)
+
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         return frozenset(name for name in interfaces if not _PLAIN_INTERFACE.fullmatch(name))
 
