@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+from collections.abc import Iterable, Sequence
+
+from metaleg_node.text import table
 
 CHOICES = ("auto", "always", "never")
 
 _GREEN, _RED, _YELLOW, _BOLD = "32", "31", "33", "1"
 _COLOURS = {
-    **dict.fromkeys(("same", "yes", "active", "ok", "+"), _GREEN),
-    **dict.fromkeys(("differs", "no", "unavailable", "inactive", "error", "-"), _RED),
-    **dict.fromkeys(("?", "warning", "~"), _YELLOW),
+    **dict.fromkeys(("same", "yes", "active", "ok"), _GREEN),
+    **dict.fromkeys(("differs", "no", "unavailable", "inactive", "error"), _RED),
+    **dict.fromkeys(("?", "warning"), _YELLOW),
 }
 """Words by what they say (SGR, ECMA-48)."""
 _NARROWEST = 40
@@ -44,17 +47,28 @@ def width() -> int | None:
         return None
 
 
-def paint(cell: str) -> str:
-    """A word that stands alone, blanks around it or not, in its colour, where it has one."""
+def paint(cell: str, like: str = "") -> str:
+    """A word that stands alone, blanks around it or not, in its colour, where it has one; or in that of another."""
     word = cell.strip()
-    if not _Terminal.coloured or word not in _COLOURS:
+    colour = _COLOURS.get(like or word)
+    if not _Terminal.coloured or not colour:
         return cell
-    return cell.replace(word, f"\x1b[{_COLOURS[word]}m{word}\x1b[0m")
+    return cell.replace(word, f"\x1b[{colour}m{word}\x1b[0m")
 
 
 def bold(text: str) -> str:
     """A text that is looked for first."""
     return f"\x1b[{_BOLD}m{text}\x1b[0m" if _Terminal.coloured else text
+
+
+def fitted(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
+    """A table that fits, with its words in colour; see `text.table`."""
+    return table(rows, header, width(), paint)
+
+
+def page(text: str) -> str:
+    """A text in the place of the one before: a terminal is cleared, elsewhere an empty line is between."""
+    return f"\x1b[H\x1b[J{text}" if sys.stdout.isatty() else f"{text}\n"
 
 
 def wrapped(text: str, first: str = "", rest: str = "") -> str:

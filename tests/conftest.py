@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import uuid
 from collections.abc import Iterator
@@ -38,6 +39,13 @@ def _signals_are_not_ignored_by_what_tests_start() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_terminal_is_told_of() -> None:
+    """pytest tells its workers how wide its own terminal is."""
+    for name in ("COLUMNS", "NO_COLOR"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture

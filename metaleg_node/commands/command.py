@@ -17,6 +17,7 @@ from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Problem
 from metaleg_node.daemon import log as logs
 from metaleg_node.sources import once
+from metaleg_node.text import printable
 
 EX_CONFIG = 78
 DEFAULT_CONFIG = Path("/etc/metaleg-node/config.toml")
@@ -117,4 +118,4 @@ def read_cluster(config: Config) -> ClusterState:
 def print_problems(problems: Iterable[Problem]) -> None:
     """On standard error, beside what the command prints."""
     for problem in problems:
-        print(f"! {problem.line}", file=sys.stderr)
+        print(terminal.wrapped(f"! {printable(problem.line)}", rest="    "), file=sys.stderr)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
+from metaleg_node import terminal
 from metaleg_node.commands.command import Command, configured, json_option, print_problems, read_cluster
+from metaleg_node.core.changes import Action, Change
 from metaleg_node.core.problems import Problem
 from metaleg_node.daemon import report, status
 from metaleg_node.reconcile.documents import HookDocument, hook_document
@@ -25,7 +27,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(json.dumps(_document(plan, paths, problems), indent=2))
     else:
         print(*(f"{status.paths_table(paths)}\n",) if paths else (), sep="", end="\n" if paths else "")
-        print(*plan.changes, counted(len(plan.changes), "change") if plan.changes else "nothing to do", sep="\n")
+        print(*map(_line, plan.changes), _count(len(plan.changes)), sep="\n")
     return 2 if plan.changes else 0
 
 
@@ -39,6 +41,19 @@ class PlanDocument(HookDocument):
 def _document(plan: Plan, paths: list[status.PathStatus], problems: list[Problem]) -> PlanDocument:
     changes = hook_document(plan.changes)["changes"]
     return PlanDocument(version=1, changes=changes, paths=paths, problems=report.problem_list(problems))
+
+
+_LIKE = {Action.ADD: "yes", Action.REMOVE: "no", Action.CHANGE: "warning"}
+"""The words in whose colours the signs are."""
+
+
+def _line(change: Change) -> str:
+    lines = terminal.wrapped(str(change), rest="    ")
+    return terminal.paint(change.action, like=_LIKE[change.action]) + lines[len(change.action) :]
+
+
+def _count(changes: int) -> str:
+    return counted(changes, "change") if changes else "nothing to do"
 
 
 COMMAND = Command(

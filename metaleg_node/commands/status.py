@@ -5,17 +5,36 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from metaleg_node import terminal
 from metaleg_node.commands.command import Command, general_options, json_option
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon import lock, report, status
 
 _NOT_RUNNING = 3
+_PAUSE = 1.0
+"""Seconds from one look to the next: as often as the service gives a sign of life."""
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    text, code = _look(arguments)
+    if not arguments.watch:
+        print(text)
+        return code
+    with suppress(KeyboardInterrupt):
+        while True:
+            print(terminal.page(text), flush=True)
+            time.sleep(_PAUSE)
+            text, code = _look(arguments)
+    return code
+
+
+def _look(arguments: argparse.Namespace) -> tuple[str, int]:
+    """What there is to print now, and the exit status."""
     runtime_dir = general_options(arguments).runtime_dir
     document = status.read(runtime_dir)
     holder = lock.holder_of()
@@ -23,17 +42,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if document is None or holder is None or holder.pid != document["pid"]:
         text, code = _nothing(document, holder, runtime_dir, silence)
         nothing = status.NothingTold(version=1, running=code != _NOT_RUNNING, healthy=False, reason=text)
-        print(json.dumps(nothing, indent=2) if arguments.json else text)
-        return code
+        return json.dumps(nothing, indent=2) if arguments.json else terminal.wrapped(text), code
     if doubt := _doubt(document["pid"], runtime_dir, silence):
         problem = Problem(code=Code.STATUS_FILE, text=doubt)
         document["problems"] = [*report.problem_list([problem]), *document["problems"]]
         document["healthy"] = False
-    if arguments.json:
-        print(json.dumps(document, indent=2))
-    else:
-        print(status.render(document, datetime.now(UTC)), end="")
-    return 0 if document["healthy"] else 1
+    text = json.dumps(document, indent=2) if arguments.json else status.render(document, datetime.now(UTC))
+    return text.rstrip("\n"), 0 if document["healthy"] else 1
 
 
 def _doubt(pid: int, runtime_dir: Path, silence: float) -> str:
@@ -80,6 +95,11 @@ def _nothing(
     return f"metaleg-node is not running, or just begins: {holder} has its lock, {left}", _NOT_RUNNING
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    json_option(parser)
+    parser.add_argument("--watch", action="store_true", help="show it anew each second, until Ctrl-C")
+
+
 COMMAND = Command(
     name="status",
     run=_run,
@@ -87,5 +107,5 @@ COMMAND = Command(
     description="Shows what the running service does: Services, gateways, return paths, the last reconcile, and "
     "all that does not work.",
     statuses="0 when it is healthy, 1 when it is not or gives no sign of life, 3 when it does not run",
-    options=json_option,
+    options=_options,
 )

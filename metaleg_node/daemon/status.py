@@ -12,8 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict, cast
 
-from metaleg_node import files
-from metaleg_node.text import counted, printable, table
+from metaleg_node import files, terminal
+from metaleg_node.terminal import fitted
+from metaleg_node.text import counted, printable
 
 _FILE = "status.json"
 SILENT_SECONDS = 10.0
@@ -224,25 +225,25 @@ def read(runtime_dir: Path) -> StatusDocument | None:
 
 def paths_table(paths: Iterable[PathStatus]) -> str:
     """Return paths for a terminal, without a final newline."""
-    return table(map(_path_row, paths), _PATH_HEADER)
+    return fitted(map(_path_row, paths), _PATH_HEADER)
 
 
 def render(document: StatusDocument, now: datetime) -> str:
     """The document as whole lines for a terminal; `now`, with its time zone, is what ages are counted from."""
     parts = [_summary(document, now)]
     if document["services"]:
-        parts.append(table(map(_service_row, document["services"]), _SERVICE_HEADER))
+        parts.append(fitted(map(_service_row, document["services"]), _SERVICE_HEADER))
     if document["unlisted"]:
         more = ", ".join(f"{reason} {number}" for reason, number in document["unlisted"].items())
         parts.append(f"More Services are unavailable: {more}")
     if document["gateways"]:
-        parts.append(table(map(_gateway_row, document["gateways"]), _GATEWAY_HEADER))
+        parts.append(fitted(map(_gateway_row, document["gateways"]), _GATEWAY_HEADER))
     if document["exits"]:
-        parts.append(table(map(_exit_row, document["exits"]), _EXIT_HEADER))
+        parts.append(fitted(map(_exit_row, document["exits"]), _EXIT_HEADER))
     if document["paths"]:
         parts.append(paths_table(document["paths"]))
     if document["external_ips"]:
-        parts.append(table(map(_external_row, document["external_ips"]), _EXTERNAL_HEADER))
+        parts.append(fitted(map(_external_row, document["external_ips"]), _EXTERNAL_HEADER))
     if document["problems"]:
         parts.append("\n".join(["Problems:", *map(_problem_line, document["problems"])]))
     return "\n\n".join(parts) + "\n"
@@ -269,7 +270,13 @@ def _summary(document: StatusDocument, now: datetime) -> str:
         ("last reconcile", _reconcile(document["last_reconcile"], now)),
         ("repaired", repaired or "nothing"),
     ]
-    return "\n".join(f"{name + ':':<16}{printable(value)}" for name, value in lines)
+    return "\n".join(_named(name, printable(value)) for name, value in lines)
+
+
+def _named(name: str, value: str) -> str:
+    if value == terminal.paint(value):
+        return terminal.wrapped(value, f"{name + ':':<16}", " " * 16)
+    return f"{name + ':':<16}{terminal.paint(value)}"
 
 
 def _source(source: SourceStatus, now: datetime) -> str:
@@ -337,4 +344,6 @@ def _external_row(one: ExternalIpStatus) -> tuple[object, ...]:
 
 def _problem_line(problem: ProblemStatus) -> str:
     text = ": ".join(filter(None, (problem["subject"], problem["text"])))
-    return f"  {problem['severity']:<7}  {printable(text)} [{problem['code']}]"
+    severity = f"{problem['severity']:<7}"
+    lines = terminal.wrapped(f"{printable(text)} [{problem['code']}]", f"  {severity}  ", " " * 11)
+    return lines.replace(severity, terminal.paint(severity), 1)
