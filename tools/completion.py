@@ -1,9 +1,12 @@
-"""The completion for bash, from the command line's parser."""
+"""Completions from the command line's parser: for zsh and fish by shtab. The one for bash is our own: shtab's takes no
+blank in a file's name and no --option=value."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Iterator
 
+from metaleg_node.cli import parser
 from tools.grammar import Argument, Command, commands, program
 
 _KINDS = {"FILE": "default", "DIR": "dirnames"}
@@ -58,6 +61,35 @@ def script() -> str:
         values="\n".join(_branches(values, " " * 8)),
         words="\n".join(_branches(words, " " * 16)),
     )
+
+
+def zsh() -> str:
+    """completion/_metaleg-node."""
+    return _by_shtab("zsh")
+
+
+def fish() -> str:
+    """completion/metaleg-node.fish."""
+    return _by_shtab("fish")
+
+
+def _by_shtab(shell: str) -> str:
+    # The manual pages, and the tests that ask for paths alone, need none of it.
+    import shtab  # noqa: PLC0415
+
+    whole = parser()
+    _tell_files(whole, {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY})
+    return f"{shtab.complete(whole, shell=shell).rstrip()}\n"
+
+
+def _tell_files(made: argparse.ArgumentParser, kinds: dict[str, object]) -> None:
+    """Where the value of an argument is a file or a directory."""
+    for action in made._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _tell_files(command, kinds)
+        elif action.metavar in kinds:
+            action.complete = kinds[action.metavar]  # type: ignore[attr-defined]
 
 
 def _branches(cases: Iterable[tuple[str, tuple[str, ...]]], indent: str) -> Iterator[str]:

@@ -60,6 +60,8 @@ FILES = {
     "etc/iproute2/rt_protos.d/metaleg-node.conf": route_protocols,
     "etc/iproute2/rt_tables.d/metaleg-node.conf": route_tables,
     "completion/metaleg-node": completion.script,
+    "completion/_metaleg-node": completion.zsh,
+    "completion/metaleg-node.fish": completion.fish,
     "man/metaleg-node.8": manual.command_page,
     "man/metaleg-node.toml.5": manual.file_page,
     **schemas.files(),

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import pty
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -247,34 +242,16 @@ def test_status_tells_of_the_running_service_only(node: Node) -> None:
     assert (done.returncode, json.loads(done.stdout)) == (3, nothing)
 
 
-def on_a_terminal(node: Node, columns: int, *words: str) -> tuple[int, str]:
-    """The exit status of a command, and what a terminal of this width shows, with all escape sequences. It is
-    interrupted once it has shown two pages."""
-    terminal, other = pty.openpty()
-    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {"PATH": os.environ["PATH"], "TERM": "xterm"}
-    with subprocess.Popen(node.daemon._argv(*words), stdout=other, stderr=other, env=environment) as command:
-        os.close(other)
-        shown = b""
-        with contextlib.suppress(OSError):  # The end of a terminal that nobody has open any more.
-            while got := os.read(terminal, 65536):
-                shown += got
-                if shown.count(b"\x1b[H") == 2:
-                    command.send_signal(signal.SIGINT)
-        os.close(terminal)
-    return command.returncode, shown.decode().replace("\r\n", "\n")
-
-
 def test_on_a_terminal_lines_fit_and_words_are_coloured_and_status_can_be_watched(node: Node) -> None:
     escape = re.compile(r"\x1b\[[0-9;]*[mHJ]")
-    code, shown = on_a_terminal(node, 80, "plan")
+    code, shown = node.daemon.on_terminal(80, "plan")
     assert code == 2
     assert "\x1b[32m+\x1b[0m" in shown
     assert max(len(line) for line in escape.sub("", shown).splitlines()) <= 80
     node.start()
     node.daemon.wait_ready()
     assert wait_until(lambda: node.run("status").returncode == 0, SETTLED)
-    code, shown = on_a_terminal(node, 80, "status", "--watch", "--color", "never")
+    code, shown = node.daemon.on_terminal(80, "status", "--watch", "--color", "never")
     first, second = shown.split("\x1b[H\x1b[J")[1:]
     assert code == 0
     assert "healthy:        yes" in first

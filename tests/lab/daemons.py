@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import signal
+import struct
 import subprocess
+import termios
 from typing import Any
 
 from metaleg_node.kernel import process
@@ -31,6 +37,23 @@ class Daemon(daemons.Daemon):
     def command(self, *words: str, timeout: float = 60) -> process.Completed:
         """Runs another command of metaleg-node on this node, with the same files."""
         return process.run(self._argv(*words), timeout=timeout)
+
+    def on_terminal(self, columns: int, *words: str) -> tuple[int, str]:
+        """The exit status of a command, and what a terminal of this width shows, with all escape sequences. It is
+        interrupted once it has shown two pages."""
+        terminal, other = pty.openpty()
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        environment = {"PATH": os.environ["PATH"], "TERM": "xterm"}
+        with subprocess.Popen(self._argv(*words), stdout=other, stderr=other, env=environment) as command:
+            os.close(other)
+            shown = b""
+            with contextlib.suppress(OSError):  # The end of a terminal that nobody has open any more.
+                while got := os.read(terminal, 65536):
+                    shown += got
+                    if shown.count(b"\x1b[H") == 2:
+                        command.send_signal(signal.SIGINT)
+            os.close(terminal)
+        return command.returncode, shown.decode().replace("\r\n", "\n")
 
     def reload(self) -> None:
         self._signal(signal.SIGHUP)

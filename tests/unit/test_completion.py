@@ -1,4 +1,4 @@
-"""The completion in a real bash, on a terminal of its own."""
+"""The completions in real shells; bash and zsh on terminals of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import select
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,12 +29,14 @@ bind -x '"\\C-g": printf "\\n<%s>\\n" "$READLINE_LINE"'
 
 
 class Shell:
-    """An interactive bash that one types into."""
+    """An interactive shell that one types into, by default a bash."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, argv: Sequence[str] = ("bash", "--norc", "--noprofile", "-i"), set_up: str = SET_UP
+    ) -> None:
         self._terminal, other = pty.openpty()
-        self._bash = subprocess.Popen(
-            ["bash", "--norc", "--noprofile", "-i"],
+        self._shell = subprocess.Popen(
+            argv,
             stdin=other,
             stdout=other,
             stderr=other,
@@ -43,7 +45,7 @@ class Shell:
             start_new_session=True,
         )
         os.close(other)
-        os.write(self._terminal, SET_UP.encode())
+        os.write(self._terminal, set_up.encode())
 
     def after(self, typed: str, key: str) -> str:
         """The line that is there after somebody has typed a part of it and pressed a key."""
@@ -51,13 +53,13 @@ class Shell:
         heard, deadline = "", time.monotonic() + TIMEOUT
         while not (found := re.search(r"\n<(.*)>\r\n", heard)):
             ready, _, _ = select.select([self._terminal], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"bash has only said {heard!r}"
+            assert ready, f"the shell has only said {heard!r}"
             heard += os.read(self._terminal, 65536).decode()
         return found[1]
 
     def close(self) -> None:
-        self._bash.kill()
-        self._bash.wait()
+        self._shell.kill()
+        self._shell.wait()
         os.close(self._terminal)
 
 
@@ -124,3 +126,65 @@ def test_values_of_a_few_words_are_all_there(shell: Shell) -> None:
 def test_shellcheck_has_nothing_to_say() -> None:
     done = subprocess.run(["shellcheck", ROOT / "completion/metaleg-node"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+# --- zsh and fish ----------------------------------------------------------------------------------------------------
+
+ZSH = f"""\
+PS1= ; unsetopt zle_bracketed_paste prompt_cr prompt_sp; unset zle_bracketed_paste
+fpath=({ROOT}/completion $fpath); autoload -Uz compinit; compinit -u -D
+show() {{ print -r -- "\n<$BUFFER>" }}; zle -N show; bindkey -e; bindkey '^G' show
+"""
+
+
+@pytest.fixture(scope="module")
+def zsh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    directory = tmp_path_factory.mktemp("zsh")
+    (directory / "state.yaml").touch()
+    shell = Shell(directory, ("zsh", "-f", "-i"), ZSH)
+    yield shell
+    shell.close()
+
+
+TYPED = [
+    ("metaleg-node pl", "metaleg-node plan "),
+    ("metaleg-node plan --j", "metaleg-node plan --json "),
+    ("metaleg-node --config sta", "metaleg-node --config state.yaml "),
+    ("metaleg-node --log-level d", "metaleg-node --log-level debug "),
+    ("metaleg-node report sta", "metaleg-node report state.yaml "),
+]
+
+
+@pytest.mark.parametrize(("typed", "line"), TYPED)
+def test_what_is_typed_into_zsh_is_completed(zsh: Shell, typed: str, line: str) -> None:
+    assert zsh.after(typed, COMPLETE) == line
+
+
+def by_fish(directory: Path, typed: str) -> list[str]:
+    """The words that fish proposes for the last one."""
+    script = f"source {ROOT}/completion/metaleg-node.fish; complete -C '{typed}'"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(directory), "TERM": "dumb"}
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", script],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return [line.partition("\t")[0] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("typed", "line"), TYPED)
+def test_what_is_typed_into_fish_is_completed(tmp_path: Path, typed: str, line: str) -> None:
+    (tmp_path / "state.yaml").touch()
+    assert by_fish(tmp_path, typed) == [line.rsplit(maxsplit=1)[-1]]
+
+
+def test_fish_knows_every_command_and_option(tmp_path: Path) -> None:
+    assert sorted(by_fish(tmp_path, "metaleg-node ")) == sorted(command.name for command in commands())
+    for command in commands():
+        names = {name for argument in command.arguments for name in argument.names if name.startswith("--")}
+        assert names <= set(by_fish(tmp_path, f"metaleg-node {command.name} --"))
