@@ -86,8 +86,10 @@ def _tell_files(made: argparse.ArgumentParser, kinds: dict[str, object]) -> None
     """Where the value of an argument is a file or a directory."""
     for action in made._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                _tell_files(command, kinds)
+            for told in action._choices_actions:
+                # A shell shows one line.
+                action.choices[told.dest].description = told.help
+                _tell_files(action.choices[told.dest], kinds)
         elif action.metavar in kinds:
             action.complete = kinds[action.metavar]  # type: ignore[attr-defined]
 

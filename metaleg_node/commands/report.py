@@ -72,6 +72,7 @@ COMMAND = Command(
     run=_run,
     summary="write an archive for a bug report, without secrets",
     description="Writes an archive with what somebody needs who is to find a fault: versions, settings, status, plan, "
+    "what doctor finds, "
     "our part of the packet filter, our rules and routes, the last lines of the log. Tokens, keys, passwords and what "
     "the kubeconfig contains are taken out; names and addresses are not. What cannot be seen is told in its place.",
     statuses="0 when it is written, 1 when not",

@@ -8,7 +8,8 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import metadata
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import metaleg_node
@@ -21,6 +22,7 @@ from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.reconciler import Reconciler, node_name, own_tables
 
 _LIBRARIES = ("kubernetes", "prometheus-client", "PyYAML", "toml", "watchdog")
+_DOCTOR = "metaleg_node.doctor"
 _LOG_LINES = 1000
 _UNIT = "metaleg-node.service"
 
@@ -77,6 +79,14 @@ def plan(scene: Scene) -> str:
     return "\n".join([f"node {node_name(scene.config)}", *problems, *map(str, planned.changes)])
 
 
+def doctor(scene: Scene) -> str:
+    """What is wrong with the host, in words, and what could not be told; where this version can tell it."""
+    if not find_spec(_DOCTOR):
+        return "this version has no doctor"
+    examination, text = import_module(f"{_DOCTOR}.examination"), import_module(f"{_DOCTOR}.text")
+    return str(text.render(examination.examine(scene.config, scene.options), verbose=True))
+
+
 def packet_filter(scene: Scene) -> str:
     """All of ours in it."""
     with Machine(scene.options.state_dir) as machine:
@@ -103,6 +113,7 @@ PARTS: Mapping[str, Callable[[Scene], str]] = {
     "status.json": service,
     "status.txt": service_in_words,
     "plan.txt": plan,
+    "doctor.txt": doctor,
     "packet-filter.txt": packet_filter,
     "routing.txt": routing,
     "log.txt": log,
