@@ -50,8 +50,8 @@ function _shtab_metaleg_node_using
   test "$_shtab_metaleg_node_cmdpath" = "$argv"
 end
 
-set -g _shtab_metaleg_node_commands run apply plan cleanup check status explain trace report kubeconfig import-env demo
-set -g _shtab_metaleg_node_opts_with_value --admin --color --config --context --log-level --metallb-configmap --metallb-namespace --namespace --runtime-dir --seconds --state-dir --to
+set -g _shtab_metaleg_node_commands run apply plan cleanup check status explain doctor trace report kubeconfig import-env demo
+set -g _shtab_metaleg_node_opts_with_value --admin --color --config --context --log-level --metallb-configmap --metallb-namespace --namespace --only --runtime-dir --seconds --state-dir --to
 
 complete -c metaleg-node -e
 complete -c metaleg-node -f
@@ -74,7 +74,7 @@ complete -c metaleg-node -n '_shtab_metaleg_node_using; and test $_shtab_metaleg
 complete -c metaleg-node -n '_shtab_metaleg_node_using cleanup' -s h -l help -d 'show this help message and exit'
 complete -c metaleg-node -n '_shtab_metaleg_node_using; and test $_shtab_metaleg_node_npos -eq 0' -a check -d 'validate the configuration and the state file, or the access to the API'
 complete -c metaleg-node -n '_shtab_metaleg_node_using check' -s h -l help -d 'show this help message and exit'
-complete -c metaleg-node -n '_shtab_metaleg_node_using check' -l files -d 'look at the configuration'"'"'s files alone, not at hooks, cluster and machine'
+complete -c metaleg-node -n '_shtab_metaleg_node_using check' -l files -d 'look at the configuration'"'"'s files alone, not at hooks and the cluster'
 complete -c metaleg-node -n '_shtab_metaleg_node_using; and test $_shtab_metaleg_node_npos -eq 0' -a status -d 'show what the running service does'
 complete -c metaleg-node -n '_shtab_metaleg_node_using status' -s h -l help -d 'show this help message and exit'
 complete -c metaleg-node -n '_shtab_metaleg_node_using status' -l json -d 'print JSON, for programs'
@@ -83,6 +83,11 @@ complete -c metaleg-node -n '_shtab_metaleg_node_using; and test $_shtab_metaleg
 complete -c metaleg-node -n '_shtab_metaleg_node_using explain' -s h -l help -d 'show this help message and exit'
 complete -c metaleg-node -n '_shtab_metaleg_node_using explain' -l to -x -d 'the other end, or ADDRESS:PORT/PROTOCOL; default: any outside the cluster'
 complete -c metaleg-node -n '_shtab_metaleg_node_using explain' -l json -d 'print JSON, for programs'
+complete -c metaleg-node -n '_shtab_metaleg_node_using; and test $_shtab_metaleg_node_npos -eq 0' -a doctor -d 'what is wrong with this host and its cluster, what follows, and what to do'
+complete -c metaleg-node -n '_shtab_metaleg_node_using doctor' -s h -l help -d 'show this help message and exit'
+complete -c metaleg-node -n '_shtab_metaleg_node_using doctor' -l only -x -d 'make only the checks whose code begins so, such as ML-2 or ML-213'
+complete -c metaleg-node -n '_shtab_metaleg_node_using doctor' -l verbose -d 'show what passed and what could not be told, too'
+complete -c metaleg-node -n '_shtab_metaleg_node_using doctor' -l json -d 'print JSON, for programs'
 complete -c metaleg-node -n '_shtab_metaleg_node_using; and test $_shtab_metaleg_node_npos -eq 0' -a trace -d 'what a pod'"'"'s next packets meet on this node'
 complete -c metaleg-node -n '_shtab_metaleg_node_using trace' -s h -l help -d 'show this help message and exit'
 complete -c metaleg-node -n '_shtab_metaleg_node_using trace' -l to -x -d 'only what goes there, or ADDRESS:PORT/PROTOCOL; default: all it begins'

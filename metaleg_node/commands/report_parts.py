@@ -8,8 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import import_module, metadata
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 
 import metaleg_node
@@ -17,12 +16,12 @@ from metaleg_node.commands.explain import read_state
 from metaleg_node.configuration.config import Config
 from metaleg_node.configuration.options import Options
 from metaleg_node.daemon import report, status
+from metaleg_node.doctor import examination, text
 from metaleg_node.kernel import process
 from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.reconciler import Reconciler, node_name, own_tables
 
 _LIBRARIES = ("kubernetes", "prometheus-client", "PyYAML", "toml", "watchdog")
-_DOCTOR = "metaleg_node.doctor"
 _LOG_LINES = 1000
 _UNIT = "metaleg-node.service"
 
@@ -80,11 +79,8 @@ def plan(scene: Scene) -> str:
 
 
 def doctor(scene: Scene) -> str:
-    """What is wrong with the host, in words, and what could not be told; where this version can tell it."""
-    if not find_spec(_DOCTOR):
-        return "this version has no doctor"
-    examination, text = import_module(f"{_DOCTOR}.examination"), import_module(f"{_DOCTOR}.text")
-    return str(text.render(examination.examine(scene.config, scene.options), verbose=True))
+    """What is wrong with the host, and what could not be told."""
+    return text.render(examination.examine(scene.config, scene.options), verbose=True)
 
 
 def packet_filter(scene: Scene) -> str:
