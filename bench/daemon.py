@@ -37,12 +37,12 @@ def workspace() -> Iterator[Path]:
         yield Path(path)
 
 
-def wait(met: Callable[[], bool], what: str, *, every: float = 0.0005) -> float:
-    """Waits for something and returns when it came (monotonic seconds). Raises TimeoutError."""
-    end = time.monotonic() + DEADLINE
+def wait(met: Callable[[], bool], what: str, *, every: float = 0.0005, limit: float = DEADLINE) -> float:
+    """Waits for something and returns when it came (monotonic seconds). Raises TimeoutError after `limit` seconds."""
+    end = time.monotonic() + limit
     while not met():
         if time.monotonic() > end:
-            raise TimeoutError(f"waited {DEADLINE:g} s for {what}")
+            raise TimeoutError(f"waited {limit:g} s for {what}")
         time.sleep(every)
     return time.monotonic()
 
