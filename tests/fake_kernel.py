@@ -34,6 +34,7 @@ class FakePacketFilter:
     """A PacketFilter that holds whatever it is given."""
 
     place = "a table of nowhere"
+    limits = ""
 
     def __init__(self, firewall: Firewall | None = None) -> None:
         self.firewall = firewall
@@ -44,8 +45,15 @@ class FakePacketFilter:
         self._changed = False
         return View(firewall=self.firewall, damage=self._damage)
 
+    def cannot(self, firewall: Firewall) -> str:
+        del firewall
+        return ""
+
     def put(self, firewall: Firewall | None) -> None:
         self.firewall, self._damage, self._changed = firewall, (), False
+
+    def present(self) -> bool:
+        return self.firewall is not None
 
     def changed(self) -> bool:
         return self._changed
@@ -136,6 +144,8 @@ class FakeKernel:
                 self.variables[name] = self.originals.pop(name)
             case diff.SweepFlows(firewall=swept):
                 assert swept is not None
+            case diff.DropFormerFirewall():
+                raise AssertionError("there is one packet filter")
             case diff.PutRoute() | diff.DeleteRoute() | diff.DeleteForeignRoute():
                 self._do_route(operation)
             case _:

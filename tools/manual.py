@@ -14,7 +14,7 @@ from metaleg_node.commands.command import (
 from metaleg_node.configuration.config import ClusterSettings
 from metaleg_node.configuration.file import FRAGMENTS
 from metaleg_node.configuration.settings import Setting
-from metaleg_node.configuration.text import INTRODUCTION, NOT_YET, Table, not_yet_words, tables, toml_text
+from metaleg_node.configuration.text import INTRODUCTION, Table, tables, toml_text
 from metaleg_node.daemon.notify import READY_SECONDS
 from metaleg_node.sources import saved_state
 from tools import roff
@@ -189,9 +189,8 @@ def _table(table: Table) -> str:
 
 def _setting(key: str, entry: Setting) -> str:
     value = " (required)" if entry.required else f" = {roff.bold(toml_text(entry.default, entry))}"
-    words = ", ".join(f"`{word}`" for word in not_yet_words(entry))
     texts = [
-        f"{entry.doc} ({words}: *{NOT_YET}*)" if words else entry.doc,
+        entry.doc,
         f"Allowed: {entry.kind.allowed}",
         *([f"Example: `{toml_text(entry.example, entry)}`"] if entry.example is not None else []),
     ]

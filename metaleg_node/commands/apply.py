@@ -15,7 +15,7 @@ from metaleg_node.text import counted
 def _run(arguments: argparse.Namespace) -> int:
     options, config = configured(arguments)
     cluster = read_cluster(config)
-    with lock.single_instance(), Machine(options.state_dir) as machine:
+    with lock.single_instance(), Machine(options.state_dir, config.firewall.backend) as machine:
         reconciler = Reconciler(machine, config)
         plan = reconciler.plan(cluster)
         print_problems(report.problems(plan))

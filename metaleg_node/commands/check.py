@@ -7,7 +7,7 @@ import argparse
 
 from metaleg_node.commands.command import EX_CONFIG, Command, general_options, print_problems
 from metaleg_node.configuration import options as configuration
-from metaleg_node.configuration.config import Config, ConfigError, not_yet_effective
+from metaleg_node.configuration.config import Config, ConfigError
 from metaleg_node.core import external_ip
 from metaleg_node.core.egress import survey
 from metaleg_node.core.model import ClusterState
@@ -27,8 +27,6 @@ def _run(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         problems = configuration.problems(error)
     else:
-        for key in not_yet_effective(config):
-            print(f"{config.origin.file(key)}: {key}: accepted, but without effect in this version")
         problems = configuration.former_keys(config)
         if not arguments.files:
             problems += _beyond_files(config)

@@ -23,7 +23,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print(*error.problems, "cleaning up all the same", sep="\n", file=sys.stderr)
         config = Config()
     logs.setup(level=config.log.level, form=config.log.format)
-    with lock.single_instance(), Machine(options.state_dir) as machine:
+    with lock.single_instance(), Machine(options.state_dir, config.firewall.backend) as machine:
+        machine.use_what_holds()
         plan = cleanup_plan(machine)
         print_problems(plan.problems)
         log_changes(plan.changes)

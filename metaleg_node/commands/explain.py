@@ -23,7 +23,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         to = destination(arguments.to) if arguments.to else None
         cluster, state = read_state(options, config)
-        with Machine(options.state_dir) as machine:
+        with Machine(options.state_dir, config.firewall.backend) as machine:
             situation = Reconciler(machine, config).situation(cluster)
             answers = explain(arguments.target, to, situation)
     except TargetError as error:

@@ -19,7 +19,7 @@ from metaleg_node.text import counted
 def _run(arguments: argparse.Namespace) -> int:
     options, config = configured(arguments)
     cluster = read_cluster(config)
-    with Machine(options.state_dir) as machine:
+    with Machine(options.state_dir, config.firewall.backend) as machine:
         plan = Reconciler(machine, config).plan(cluster)
     paths, problems = report.paths(plan, config), list(report.problems(plan))
     print_problems(problems)

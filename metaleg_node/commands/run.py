@@ -23,8 +23,6 @@ def _run(arguments: argparse.Namespace) -> int:
     watch = config_file.Watch(arguments.config)
     options, config = configured(arguments)
     _need_source(config, options)
-    for key in configuration.not_yet_effective(config):
-        log.warning("%s: %s has no effect in this version", config.origin.file(key), key)
     with lock.single_instance(), unblocked_stderr() as writer:
         logs.setup(level=config.log.level, form=config.log.format)
         Service(options, config, watch, dropped=lambda: writer.dropped).run()

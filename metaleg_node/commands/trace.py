@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 
 from metaleg_node import terminal
-from metaleg_node.commands.command import Command, Failure, configured, general_options
+from metaleg_node.commands.command import Command, Failure, configured
 from metaleg_node.commands.explain import read_state
 from metaleg_node.core.explain.following import Followed, Outcome, Traced
 from metaleg_node.core.explain.targets import TargetError, destination, pod_address, pod_addresses
@@ -26,9 +26,10 @@ def _run(arguments: argparse.Namespace) -> int:
         addresses = tuple(one for one in addresses if one.version == to.address.version)
     if not addresses:
         raise Failure(f"{arguments.pod} has no address of the family of {arguments.to}")
+    options, config = configured(arguments)
     last: Followed | None = None
     with (
-        Machine(general_options(arguments).state_dir) as machine,
+        Machine(options.state_dir, config.firewall.backend) as machine,
         machine.trace(Traced(addresses=addresses, to=to)) as tracer,
     ):
         print(f"waiting {arguments.seconds:g} s for what {', '.join(map(str, addresses))} sends", flush=True)

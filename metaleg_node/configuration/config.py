@@ -11,7 +11,7 @@ import functools
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -94,7 +94,7 @@ class FirewallSettings:
     """[firewall]"""
 
     backend: Backend = setting(
-        "auto", s.choice(Backend), "the packet filter; iptables is refused so far", not_yet=("iptables",)
+        "auto", s.choice(Backend), "the packet filter; auto: nftables, but iptables where the kernel lacks nf_tables"
     )
     mark_mask: int = setting(
         0x3F000000, s.MARK_MASK, "bits of the packet mark for us alone, one value per gateway, path, or router: 63"
@@ -348,20 +348,6 @@ def _document(text: str, file: str) -> dict[str, Any]:
 def former_keys(config: Config) -> tuple[Problem, ...]:
     """The keys in its files that still work, but not for long."""
     return tuple(Problem(file=use.file, key=use.key, message=use.former.text) for use in config.origin.uses)
-
-
-def not_yet_effective(config: Config) -> list[str]:
-    """The keys that differ from their defaults but that no feature uses so far."""
-    return list(_not_yet(config, ""))
-
-
-def _not_yet(table: Any, prefix: str) -> Iterator[str]:
-    for name, entry in s.entries(type(table)):
-        f, value, key = type(table).__dataclass_fields__[name], getattr(table, name), f"{prefix}{name}"
-        if isinstance(entry, Section) and not entry.many:
-            yield from _not_yet(value, f"{key}.")
-        elif isinstance(entry, Setting) and value != f.default and value in entry.not_yet:
-            yield key
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -23,12 +23,6 @@ class Options:
     def load(self, *, may_be_empty: bool = True) -> Config:
         """The configuration, with what the command line overrides. Raises ConfigError."""
         config = config_file.load(self.config_file, may_be_empty=may_be_empty)
-        if config.firewall.backend == "iptables":
-            message = 'this backend is not yet there; set "auto" or "nftables"'
-            key = "firewall.backend"
-            file = config.origin.file(key)
-            problem = configuration.Problem(file=file, key=key, value='"iptables"', message=message)
-            raise ConfigError((problem,))
         if self.log_level:
             config = replace(config, log=replace(config.log, level=self.log_level))
         return config

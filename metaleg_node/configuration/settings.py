@@ -73,15 +73,13 @@ class Many(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One key. `default` and `example` are as written in TOML, `not_yet` are values that no feature uses so far,
-    `required` keys have no default."""
+    """One key. `default` and `example` are as written in TOML, `required` keys have no default."""
 
     kind: Kind[Any] | Many[Any]
     default: object
     doc: str
     required: bool = False
     example: object = None
-    not_yet: tuple[object, ...] = ()
 
     @property
     def default_value(self) -> Any:

@@ -14,7 +14,6 @@ from metaleg_node.configuration.settings import Section, Setting, entries
 
 _COMMENT_COLUMN = 36
 _WIDTH = 118
-NOT_YET = "not yet in effect"
 
 _SAMPLE_HEAD = """\
 # metaleg-node: every setting with its default; all of them may be left out.
@@ -43,8 +42,6 @@ files again at once; without it changed files are loaded when they have been lef
 seconds. A file with errors, or an empty one, changes nothing: the errors are reported and the old
 configuration stays in force. `metaleg-node check` prints all of them, each with file, key and
 value, and exits with status 78.
-
-Keys marked *not yet in effect* are known and checked, but no feature of this version uses them.
 """
 """What there is to know of all settings, in Markdown."""
 
@@ -93,11 +90,6 @@ def _tables(name: str, section: Section) -> Iterator[Table]:
             yield from _tables(f"{name}.{key}".lstrip("."), below)
 
 
-def not_yet_words(entry: Setting) -> list[str]:
-    """Those values of a key that no feature uses so far."""
-    return [word for word in entry.kind.choices if word in entry.not_yet]
-
-
 def _sample_table(table: Table) -> Iterator[str]:
     prefix = "# " if table.section.many else ""
     yield from ("", f"# {table.section.doc}", prefix + table.heading)
@@ -109,10 +101,9 @@ def _sample_lines(key: str, entry: Setting) -> tuple[str, ...]:
     """A setting with its comment behind it, or above it where the line would be too long."""
     value = entry.default if entry.example is None else entry.example
     comment = ": ".join(part for part in (" | ".join(entry.kind.choices), entry.doc) if part)
-    note = f" ({NOT_YET})" if value in entry.not_yet else ""
     line = f"{key} = {toml_text(value, entry)}"
-    joined = f"{line:{_COMMENT_COLUMN}} # {comment}{note}"
-    return (joined,) if len(joined) <= _WIDTH else (f"# {comment}{note}", line)
+    joined = f"{line:{_COMMENT_COLUMN}} # {comment}"
+    return (joined,) if len(joined) <= _WIDTH else (f"# {comment}", line)
 
 
 def _reference_table(table: Table) -> Iterator[str]:
@@ -122,9 +113,7 @@ def _reference_table(table: Table) -> Iterator[str]:
         yield from ("", "| key | default | allowed | meaning |", "|---|---|---|---|")
     for key, entry in table.settings:
         default = "required" if entry.required else f"`{toml_text(entry.default, entry)}`"
-        words = ", ".join(f"`{word}`" for word in not_yet_words(entry))
-        meaning = f"{entry.doc} ({words}: *{NOT_YET}*)" if words else entry.doc
-        yield f"| {' | '.join(_cell(text) for text in (f'`{key}`', default, entry.kind.allowed, meaning))} |"
+        yield f"| {' | '.join(_cell(text) for text in (f'`{key}`', default, entry.kind.allowed, entry.doc))} |"
 
 
 def toml_text(value: object, entry: Setting) -> str:

@@ -46,6 +46,7 @@ class Code(enum.StrEnum):
     KERNEL = "kernel"
     SYSCTL_RECORD = "sysctl-record"
     INTERFACE_NAME = "interface-name"
+    LIMITED = "limited"
     UNEXPECTED = "unexpected"
     # The host and its other programs.
     FORWARDING_OFF = "forwarding-off"
@@ -102,6 +103,7 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.KERNEL: (Severity.ERROR, "The kernel refused something."),
     Code.SYSCTL_RECORD: (Severity.ERROR, "The record of changed sysctls cannot be read or written."),
     Code.INTERFACE_NAME: (Severity.ERROR, "The packet filter cannot name an interface."),
+    Code.LIMITED: (Severity.NOTE, "The packet filter in use cannot do all that nftables can, see iptables.md."),
     Code.UNEXPECTED: (Severity.ERROR, "A fault of this program."),
     Code.FORWARDING_OFF: (Severity.ERROR, "This host does not forward packets, though Services or paths need it."),
     Code.RP_FILTER: (Severity.ERROR, "A strict reverse-path filter that is left alone drops packets."),

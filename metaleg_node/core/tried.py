@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-OLDEST = {"Linux": "6.1", "nft": "1.0.6"}
+OLDEST = {"Linux": "6.1", "nft": "1.0.6", "iptables": "1.8.9", "ipset": "7.17"}
 """Debian 12's: the tests run there."""
 
 
 def older(versions: Mapping[str, str]) -> Iterator[str]:
-    """A sentence on each that is older than it was tried with: versions by the names in `OLDEST`, as uname(2) and
-    `nft --version` tell them."""
+    """A sentence on each that is older than it was tried with: versions by the names in `OLDEST`, as uname(2) and the
+    programs tell them."""
     for name, version in versions.items():
         if _numbers(version) < _numbers(OLDEST[name]):
             yield f"{name} {version} is older than {OLDEST[name]}, the oldest that this version was tried with"

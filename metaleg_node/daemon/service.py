@@ -75,12 +75,12 @@ class Service:
         self._events = Events()
         self._source = ClusterSource(config, options.state_dir, self._cluster_changed)
         self._followed: tuple[object, ...] = ()
-        self._machine = Machine(options.state_dir)
+        self._machine = Machine(options.state_dir, config.firewall.backend)
         self._reconciler = Reconciler(self._machine, config)
         self._metrics = Metrics(
             version=metaleg_node.__version__,
-            traffic=self._machine.packet_filter.counters,
-            # By the time of a scrape it may be another source.
+            # By the time of a scrape it may be another packet filter, and another source.
+            traffic=lambda: self._machine.packet_filter.counters(),  # noqa: PLW0108
             watches=lambda: self._source.ages(),  # noqa: PLW0108
             dropped=dropped,
         )
@@ -120,11 +120,11 @@ class Service:
     def _run_configuration(self) -> bool:
         """Works with the present configuration. Returns whether there is another one now, else the service ends."""
         config = self._config
+        # It is looked at anew: nobody listened to the kernel while the configuration changed.
+        self._machine.use(config.firewall.backend)
         self._reconciler = Reconciler(self._machine, config)
         self._company.due = True
         self._backoff.over()
-        # Nobody listened to the kernel while the configuration changed.
-        self._machine.packet_filter.forget()
         with ExitStack() as stack:
             disturbed = stack.enter_context(self._machine.packet_filter.watched())
             stack.enter_context(_monitor(self._machine, config, self._hint, disturbed))

@@ -20,6 +20,6 @@ def chosen(only: str) -> tuple[Check, ...]:
 
 def examine(config: Config, options: Options, *, only: str = "", root: Path = Path("/")) -> Diagnosis:
     """Makes the chosen checks, less those of `doctor.ignore`. Files of other programs are those below `root`."""
-    with Machine(options.state_dir) as machine:
+    with Machine(options.state_dir, config.firewall.backend) as machine:
         facts = Facts(config, options, machine, root)
         return diagnosis.diagnose(chosen(only), facts, config.doctor.ignore)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from metaleg_node.configuration import config as configuration
@@ -30,7 +30,6 @@ _WIDTH = 118
 _LONGEST_KEY = len("local_endpoints_only = ")
 _SHOWN = 60
 _INTERVAL = "reconcile.interval"
-_PENDING = "without effect in this version, so let the old program run on for it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +90,8 @@ class _Translation:
             self._take_default(default)
         self._remark_on_unknown()
         values = {key: value for key, found in self._found.items() if (value := self._choose(key, found)) is not None}
-        config = self._parsed(values)
-        tables = self._tables(values, pending=configuration.not_yet_effective(config))
+        self._fit(values)
+        tables = self._tables(values)
         self._remarks += [f"{name}: cannot be translated" for name in dict.fromkeys(one.key for one in self._problems)]
         text = "\n".join([*self._head(), *tables, *self._tail(), ""])
         return Translated(text=text, problems=tuple(self._problems))
@@ -175,11 +174,12 @@ class _Translation:
 
     # --- putting together --------------------------------------------------------------------------------------------
 
-    def _parsed(self, values: dict[str, Raw]) -> Config:
-        """The configuration that the values are; takes out of them what does not fit together, told of variables."""
+    def _fit(self, values: dict[str, Raw]) -> None:
+        """Takes out of the values what does not fit together, told of variables."""
         while True:
             try:
-                return configuration.parse("\n".join(self._tables(values, pending=())), file=self._file)
+                configuration.parse("\n".join(self._tables(values)), file=self._file)
+                return
             except ConfigError as error:
                 self._problems += map(self._of_variable, error.problems)
                 blamed = {key for one in error.problems for key in (one.key, *one.message.split()) if key in values}
@@ -202,7 +202,7 @@ class _Translation:
         yield f"# What the environment variables of {whose} mean to metaleg-node."
         yield "# A key that is not here has its default. How to change over: docs/migration.md"
 
-    def _tables(self, values: Mapping[str, Raw], *, pending: Iterable[str]) -> Iterator[str]:
+    def _tables(self, values: Mapping[str, Raw]) -> Iterator[str]:
         last = ""
         for key, setting in _SETTINGS.items():
             if key in values:
@@ -210,7 +210,7 @@ class _Translation:
                 if table != last:
                     yield from ("", f"[{table}]")
                 last = table
-                yield from _comment(_explanation(self._found[key], pending=key in pending))
+                yield from _comment(_explanation(self._found[key]))
                 yield f"{name} = {_toml(values[key], setting)}"
 
     def _tail(self) -> Iterator[str]:
@@ -240,10 +240,9 @@ def _hints() -> Iterator[str]:
             yield f"for {default.program} set {default.key} = {value}"
 
 
-def _explanation(found: list[_Found], *, pending: bool) -> str:
+def _explanation(found: list[_Found]) -> str:
     """The comment above a key."""
-    notes = [_PENDING] if pending else []
-    notes += dict.fromkeys(one.remark for one in found if one.remark)
+    notes = list(dict.fromkeys(one.remark for one in found if one.remark))
     origin = ", ".join(one.origin for one in found)
     return f"{origin}: {'; '.join(notes)}" if notes else origin
 

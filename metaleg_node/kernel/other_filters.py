@@ -19,7 +19,9 @@ from typing import Any
 from metaleg_node.core.others import MarkUse
 from metaleg_node.kernel import process
 from metaleg_node.kernel.errors import KernelError, MissingProgramError
+from metaleg_node.kernel.iptables.ruleset import CHAINS
 from metaleg_node.kernel.nftables.table import FAMILY, NAME
+from metaleg_node.kernel.packet_filters import why_no_nftables
 
 _ALL_BITS = 0xFFFFFFFF
 _MANY_CHAINS = 200
@@ -164,7 +166,7 @@ def _parsed(lines: Iterable[str]) -> tuple[list[str], list[_Rule]]:
     for line in lines:
         if line.startswith(":FORWARD DROP"):
             dropping.append("FORWARD")
-        elif line.startswith("-A "):
+        elif line.startswith("-A ") and not line.startswith(f"-A {CHAINS}"):
             rules.append(_xtables_rule(shlex.split(line)))
     return dropping, rules
 
@@ -222,6 +224,8 @@ def _nftables() -> Iterator[_Table]:
 
 
 def _listing(*words: str) -> list[dict[str, Any]]:
+    if why_no_nftables():
+        return []
     done = process.run(["nft", "-j", *words])
     if done.returncode:
         if "No such file or directory" in done.stderr:

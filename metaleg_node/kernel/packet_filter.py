@@ -51,11 +51,20 @@ class PacketFilter(Protocol):
     place: str
     """What people know it by, such as the name of a table."""
 
+    limits: str
+    """What it cannot do that another one can, in a sentence; empty where there is nothing to tell."""
+
     def observe(self) -> View:
         """What it holds of ours; of an earlier look, where nothing can have changed since."""
 
+    def cannot(self, firewall: Firewall) -> str:
+        """What of it this packet filter cannot hold, and what to do; empty: nothing. It is not to be put then."""
+
     def put(self, firewall: Firewall | None) -> None:
         """Makes it hold just this, as far as it can in one step; None: nothing of ours."""
+
+    def present(self) -> bool:
+        """Whether it holds anything of ours, without raising: no, where it cannot be asked."""
 
     def changed(self) -> bool:
         """Whether anything may have changed since it was looked at or written to; the next look is then a real one."""

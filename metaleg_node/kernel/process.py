@@ -18,7 +18,9 @@ from metaleg_node.kernel.errors import KernelError, MissingProgramError
 
 SEARCH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": SEARCH_PATH}
-_PACKAGES = {"nft": "nftables"}
+_PACKAGES = {"nft": "nftables"} | {
+    f"{name}{suffix}": "iptables" for name in ("iptables", "ip6tables") for suffix in ("", "-save", "-restore")
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,9 +24,8 @@ from metaleg_node.kernel.netlink import conntrack, neighbours
 from metaleg_node.kernel.netlink.interfaces import Device
 from metaleg_node.kernel.netlink.routes import Default
 from metaleg_node.kernel.netlink.routing import RoutingControl
-from metaleg_node.kernel.nftables.backend import Nftables
-from metaleg_node.kernel.nftables.trace import Tracer
 from metaleg_node.kernel.packet_filter import Counter, PacketFilter
+from metaleg_node.kernel.packet_filters import Backend, Tracer, chosen, tracer
 from metaleg_node.kernel.sysctl import Sysctls
 from metaleg_node.reconcile.sweeper import Sweeper, forget_connections
 
@@ -36,8 +35,11 @@ log = logging.getLogger(__name__)
 class Machine:
     """The kernel of the network namespace that this process runs in. Used by one thread."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self.packet_filter: PacketFilter = Nftables()
+    packet_filter: PacketFilter
+    """The one that does the work."""
+
+    def __init__(self, state_dir: Path, backend: Backend = "auto") -> None:
+        self.use(backend)
         self._routing = RoutingControl()
         self._sysctls = Sysctls(state_dir)
         self.sweeper: Sweeper | None = None
@@ -52,6 +54,23 @@ class Machine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._routing.close()
+
+    def use(self, backend: Backend) -> None:
+        """Lets this packet filter do the work from now on."""
+        self.packet_filter, self._former = chosen(backend)
+        self._look_for_former = True
+
+    @property
+    def former(self) -> str:
+        """What people know the other packet filter by, while it still holds anything of ours."""
+        if self._look_for_former and not self._former.present():
+            self._look_for_former = False
+        return self._former.place if self._look_for_former else ""
+
+    def use_what_holds(self) -> None:
+        """Lets the other packet filter do the work if it alone holds anything of ours."""
+        if self.former and not self.packet_filter.present():
+            self.packet_filter, self._former = self._former, self.packet_filter
 
     @property
     def own_ports(self) -> Collection[int]:
@@ -110,8 +129,8 @@ class Machine:
         return self._routing.way(question)
 
     def trace(self, traced: Traced) -> Tracer:
-        """Follows packets, in a `with` block."""
-        return Tracer(traced)
+        """Follows packets, in a `with` block. Raises KernelError where the packet filter in use cannot."""
+        return tracer(self.packet_filter, traced)
 
     def flows(self, address: Address) -> list[Flow] | None:
         """The connections that begin at or go to an address; None where that may not be seen."""
@@ -206,6 +225,8 @@ class Machine:
             match operations:
                 case [diff.PutFirewall(firewall=firewall)]:
                     self.packet_filter.put(firewall)
+                case [diff.DropFormerFirewall()]:
+                    self._former.put(None)
                 case [diff.SweepFlows() as sweep]:
                     return [self._sweep(sweep)]
                 case [diff.SetSysctl(), *_]:

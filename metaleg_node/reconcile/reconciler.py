@@ -78,7 +78,7 @@ class Plan:
         return diff.changes(self.steps)
 
 
-_NEEDED_BY_MARKS = diff.DeleteRule | diff.DeleteRoute | diff.PutFirewall
+_NEEDED_BY_MARKS = diff.DeleteRule | diff.DeleteRoute | diff.PutFirewall | diff.DropFormerFirewall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +139,8 @@ class Reconciler:
         held = view.firewall.holders if view.firewall else {}
         lost = view.firewall is None or bool(view.damage)
         result = self._decide(known, self._machine.host(known.questions), held, lost=lost)
+        if result.state.firewall and (cannot := self._machine.packet_filter.cannot(result.state.firewall)):
+            raise KernelError(f"firewall.backend: {cannot}; nothing is changed until then")
         before = NodeState(
             routing=self._machine.routing(result.tables),
             firewall=view.firewall,
@@ -150,12 +152,13 @@ class Reconciler:
             why=lambda address: result.owners[address].reason,
             damage=view.damage,
             place=self._machine.packet_filter.place,
+            former=self._machine.former,
         )
         near = self._machine.neighbours(hop for one in result.paths for hop in one.path.next_hops)
         return Plan(
             desired=result,
             steps=steps,
-            problems=self._machine.problems,
+            problems=(*self._machine.problems, *_limits(self._machine)),
             neighbours=near,
             passed=self._passed,
         )
@@ -344,13 +347,18 @@ def _together(operation: diff.Operation) -> tuple[type, int]:
     return type(operation), 1 if alone else sys.maxsize
 
 
+def _limits(machine: Machine) -> Iterator[Problem]:
+    if text := machine.packet_filter.limits:
+        yield Problem(code=Code.LIMITED, subject="host", text=text)
+
+
 def cleanup_plan(machine: Machine) -> Plan:
-    """All that removes everything of ours: our table, what carries our protocol number, sysctls that we remember
-    changing. Raises KernelError."""
+    """All that removes everything of ours: what packet filters hold, what carries our protocol number, sysctls that we
+    remember changing. Raises KernelError."""
     view = machine.packet_filter.observe()
     before = NodeState(routing=machine.routing(()), firewall=view.firewall, sysctls=machine.sysctls(()))
-    place = machine.packet_filter.place
-    steps = diff.steps(before, NodeState(), why=lambda _: "", damage=view.damage, place=place)
+    place, former = machine.packet_filter.place, machine.former
+    steps = diff.steps(before, NodeState(), why=lambda _: "", damage=view.damage, place=place, former=former)
     return Plan(desired=Desired(), steps=steps, problems=machine.problems)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernel.packet_net import LB, POD, PORT, SNAT, STEER, WEB, Net, batch, packet_net, wait_for_drop
+from tests.kernel.packet_net import BACKENDS, LB, POD, PORT, SNAT, STEER, WEB, Net, batch, packet_net, wait_for_drop
 from tests.netns import Netns
 
 
-@pytest.fixture
-def net(netns: Netns) -> Iterator[Net]:
-    with packet_net(netns) as made:
+@pytest.fixture(params=BACKENDS)
+def net(netns: Netns, request: pytest.FixtureRequest) -> Iterator[Net]:
+    with packet_net(netns, request.param) as made:
         yield made
 
 
@@ -22,7 +22,7 @@ def test_an_early_answer_makes_no_entry_before_the_node_knows_that_it_is_the_gat
     net.put(STEER, sources=frozenset())
     server, sender = net.server(), net.open(net.pod, POD, port=4321)
     server.sendto(b"early", (LB, 4321))
-    wait_for_drop()
+    wait_for_drop(net)
     net.put(SNAT)
     sender.sendto(b"x", (WEB, PORT))
     assert server.recvfrom(9) == (b"x", (LB, 4321))

@@ -17,10 +17,22 @@ from metaleg_node.core.compare import diff
 from metaleg_node.core.firewall.external_ip import Target, VirtualServer
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.kernel.netlink.routing import RoutingControl
-from metaleg_node.kernel.nftables import backend as nftables
 from metaleg_node.reconcile.machine import Machine
 from tests.firewalls import networks, target, virtual_server, wall
-from tests.kernel.packet_net import NODE, PLAIN, POD, POD6, WEB, WEB6, Net, batch, packet_net
+from tests.kernel.packet_net import (
+    BACKENDS,
+    IPTABLES,
+    NODE,
+    PLAIN,
+    POD,
+    POD6,
+    WEB,
+    WEB6,
+    Net,
+    batch,
+    nftables_only,
+    packet_net,
+)
 from tests.netns import Netns
 from tests.patience import patient
 
@@ -48,9 +60,9 @@ table inet proxy {
 """
 
 
-@pytest.fixture
-def net(netns: Netns) -> Iterator[Net]:
-    with packet_net(netns) as made:
+@pytest.fixture(params=BACKENDS)
+def net(netns: Netns, request: pytest.FixtureRequest) -> Iterator[Net]:
+    with packet_net(netns, request.param) as made:
         batch(
             netns,
             "link set lo up",
@@ -61,9 +73,9 @@ def net(netns: Netns) -> Iterator[Net]:
         yield made
 
 
-def put(targets: dict[str, Target], **values: object) -> None:
+def put(net: Net, targets: dict[str, Target], **values: object) -> None:
     by_server: dict[VirtualServer, Target] = {virtual_server(text): one for text, one in targets.items()}
-    nftables.apply(nftables.observe(), wall(targets=by_server, clients=PODS, **values))
+    net.filter.put(wall(targets=by_server, clients=PODS, **values))
 
 
 def source(net: Net, where: Netns, to: str, servers: dict[str, socket.socket], *, by: str = "") -> tuple[str, str]:
@@ -96,7 +108,7 @@ def servers(net: Net, *addresses: str) -> dict[str, socket.socket]:
 
 
 def test_K3_each_protocol_and_port_leads_to_its_own_service_and_all_others_are_left_alone(net: Net) -> None:
-    put({f"{LB} UDP 80": target(IP), f"{LB} TCP 80": target(SECOND), f"{LB6} UDP 80": target(IP6)})
+    put(net, {f"{LB} UDP 80": target(IP), f"{LB} TCP 80": target(SECOND), f"{LB6} UDP 80": target(IP6)})
     there = servers(net, LB, LB6, IP, IP6, SECOND, "192.0.2.211")
     assert source(net, net.pod, LB, there, by=POD) == (IP, POD)
     assert source(net, net.pod, LB6, there, by=POD6) == (IP6, POD6)
@@ -115,8 +127,11 @@ def test_K3_each_protocol_and_port_leads_to_its_own_service_and_all_others_are_l
 @pytest.mark.parametrize("mark", [0, 0x4000], ids=["our-own", "K4-with-a-mark"])
 def test_K4_the_host_reaches_other_nodes_with_an_address_that_they_can_answer(net: Net, mark: int) -> None:
     """No chain of kube-proxy is needed; where a mark is asked for, whoever masquerades by it does."""
-    put({f"{LB} UDP 80": target(WEB), f"{LB6} UDP 80": target(WEB6)}, masquerade_mark=mark)
-    if mark:
+    put(net, {f"{LB} UDP 80": target(WEB), f"{LB6} UDP 80": target(WEB6)}, masquerade_mark=mark)
+    if mark and net.backend == IPTABLES:
+        for program in ("iptables-legacy", "ip6tables-legacy"):
+            net.iptables("-t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE", program=program)
+    elif mark:
         net.node.run("nft", "-f", "-", stdin=KUBE_PROXY)
     there = servers(net, WEB, WEB6)
     assert source(net, net.node, LB, there, by=LB) == (WEB, NODE)
@@ -125,7 +140,7 @@ def test_K4_the_host_reaches_other_nodes_with_an_address_that_they_can_answer(ne
 
 
 def test_source_ranges_tell_who_is_led_away(net: Net) -> None:
-    put({f"{LB} UDP 80": target(IP, f"{POD}/32", host=False), f"{LB6} UDP 80": target(IP6, "fd00::/16")})
+    put(net, {f"{LB} UDP 80": target(IP, f"{POD}/32", host=False), f"{LB6} UDP 80": target(IP6, "fd00::/16")})
     there = servers(net, LB, LB6, IP, IP6)
     assert source(net, net.pod, LB, there, by=POD) == (IP, POD)
     assert source(net, net.pod, LB, there, by=PLAIN) == (LB, PLAIN)
@@ -135,9 +150,13 @@ def test_source_ranges_tell_who_is_led_away(net: Net) -> None:
 
 
 def test_the_translation_of_others_is_made_for_all_that_is_not_ours(net: Net) -> None:
-    net.node.run("nft", "-f", "-", stdin=PROXY_PROCESS)
+    if net.backend == IPTABLES:
+        for chain in ("PREROUTING", "OUTPUT"):
+            net.iptables(f"-t nat -A {chain} -d 192.0.2.211 -p udp --dport 80 -j DNAT --to 10.96.0.11")
+    else:
+        net.node.run("nft", "-f", "-", stdin=PROXY_PROCESS)
     there = servers(net, LB, "192.0.2.211", IP, SECOND)
-    put({f"{LB} UDP 80": target(IP)})
+    put(net, {f"{LB} UDP 80": target(IP)})
     assert source(net, net.pod, "192.0.2.211", there, by=POD) == (SECOND, POD)
     assert source(net, net.node, "192.0.2.211", there)[0] == SECOND
     assert source(net, net.pod, LB, there, by=POD) == (IP, POD)
@@ -146,12 +165,13 @@ def test_the_translation_of_others_is_made_for_all_that_is_not_ours(net: Net) ->
 def test_K1_an_address_that_goes_leaves_the_others_in_place(net: Net) -> None:
     both = {f"{LB} UDP 80": target(IP), "192.0.2.211 UDP 80": target(SECOND)}
     there = servers(net, LB, "192.0.2.211", IP, SECOND)
-    put(both)
+    put(net, both)
     assert [source(net, net.pod, to, there, by=POD)[0] for to in (LB, "192.0.2.211")] == [IP, SECOND]
-    put({f"{LB} UDP 80": target(IP)})
+    put(net, {f"{LB} UDP 80": target(IP)})
     assert [source(net, net.pod, to, there, by=POD)[0] for to in (LB, "192.0.2.211")] == [IP, "192.0.2.211"]
 
 
+@nftables_only("the steps are the same ones")
 def test_K2_datagrams_go_to_the_new_cluster_ip_at_once(net: Net, tmp_path: Path) -> None:
     """Those of one flow, through the steps that a change makes. What did not change keeps its entry."""
     server, other = virtual_server(f"{LB} UDP 80"), virtual_server("192.0.2.211 UDP 80")
@@ -181,16 +201,18 @@ def _got(server: socket.socket) -> bool:
     return True
 
 
+@nftables_only("iptables has a rule for each address and port")
 def test_a_thousand_services(net: Net) -> None:
     """A look-up each, whatever there is beside: no rule names a Service."""
     many = {f"192.0.2.{n % 200} TCP {1000 + n}": target(f"10.96.{n // 250}.{n % 250 + 1}") for n in range(1000)}
-    put({f"{LB} UDP 80": target(IP)})
+    put(net, {f"{LB} UDP 80": target(IP)})
     rules = net.node.run("nft", "-s", "list", "chains").stdout
-    put({**many, f"{LB} UDP 80": target(IP)})
+    put(net, {**many, f"{LB} UDP 80": target(IP)})
     assert net.node.run("nft", "-s", "list", "chains").stdout == rules
     assert source(net, net.pod, LB, servers(net, LB, IP), by=POD) == (IP, POD)
 
 
+@nftables_only("it is about no packet filter")
 def test_the_addresses_of_an_interface(net: Net) -> None:
     with RoutingControl() as routing:
         found = routing.addresses_of({"kube-ipvs0", "eth0", "none"})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from metaleg_node.kernel.iptables.backend import Iptables
 from metaleg_node.kernel.nftables.backend import Nftables
 from metaleg_node.kernel.packet_filter import Counter, PacketFilter
 from tests.fake_kernel import FakePacketFilter
@@ -24,23 +25,46 @@ class Case:
     beside: Callable[[], object]
 
 
-@pytest.fixture(params=["nftables", "fake"])
+@pytest.fixture(params=["nftables", "iptables", "fake"])
 def case(request: pytest.FixtureRequest, netns: Netns) -> Iterator[Case]:
     with netns.inside():
-        if request.param == "fake":
-            fake = FakePacketFilter()
-            yield Case(ours=fake, damage=fake.be_damaged, remove=fake.be_removed, beside=lambda: None)
-            return
-        yield Case(
-            ours=Nftables(),
-            damage=lambda: netns.run("nft", "flush chain inet metaleg_node guard"),
-            remove=lambda: netns.run("nft", "flush ruleset"),
-            beside=lambda: netns.run("nft", "add table inet other"),
+        yield _case(request.param, netns)
+
+
+def _case(name: str, netns: Netns) -> Case:
+    if name == "fake":
+        fake = FakePacketFilter()
+        return Case(ours=fake, damage=fake.be_damaged, remove=fake.be_removed, beside=lambda: None)
+    if name == "iptables":
+        return Case(
+            ours=Iptables(watch_seconds=0),
+            damage=lambda: netns.run("iptables-legacy", "-t", "mangle", "-F", "METALEG-NODE-GUARD"),
+            remove=lambda: netns.run("sh", "-c", REMOVE_IPTABLES),
+            beside=lambda: netns.run("iptables-legacy", "-A", "FORWARD", "-s", "192.0.2.77", "-j", "ACCEPT"),
         )
+    return Case(
+        ours=Nftables(),
+        damage=lambda: netns.run("nft", "flush chain inet metaleg_node guard"),
+        remove=lambda: netns.run("nft", "flush ruleset"),
+        beside=lambda: netns.run("nft", "add table inet other"),
+    )
+
+
+REMOVE_IPTABLES = """\
+for program in iptables-legacy ip6tables-legacy; do
+    for table in raw filter mangle nat; do $program -t $table -F && $program -t $table -X; done
+done
+ipset destroy
+"""
 
 
 @pytest.mark.parametrize("name", FIREWALLS)
 def test_what_is_put_is_what_is_observed(case: Case, name: str) -> None:
+    """Where it cannot be put that is told."""
+    if told := case.ours.cannot(FIREWALLS[name]):
+        assert case.ours.place == Iptables.place, told
+        assert name.startswith("routers"), told
+        return
     case.ours.put(FIREWALLS[name])
     for _ in range(2):
         view = case.ours.observe()

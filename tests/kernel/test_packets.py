@@ -22,11 +22,12 @@ from metaleg_node.core.firewall.egress import EgressPod, Treatment
 from metaleg_node.core.firewall.return_paths import ReturnPath
 from metaleg_node.core.model import DestinationFilter, Holder, Match, Slot
 from metaleg_node.kernel.netlink import conntrack
-from metaleg_node.kernel.nftables import backend as nftables
 from tests.firewalls import MASK, addresses, flat, networks
 from tests.kernel.packet_net import (
+    BACKENDS,
     BASE,
     HOLD,
+    IPTABLES,
     LB,
     NEAR,
     NODE,
@@ -41,6 +42,7 @@ from tests.kernel.packet_net import (
     WEB6,
     Net,
     batch,
+    nftables_only,
     packet_net,
     wait_for_drop,
 )
@@ -50,19 +52,11 @@ from tests.patience import patient
 LB6 = "2001:db8:2::200"
 SYN, RST, ACK = 0x02, 0x04, 0x10
 """Flags of TCP (RFC 9293, section 3.1)."""
-NODE_PORT = """\
-table ip proxy {
-    chain pre {
-        type nat hook prerouting priority dstnat;
-        ip daddr 10.0.0.1 udp dport 30080 dnat to 10.244.1.2:80
-    }
-}
-"""
 
 
-@pytest.fixture
-def net(netns: Netns) -> Iterator[Net]:
-    with packet_net(netns) as made:
+@pytest.fixture(params=BACKENDS)
+def net(netns: Netns, request: pytest.FixtureRequest) -> Iterator[Net]:
+    with packet_net(netns, request.param) as made:
         yield made
 
 
@@ -76,18 +70,20 @@ def test_without_us_the_pod_is_masqueraded(net: Net) -> None:
 def test_a_steered_pod_leaves_with_its_own_address_whatever_the_CNI_masquerades(net: Net) -> None:
     net.put(STEER)
     assert net.seen(net.server(), net.open(net.pod, POD)) == [POD]
-    assert nftables.counters()["steered"][0] == 1
+    assert net.counted("steered") == 1
 
 
+@nftables_only("iptables knows no next hop")
 def test_a_steered_pod_whose_rule_is_lost_sends_nothing(net: Net) -> None:
     net.put(STEER)
     server, sender = net.server(), net.open(net.pod, POD)
     assert net.seen(server, sender) == [POD]
     net.node.run("ip", "rule", "delete", "priority", "4700")
     assert net.seen(server, sender, net.open(net.pod, POD)) == []
-    assert nftables.counters()["dropped"][0] == 2
+    assert net.counted("dropped") == 2
 
 
+@nftables_only("iptables knows no next hop")
 def test_a_steered_pod_whose_route_leads_elsewhere_sends_nothing(net: Net) -> None:
     net.put(STEER)
     net.node.run("ip", "route", "replace", "default", "via", "10.0.0.254", "table", "1000001")
@@ -103,9 +99,10 @@ def test_F33_a_packet_marked_before_a_change_and_guarded_after_it_does_not_leave
     chain = f"type filter hook prerouting priority -80; {former}"
     net.node.run("nft", "-f", "-", stdin=f"table inet former {{\nchain pre {{ {chain};\n}}\n}}\n")
     assert net.seen(server, sender, net.open(net.pod, POD)) == []
-    assert nftables.counters()["dropped"][0] == 2
+    assert net.counted("dropped") == 2
 
 
+@nftables_only("iptables knows no next hop")
 def test_ipv6_is_steered_too_and_stops_with_its_rule(net: Net) -> None:
     net.put(STEER)
     server, sender = net.server(address=WEB6), net.open(net.pod, POD6)
@@ -126,7 +123,7 @@ def test_destinations_inside_the_cluster_are_left_alone(net: Net) -> None:
 
 @pytest.mark.parametrize("held", [EgressPod(treatment=Treatment.HOLD), EgressPod(treatment=Treatment.ELSEWHERE), STEER])
 def test_S5_F12_answers_of_a_node_port_are_left_alone(net: Net, held: EgressPod) -> None:
-    net.node.run("nft", "-f", "-", stdin=NODE_PORT)
+    net.offer_node_port()
     net.put(held)
     pod, client = net.open(net.pod, POD, port=80), net.open(net.world, WEB)
     client.sendto(b"question", (NODE, 30080))
@@ -170,7 +167,7 @@ def test_S9_packets_that_conntrack_does_not_know_do_not_leave_untranslated(net: 
     net.node.run("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_loose=0")
     net.put(SNAT)
     assert first_of_no_connection(net) == PLAIN, "only what is not ours leaves as it is"
-    assert nftables.counters()["dropped"][0] == 1
+    assert net.counted("dropped") == 1
 
 
 def first_of_no_connection(net: Net) -> str:
@@ -204,13 +201,13 @@ def test_F33_nor_does_one_of_no_connection_that_was_marked_before_a_change(net: 
     former = f"type filter hook prerouting priority -80; ip saddr {POD} meta mark set {9 << 24:#x}"
     net.node.run("nft", "-f", "-", stdin=f"table inet former {{\nchain pre {{ {former};\n}}\n}}\n")
     assert first_of_no_connection(net) == PLAIN
-    assert nftables.counters()["dropped"][0] == 1
+    assert net.counted("dropped") == 1
 
 
 def test_a_new_packet_to_an_address_that_is_translated_to_makes_no_entry(net: Net) -> None:
     net.put(SNAT)
     net.server().sendto(b"early", (LB, 4321))
-    wait_for_drop()
+    wait_for_drop(net)
     assert LB not in net.node.run("conntrack", "-L").stdout
 
 
@@ -236,7 +233,7 @@ def test_an_answer_of_no_connection_to_an_address_of_this_host_gets_no_reset(
     heard = wire.recv(99)
     # An IPv6 packet comes without its header.
     assert heard[13 + (0 if address == LB6 else 20)] == (RST if entrance else RST | ACK)
-    assert nftables.counters()["dropped"][0] == (0 if entrance else 1)
+    assert net.counted("dropped") == (0 if entrance else 1)
 
 
 def test_an_answer_that_conntrack_takes_for_invalid_does_not_go_back_to_the_router(net: Net) -> None:
@@ -247,7 +244,7 @@ def test_an_answer_that_conntrack_takes_for_invalid_does_not_go_back_to_the_rout
         raw = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
     raw.bind((WEB, 0))
     raw.sendto(segment(WEB, LB, flags=SYN | ACK), (LB, 0))
-    wait_for_drop()
+    wait_for_drop(net)
 
 
 def test_what_belongs_to_no_connection_of_a_pod_that_this_node_does_not_know_does_not_leave(net: Net) -> None:
@@ -258,7 +255,7 @@ def test_what_belongs_to_no_connection_of_a_pod_that_this_node_does_not_know_doe
         raw = net.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
     raw.bind((POD, 0))
     raw.sendto(segment(POD), (WEB, 0))
-    wait_for_drop()
+    wait_for_drop(net)
 
 
 @pytest.mark.parametrize("known", [[NODE], []], ids=["address in the Node object", "address of the interface"])
@@ -266,7 +263,7 @@ def test_a_pod_of_another_node_does_not_leave_with_this_ones_address(net: Net, k
     """This node would masquerade it: another one steers it here, which does not know it yet."""
     net.put(None, node_interfaces=frozenset({"pod0"}), node_addresses=addresses(*known))
     net.open(net.pod, POD).sendto(b"x", (WEB, PORT))
-    wait_for_drop()
+    wait_for_drop(net)
 
 
 # --- source ports ----------------------------------------------------------------------------------------------------
@@ -316,7 +313,7 @@ def test_F24_where_no_port_is_free_packets_are_lost_and_none_leaves_with_another
     server = net.server()
     net.open(net.pod, POD, port=4321).sendto(b"last", (WEB, PORT))
     assert server.recvfrom(9) == (b"last", (LB, 4321))
-    assert nftables.counters()["translated"][0] == 2 * len(WELL_KNOWN) + 1, "half of them are lost only after that"
+    assert net.counted("translated") == 2 * len(WELL_KNOWN) + 1, "half of them are lost only after that"
     listed = json.loads(net.world.run("nft", "-j", "list", "set", "inet", "watch", "seen").stdout)
     (found,) = [item["set"]["elem"] for item in listed["nftables"] if "set" in item]
     assert {tuple(element["concat"]) for element in found} == {(LB, port) for port in (*WELL_KNOWN, 4321)}
@@ -348,7 +345,8 @@ def test_a_reply_that_leaves_by_its_path_has_no_mark_any_more(net: Net, egress: 
     off: dict[str, object] = {} if egress else {"sources": frozenset(), "pod_networks": frozenset()}
     net.put(None, paths={Slot(2): path}, match=frozenset({Match.SOURCE}), **off)
     marked = f"meta mark and {MASK:#x} != 0 counter"
-    hooks = {"before": 0, "after": 200}
+    # iptables takes the mark away in mangle.
+    hooks = {"before": -151 if net.backend == IPTABLES else 0, "after": 200}
     chains = [f"chain {n} {{ type filter hook postrouting priority {p}; {marked}; }};" for n, p in hooks.items()]
     net.node.run("nft", f"table inet watch {{ {' '.join(chains)} }}")
     assert net.seen(net.server()) == []
@@ -426,7 +424,7 @@ def test_F33_a_connection_bound_to_the_former_way_sends_nothing_until_it_is_forg
     assert net.seen(server, sender) == [str(before.source or POD)]
     net.put(after)
     assert net.seen(server, sender) == []
-    sweep()
+    sweep(net)
     assert net.seen(server, sender) == [str(after.source or POD) if after else NODE]
 
 
@@ -439,11 +437,12 @@ def test_an_answer_after_a_change_does_not_turn_the_connection_around(
     server, sender = net.server(), net.open(net.pod, POD)
     net.seen(server, sender)
     net.put(dataclasses.replace(after, local=True) if after else None)
-    sweep()
+    sweep(net)
     server.sendto(b"answer", (POD, sender.getsockname()[1]))
     assert net.seen(server, sender) == [str(after.source or POD) if after else NODE]
 
 
+@nftables_only("for iptables there is a test in test_iptables.py")
 def test_the_time_of_suspicion_begins_anew_with_each_change(net: Net) -> None:
     net.put(dataclasses.replace(STEER, local=True))
     net.node.run("nft", "add", "element", "inet", "metaleg_node", "moved4", f"{{ {POD} timeout 30s expires 5s }}")
@@ -494,7 +493,7 @@ def test_a_datagram_of_no_known_connection_does_not_reach_the_pod(net: Net) -> N
     net.put(dataclasses.replace(STEER, local=True), served=frozenset({PORT + 1}))
     stray, wire = net.server(), net.stack.enter_context(raw_icmp(net.world))
     stray.sendto(b"answer", (POD, 4321))
-    wait_for_drop()
+    wait_for_drop(net)
     assert POD not in net.node.run("conntrack", "-L").stdout
     stray.sendto(b"answer", (PLAIN, 4321))
     assert wire.recvfrom(99)[1][0] == PLAIN, "only a pod that is not ours complains"
@@ -541,6 +540,7 @@ ONLY: dict[str, tuple[str, ...]] = {
 }
 
 
+@nftables_only("with iptables each filter is a rule of its own")
 @pytest.mark.parametrize("other", ONLY)
 @pytest.mark.parametrize("one", ONLY)
 def test_F22_no_network_of_a_service_hides_another_of_its_own_or_of_another_service(
@@ -574,12 +574,12 @@ def test_a_destination_that_is_no_longer_egress_gets_its_own_source_once_the_con
     key = next(iter(NARROWED[name].get("filters", {"": 0})))  # type: ignore[call-overload]
     net.put(dataclasses.replace(before, filter=key), **NARROWED[name])
     assert net.seen(server, sender) == [str(before.source or POD)], "until then it keeps its way"
-    sweep()
+    sweep(net)
     assert net.seen(server, sender) == [NODE]
 
 
-def sweep() -> None:
-    firewall = nftables.observe().firewall
+def sweep(net: Net) -> None:
+    firewall = net.filter.observe().firewall
     assert firewall
     tracked = conntrack.flows(flows.concerned(firewall), labelled=True)
     assert conntrack.delete([flow for flow, _ in flows.stale(tracked, firewall, frozenset())])

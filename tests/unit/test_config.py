@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from metaleg_node.configuration.config import Config, ConfigError, not_yet_effective, parse
+from metaleg_node.configuration.config import Config, ConfigError, parse
 from metaleg_node.core.model import AnnouncedBy
 
 L2 = '[[return_path.l2]]\nname = "a"\ninterface = "eth0"\npools = ["p"]\n'
@@ -291,27 +291,3 @@ def test_bad_toml_is_one_problem_with_its_place(text: str, message: str) -> None
     (problem,) = problems(text)
     assert problem.startswith("F: not valid TOML: ")
     assert message in problem
-
-
-def test_keys_of_features_to_come_are_named_only_when_they_differ_from_the_default() -> None:
-    assert not_yet_effective(Config()) == []
-    text = """
-        [cluster]
-        kubeconfig = "/srv/kubeconfig"
-        context = "prod"
-        metallb_config = "crds"
-        state_file = "/state.yaml"
-        [firewall]
-        backend = "iptables"
-        [return_path]
-        match = ["source"]
-        bgp = { enabled = true, table = 20 }
-        l2 = [{ name = "a", interface = "eth0", pools = ["p"] }]
-        [external_ip]
-        enabled = true
-        [host]
-        strict_arp = true
-        drop_invalid_input = true
-    """
-    assert not_yet_effective(parse(text, file="F")) == ["firewall.backend"]
-    assert not_yet_effective(parse('firewall.backend = "nftables"', file="F")) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 
-from metaleg_node.configuration.config import Config, not_yet_effective, parse
+from metaleg_node.configuration.config import Config, parse
 from metaleg_node.configuration.settings import leaves
 from metaleg_node.configuration.text import reference, sample
 from tools.generate import FILES, ROOT
@@ -45,10 +45,3 @@ def test_the_reference_has_a_row_for_every_key() -> None:
     for leaf in leaves(Config):
         assert f"\n| `{leaf.path[-1]}` | " in reference()
     assert all(row.replace("\\|", "").count("|") == 5 for row in reference().splitlines() if row.startswith("|"))
-
-
-def test_what_is_not_yet_in_effect_is_marked_where_check_says_so() -> None:
-    config = parse('firewall.backend = "iptables"', file="F")
-    assert not_yet_effective(config) == ["firewall.backend"]
-    assert re.search(r"\| `backend` .*\(`iptables`: \*not yet in effect\*\)", reference())
-    assert "ot yet" not in reference().split("## `[egress]`")[1].split("##")[0]

@@ -289,15 +289,6 @@ def test_an_environment_without_any_of_them_is_all_defaults_and_says_what_to_loo
     assert "for metallb-node-route-agent set return_path.bgp.enabled = true" in told
 
 
-def test_a_key_without_effect_so_far_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "metaleg_node.configuration.config.not_yet_effective", lambda _config: ["host.drop_invalid_input"]
-    )
-    text = text_of({"RULE_EXTERNAL_CLUSTER": "true", "RULE_DROP_INVALID_INPUT": "true"})
-    assert "# from RULE_DROP_INVALID_INPUT: without effect in this version" in text
-    assert text.count("without effect") == 1
-
-
 @pytest.mark.parametrize(
     ("name", "told"),
     [

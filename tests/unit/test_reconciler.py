@@ -97,6 +97,7 @@ class Empty:
     """A kernel that holds nothing but what the test says."""
 
     place = "packet filter"
+    limits = former = ""
 
     def __init__(self, facts: Host) -> None:
         self.facts = facts
@@ -107,6 +108,9 @@ class Empty:
 
     def observe(self) -> View:
         return View(firewall=self.wall)
+
+    def cannot(self, _firewall: Firewall) -> str:
+        return ""
 
     def host(self, _questions: Questions) -> Host:
         return dataclasses.replace(self.facts)

@@ -90,6 +90,11 @@ Routers = frozenset[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DropFormerFirewall:
+    """Takes away what a packet filter of another kind holds of ours: the one in use holds the same by then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SweepFlows:
     """Deletes the conntrack entries that contradict the firewall; `addresses` None: looks at all of them. What goes to
     one of `servers` is decided anew in any case. `routers` are marks with their masks that connections shall not
@@ -113,7 +118,7 @@ class SweepFlows:
 
 
 RoutingOperation = PutRoute | DeleteRoute | AddRule | DeleteRule | DeleteForeignRoute | DeleteForeignRule
-Operation = SetSysctl | RestoreSysctl | RoutingOperation | PutFirewall | SweepFlows
+Operation = SetSysctl | RestoreSysctl | RoutingOperation | PutFirewall | DropFormerFirewall | SweepFlows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,12 +138,19 @@ class Damage:
 
 
 def steps(
-    before: NodeState, after: NodeState, *, why: Why, damage: Collection[Damage] = (), place: str = "packet filter"
+    before: NodeState,
+    after: NodeState,
+    *,
+    why: Why,
+    damage: Collection[Damage] = (),
+    place: str = "packet filter",
+    former: str = "",
 ) -> tuple[Step, ...]:
     """The ordered steps from one state to the other; none when nothing differs.
 
     `before.sysctls` are the present values of all variables that are wanted now or were set by us once. `damage` names
-    parts of the packet filter that are not as they were put there, `place` what holds them all.
+    parts of the packet filter that are not as they were put there, `place` what holds them all; `former` what another
+    packet filter holds of ours, if any.
     """
     rules = before.routing.rules, after.routing.rules
     routes = _compare(before.routing.routes, after.routing.routes)
@@ -159,6 +171,7 @@ def steps(
             for rule in sorted(rules[1] - rules[0], key=str)
         ),
         *_put_firewall(known, after.firewall, tuple(lines), gone),
+        *_drop_former(former),
         *(
             Step(operation=DeleteRule(rule=rule), changes=(change(Action.REMOVE, "rule", rule),))
             for rule in sorted(rules[0] - rules[1], key=str)
@@ -286,6 +299,12 @@ def _sweep_last(known: Firewall | None, after: Firewall | None, gone: Routers) -
     wanted = replace(sweep(known, after), routers=gone)
     if wanted.addresses != frozenset() or wanted.servers or gone:
         yield Step(operation=wanted)
+
+
+def _drop_former(place: str) -> Iterator[Step]:
+    if place:
+        line = change(Action.REMOVE, "firewall", f"{place}, with all that is ours", "another packet filter is in use")
+        yield Step(operation=DropFormerFirewall(), changes=(line,))
 
 
 def sweep(before: Firewall | None, after: Firewall | None) -> SweepFlows:

@@ -49,6 +49,7 @@ class Nftables:
     """A PacketFilter, of the network namespace that this process is in."""
 
     place = f"table {TABLE}"
+    limits = ""
 
     def __init__(self) -> None:
         self._seen: Observed | None = None
@@ -68,6 +69,10 @@ class Nftables:
             self._generation, self._seen = before, seen
         return View(firewall=seen.firewall, damage=damage(seen))
 
+    def cannot(self, firewall: Firewall) -> str:
+        del firewall
+        return ""
+
     def put(self, firewall: Firewall | None) -> None:
         if self._seen is None:
             self.observe()
@@ -80,6 +85,12 @@ class Nftables:
             # be wrong: the next look must be a real one.
             if before == known and self._now() == before + committed:
                 self._generation, self._seen = before + committed, written
+
+    def present(self) -> bool:
+        try:
+            return self.observe().firewall is not None
+        except KernelError:
+            return False
 
     def changed(self) -> bool:
         if self._seen is not None and self._generation == self._now():

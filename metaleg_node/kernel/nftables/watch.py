@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.netlink.socket import NetlinkSocket, attribute, attribute_of, attributes
+from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket, attribute, attribute_of, attributes
 from metaleg_node.kernel.nftables.table import NAME, TABLE
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,12 @@ def generation(netlink: NetlinkSocket) -> int:
     if answer.code:
         raise answer.refusal(what)
     return int.from_bytes(attributes(answer.body, len(_HEADER))[_GENERATION_ID], "big")
+
+
+def ask_generation() -> int:
+    """The same, by a socket of its own."""
+    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+        return generation(netlink)
 
 
 def digest(netlink: NetlinkSocket) -> bytes:

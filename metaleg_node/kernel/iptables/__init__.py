@@ -1,0 +1,1 @@
+"""The packet filter by iptables and ipset, for kernels without nf_tables."""
