@@ -37,7 +37,7 @@ class Scene:
 
 def versions(scene: Scene) -> str:
     """Of this program, the kernel, nft, Python, the libraries and the system."""
-    with Machine(scene.options.state_dir) as machine:
+    with Machine(scene.options.state_dir, scene.config.firewall.backend) as machine:
         found = {"metaleg-node": metaleg_node.__version__, **machine.versions()}
     found["Python"] = platform.python_version()
     for name in _LIBRARIES:
@@ -72,7 +72,7 @@ def service_in_words(scene: Scene) -> str:
 def plan(scene: Scene) -> str:
     """What `plan` would say, and what is wrong."""
     cluster, _ = read_state(scene.options, scene.config)
-    with Machine(scene.options.state_dir) as machine:
+    with Machine(scene.options.state_dir, scene.config.firewall.backend) as machine:
         planned = Reconciler(machine, scene.config).plan(cluster)
     problems = (f"! {problem.line}" for problem in report.problems(planned))
     return "\n".join([f"node {node_name(scene.config)}", *problems, *map(str, planned.changes)])
@@ -85,13 +85,13 @@ def doctor(scene: Scene) -> str:
 
 def packet_filter(scene: Scene) -> str:
     """All of ours in it."""
-    with Machine(scene.options.state_dir) as machine:
+    with Machine(scene.options.state_dir, scene.config.firewall.backend) as machine:
         return machine.packet_filter.listing()
 
 
 def routing(scene: Scene) -> str:
     """Our rules and routes, and others' in our tables."""
-    with Machine(scene.options.state_dir) as machine:
+    with Machine(scene.options.state_dir, scene.config.firewall.backend) as machine:
         found = machine.routing(own_tables(scene.config))
     foreign = (f"foreign: {item.text}" for item in (*found.foreign_rules, *found.foreign_routes))
     return "\n".join([*sorted(map(str, found.rules)), *sorted(map(str, found.routes)), *sorted(foreign)])

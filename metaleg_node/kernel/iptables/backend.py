@@ -22,7 +22,7 @@ from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.iptables import listing, tools
 from metaleg_node.kernel.iptables.layout import ABOUT, also, maker, render, understand
-from metaleg_node.kernel.iptables.ruleset import COUNTERS, OWN_SET, RAW_SET, Ruleset, Set, read_notes
+from metaleg_node.kernel.iptables.ruleset import CHAINS, COUNTERS, OWN_SET, RAW_SET, Ruleset, Set, read_notes
 from metaleg_node.kernel.iptables.script import differ, entrances, grow, misplaced, rebuilds, rules, shrink
 from metaleg_node.kernel.packet_filter import LABELS, Counter, View
 
@@ -156,6 +156,8 @@ class Iptables:
                 where, name = "nat, chain METALEG-NODE-JUDGE", f"slot-{pod.slot}"
             case Treatment.HOLD:
                 where, name = "filter, chain METALEG-NODE-HOLD", "held"
+            case Treatment.WAIT:
+                where, name = "filter, chain METALEG-NODE-HOLD", "waiting"
             case Treatment.ELSEWHERE:
                 where, name = "mangle, chain METALEG-NODE-FORWARD", "elsewhere"
         return f"iptables table {where}, set metaleg4-{name} or metaleg6-{name}"
@@ -163,6 +165,13 @@ class Iptables:
     def lacking(self) -> Mapping[str, str]:
         found = {name: tools.complaint(4, table, rule) for name, (table, rule) in _NEEDED.items()}
         return {name: words for name, words in found.items() if words}
+
+    def listing(self) -> str:
+        """Of the rules, those of ours and those that lead to ours; others' belong to others."""
+        sets = tools.save_sets()
+        rules = (line for v in FAMILIES for line in _lines(v, listing.sets(sets)) if CHAINS in line or line[:1] == "*")
+        ours = (line for line in sets if OWN_SET.fullmatch(line.split(" ", 2)[1]))
+        return "".join(f"{line}\n" for line in (*rules, *ours))
 
     def unnameable(self, interfaces: Iterable[str]) -> frozenset[str]:
         return frozenset(name for name in interfaces if not _PLAIN_INTERFACE.fullmatch(name))

@@ -79,7 +79,7 @@ def render(egress: Egress, firewall: Firewall, family: Family) -> Piece:
             ("mangle", "STRAY"): _STRAY,
             ("mangle", "EARLY"): _early(egress, family),
             ("mangle", "OUTWARD"): _outward(egress, firewall, own, family),
-            ("filter", "HOLD"): [_held(egress, family)],
+            ("filter", "HOLD"): list(_held(egress, family)),
             ("mangle", "OWN"): _own(firewall, family),
             ("mangle", "STEERED"): [
                 drop("-m conntrack --ctstate SNAT"),
@@ -119,6 +119,7 @@ def _sets(egress: Egress, firewall: Firewall, family: Family) -> dict[str, Set]:
 
     sets = {
         "held": those(Treatment.HOLD),
+        "waiting": those(Treatment.WAIT),
         "elsewhere": those(Treatment.ELSEWHERE),
         "local": address_set(family, (a for a, pod in pods.items() if pod.local)),
         "moved": expiring_set(family, _MOVED_SECONDS),
@@ -188,7 +189,7 @@ def _unknown(egress: Egress, family: Family) -> list[Rule | str]:
     return [
         _not_outside(family),
         *_judged(egress, family),
-        Rule(f"{when(set_name(family, 'held'), 'src')} -j DROP", "held"),
+        *(Rule(f"{when(set_name(family, name), 'src')} -j DROP", "held") for name in ("held", "waiting")),
         drop(when(set_name(family, "elsewhere"), "src")),
         _map(family),
     ]
@@ -256,17 +257,18 @@ def _outward(egress: Egress, firewall: Firewall, own: set[Slot], family: Family)
         drop("-m conntrack ! --ctstate DNAT"),
         _LABEL,
         drop(when(set_name(family, "elsewhere"), "src")),
-        f"{when(set_name(family, 'held'), 'src')} -j RETURN",
+        *(f"{when(set_name(family, name), 'src')} -j RETURN" for name in ("held", "waiting")),
         _map(family),
         *(f"{marked(firewall.mark(slot), firewall)} -j RETURN" for slot in sorted(own)),
         drop(""),
     ]
 
 
-def _held(egress: Egress, family: Family) -> Rule:
-    how = f"REJECT --reject-with {_REFUSE[family]}" if egress.hold == "reject" else "DROP"
-    condition = f"{LABELLED} -m conntrack --ctdir ORIGINAL {when(set_name(family, 'held'), 'src')}"
-    return Rule(f"{condition} -j {how}", "held")
+def _held(egress: Egress, family: Family) -> Iterator[Rule]:
+    refuse = f"REJECT --reject-with {_REFUSE[family]}" if egress.hold == "reject" else "DROP"
+    for name, how in (("held", refuse), ("waiting", "DROP")):
+        condition = f"{LABELLED} -m conntrack --ctdir ORIGINAL {when(set_name(family, name), 'src')}"
+        yield Rule(f"{condition} -j {how}", "held")
 
 
 def _own(firewall: Firewall, family: Family) -> list[Rule | str]:
@@ -358,12 +360,14 @@ def _pods(ruleset: Ruleset, mask: int, filters: Mapping[str, object]) -> Iterato
     }
     for family in FAMILIES:
         chosen = {pod: key for key in filters for pod in ruleset.elements(set_of_key(family, _FILTER_PODS, key))}
-        held, local = (ruleset.elements(set_name(family, name)) for name in ("held", "local"))
+        held, waiting, local = (ruleset.elements(set_name(family, name)) for name in ("held", "waiting", "local"))
         for text, value in ruleset.elements(set_name(family, "pods")).items():
             slot, address, source = _slot(value, mask), address_of(text), sources.get(text)
             if address is None or slot is None:
                 continue
             treatment = Treatment.HOLD if text in held else Treatment.ELSEWHERE
+            if text in waiting:
+                treatment = Treatment.WAIT
             if slot:
                 treatment = Treatment.SNAT if source else Treatment.STEER
             yield (
