@@ -50,8 +50,8 @@ function _shtab_metaleg_node_using
   test "$_shtab_metaleg_node_cmdpath" = "$argv"
 end
 
-set -g _shtab_metaleg_node_commands run apply plan cleanup check status explain doctor trace report kubeconfig import-env demo
-set -g _shtab_metaleg_node_opts_with_value --admin --color --config --context --log-level --metallb-configmap --metallb-namespace --namespace --only --runtime-dir --seconds --state-dir --to
+set -g _shtab_metaleg_node_commands run apply plan cleanup check status explain doctor trace report cni-results kubeconfig import-env demo
+set -g _shtab_metaleg_node_opts_with_value --admin --color --config --context --directory --log-level --metallb-configmap --metallb-namespace --namespace --only --runtime-dir --seconds --socket --state-dir --to
 
 complete -c metaleg-node -e
 complete -c metaleg-node -f
@@ -95,6 +95,10 @@ complete -c metaleg-node -n '_shtab_metaleg_node_using trace' -l seconds -x -d '
 complete -c metaleg-node -n '_shtab_metaleg_node_using; and test $_shtab_metaleg_node_npos -eq 0' -a report -d 'write an archive for a bug report, without secrets'
 complete -c metaleg-node -n '_shtab_metaleg_node_using report' -s h -l help -d 'show this help message and exit'
 complete -c metaleg-node -n '_shtab_metaleg_node_using report; and test $_shtab_metaleg_node_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'default: a name with node and time, in this directory'
+complete -c metaleg-node -n '_shtab_metaleg_node_using; and test $_shtab_metaleg_node_npos -eq 0' -a cni-results -d 'tell the service of new pods; what metaleg-node-cni.service runs'
+complete -c metaleg-node -n '_shtab_metaleg_node_using cni-results' -s h -l help -d 'show this help message and exit'
+complete -c metaleg-node -n '_shtab_metaleg_node_using cni-results' -l directory -xka "(__fish_complete_directories)" -d 'where libcni keeps its results; default: /var/lib/cni/results'
+complete -c metaleg-node -n '_shtab_metaleg_node_using cni-results' -l socket -x -d 'where to listen, which is egress.cni_socket to the service; default: /run/metaleg-node-cni/socket'
 complete -c metaleg-node -n '_shtab_metaleg_node_using; and test $_shtab_metaleg_node_npos -eq 0' -a kubeconfig -d 'make the service account; print the kubeconfig for it'
 complete -c metaleg-node -n '_shtab_metaleg_node_using kubeconfig' -s h -l help -d 'show this help message and exit'
 complete -c metaleg-node -n '_shtab_metaleg_node_using kubeconfig' -l admin -xka "(__fish_complete_path (commandline -ct))" -d 'an administrator'"'"'s kubeconfig'

@@ -31,6 +31,7 @@ _COMMANDS = (
     "doctor",
     "trace",
     "report",
+    "cni_results",
     "kubeconfig",
     "import_env",
     "demo",

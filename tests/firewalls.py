@@ -13,6 +13,7 @@ from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.external_ip import ExternalIp, Target, VirtualServer
 from metaleg_node.core.firewall.invalid_input import InvalidInput
 from metaleg_node.core.firewall.local_answers import LocalAnswers
+from metaleg_node.core.firewall.new_pods import NewPods
 from metaleg_node.core.firewall.part import Firewall, Part
 from metaleg_node.core.firewall.return_paths import PathRouter, ReturnPath, ReturnPaths
 from metaleg_node.core.firewall.reverse_path import ReversePathCheck
@@ -26,6 +27,7 @@ _PARTS: tuple[type[Part], ...] = (
     Egress,
     LocalAnswers,
     Transit,
+    NewPods,
     ReturnPaths,
     ReversePathCheck,
     InvalidInput,
@@ -285,6 +287,16 @@ FIREWALLS: dict[str, Firewall] = {
     ),
     "external-ips-for-the-host-alone": but(EXTERNAL, clients=frozenset()),
     "external-ips-with-a-mark": but(EXTERNAL, masquerade_mark=0x4000),
+    "new-pods": but(
+        FULL, held=True, plain=addresses("10.244.1.20", "fd00:10:244:1::20"), claimed=addresses("10.244.1.2")
+    ),
+    "new-pods-here": but(
+        FULL,
+        held=True,
+        here=True,
+        plain=addresses("10.244.1.20", "10.244.1.21"),
+        claimed=addresses("10.244.1.3", "fd00:10:244:1::2"),
+    ),
     "63-slots": wall(
         pods={
             ip_address(f"10.244.1.{n}"): EgressPod(treatment=Treatment.STEER, slot=Slot(n), filter=R if n % 2 else "")

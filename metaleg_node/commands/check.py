@@ -9,13 +9,12 @@ from metaleg_node.commands.command import EX_CONFIG, Command, general_options, p
 from metaleg_node.configuration import options as configuration
 from metaleg_node.configuration.config import Config, ConfigError
 from metaleg_node.core import external_ip
-from metaleg_node.core.egress import survey
+from metaleg_node.core.egress import new_pods, survey
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Code, Problem, fails
 from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.daemon import report
 from metaleg_node.reconcile import hooks
-from metaleg_node.reconcile.reconciler import node_name
 from metaleg_node.sources import once
 from metaleg_node.text import counted
 
@@ -65,8 +64,9 @@ def _source_problems(config: Config) -> tuple[Problem, ...]:
 
 def _state_problems(cluster: ClusterState, config: Config) -> tuple[Problem, ...]:
     """What this node could mend or would not do; prints what the state holds."""
-    me = node_name(config)
-    surveyed, wanted = survey.take(cluster, config), pools.read(cluster, config, me)
+    me = configuration.node_name(config)
+    early = new_pods.completed(cluster, config, me)
+    surveyed, wanted = survey.take(early, config), pools.read(cluster, config, me)
     names = {service.service.ref for service in surveyed.services}
     pods = sum(len(service.pods) for service in surveyed.services)
     labelled = f"{counted(len(names), 'Service')} with the label, {counted(pods, 'pod address')}"
@@ -82,6 +82,7 @@ def _state_problems(cluster: ClusterState, config: Config) -> tuple[Problem, ...
     return (
         *((Problem(code=Code.INCOMPLETE_STATE, text=gap),) if gap else ()),
         *(problem for one in surveyed.services for problem in one.problems(one.obstacle)),
+        *new_pods.read(early, surveyed, config, me).contribution.problems,
         *(problem for path in wanted.paths for problem in path.problems),
         *report.rejections((*cluster.rejections, *surveyed.rejections, *wanted.rejections, *external.rejections)),
     )

@@ -16,7 +16,7 @@ from metaleg_node.commands import report_parts
 from metaleg_node.commands.command import Command, Failure, general_options
 from metaleg_node.commands.report_parts import Scene
 from metaleg_node.configuration.config import Config, ConfigError
-from metaleg_node.reconcile.reconciler import node_name
+from metaleg_node.configuration.options import node_name
 from metaleg_node.redaction import NAMED, redacted
 from metaleg_node.sources import secrets
 

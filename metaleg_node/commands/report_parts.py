@@ -14,12 +14,12 @@ from pathlib import Path
 import metaleg_node
 from metaleg_node.commands.explain import read_state
 from metaleg_node.configuration.config import Config
-from metaleg_node.configuration.options import Options
+from metaleg_node.configuration.options import Options, node_name
 from metaleg_node.daemon import report, status
 from metaleg_node.doctor import examination, text
 from metaleg_node.kernel import process
 from metaleg_node.reconcile.machine import Machine
-from metaleg_node.reconcile.reconciler import Reconciler, node_name, own_tables
+from metaleg_node.reconcile.reconciler import Reconciler, own_tables
 
 _LIBRARIES = ("kubernetes", "prometheus-client", "PyYAML", "toml", "watchdog")
 _LOG_LINES = 1000

@@ -27,6 +27,7 @@ Backend = Literal["auto", "nftables", "iptables"]
 WhenUnavailable = Literal["reject", "drop", "allow"]
 TrafficPolicy = Literal["Local", "Cluster"]
 SourcePorts = Literal["preserve", "random"]
+NewPods = Literal["allow", "hold"]
 PathRpFilter = Literal["auto", "loose", "off", "filter", "keep"]
 HostRpFilter = Literal["loose", "keep"]
 LogLevel = Literal["error", "warning", "info", "debug"]
@@ -138,6 +139,15 @@ class EgressSettings:
         [word.value for word in AnnouncedBy],
         Many(item=s.choice(AnnouncedBy), needed=True),
         "what tells the gateway, best first",
+    )
+    new_pods: NewPods = setting(
+        "allow", s.choice(NewPods), "hold: what pods send outside is dropped until it is known whose they are"
+    )
+    hold_exempt_namespaces: tuple[str, ...] = setting(
+        ["kube-system"], Many(item=s.OBJECT_NAME), "their pods are never held"
+    )
+    cni_socket: str = setting(
+        "/run/metaleg-node-cni/socket", s.ABSOLUTE_PATH, "where metaleg-node-cni.service tells of new pods"
     )
     source_ports: SourcePorts = setting("preserve", s.choice(SourcePorts), "random: no connection survives a failover")
 

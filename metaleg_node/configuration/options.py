@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metaleg_node.configuration import config as configuration
 from metaleg_node.configuration import file as config_file
 from metaleg_node.configuration.config import Config, ConfigError
+from metaleg_node.core.model import NodeName
 from metaleg_node.core.problems import Code, Problem
 
 
@@ -26,6 +28,11 @@ class Options:
         if self.log_level:
             config = replace(config, log=replace(config.log, level=self.log_level))
         return config
+
+
+def node_name(config: Config) -> NodeName:
+    """This node's name: the configured one, else the host name in lower case, as the kubelet's default is."""
+    return NodeName(config.node.name or socket.gethostname().lower())
 
 
 def problems(error: ConfigError) -> tuple[Problem, ...]:

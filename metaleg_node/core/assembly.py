@@ -12,6 +12,7 @@ from metaleg_node.configuration.config import Config
 from metaleg_node.core import external_ip, host_settings, preconditions, slots
 from metaleg_node.core.contribution import Contribution
 from metaleg_node.core.egress import node as egress
+from metaleg_node.core.egress.new_pods import Starting
 from metaleg_node.core.egress.survey import Survey
 from metaleg_node.core.external_ip import ExternalAddress, WantedAddresses
 from metaleg_node.core.firewall.part import Firewall
@@ -37,6 +38,7 @@ class Desired:
     owners: Mapping[Address, egress.ServiceDecision] = field(default_factory=dict)
     paths: tuple[return_path.PathDecision, ...] = ()
     external: tuple[ExternalAddress, ...] = ()
+    starting: Starting = field(default_factory=Starting)
     rejections: tuple[Rejection, ...] = ()
     problems: tuple[Problem, ...] = ()
     tables: frozenset[int] = frozenset()
@@ -59,6 +61,7 @@ def assemble(
     *,
     external: WantedAddresses,
     held: Callable[[Iterable[Claim]], Held],
+    starting: Starting = Starting(),  # noqa: B008 - it is frozen
 ) -> Desired:
     """This node's part of everything. `held` tells which slots the kernel gives to which of these claims now."""
     found = paths.find(wanted.paths, config, host, survey.networks.cluster)
@@ -75,7 +78,7 @@ def assemble(
     back = return_path.decide(found, granted, asked=wanted, config=config, host=host, networks=survey.networks)
     inward = external_ip.decide(external, config.external_ip, survey.nodes.get(me), host, survey.networks)
     own = host_settings.decide(config.host, host)
-    parts = (out.contribution, back.contribution, inward.contribution, own)
+    parts = (out.contribution, starting.contribution, back.contribution, inward.contribution, own)
     state = _state(parts, config)
     lacking = preconditions.judge(out.services, back.paths, survey=survey, config=config, me=me, host=host)
     return Desired(
@@ -84,6 +87,7 @@ def assemble(
         owners=out.owners,
         paths=back.paths,
         external=inward.addresses,
+        starting=starting,
         rejections=tuple(rejection for part in parts for rejection in part.rejections),
         problems=(*(problem for part in parts for problem in part.problems), *lacking, *_gaps(back.paths, survey, me)),
         tables=frozenset({route.table for route in state.routing.routes} | back.tables) - {MAIN_TABLE},

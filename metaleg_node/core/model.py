@@ -118,7 +118,8 @@ class DestinationFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A Service; `created` is its creationTimestamp in RFC 3339 form, which sorts as text. `destinations` is what its
+    """A Service; `created` is its creationTimestamp in RFC 3339 form, which sorts as text. `selector` are the labels of
+    its pods; empty: it selects none by itself. `destinations` is what its
     annotations of ours mean, or what is wrong with them. `traffic_policy` is its externalTrafficPolicy, Local or
     Cluster; `proxied` are the ingress addresses whose ipMode is Proxy; `source_ranges` are its
     loadBalancerSourceRanges, empty where all may come, None where they cannot be understood."""
@@ -136,6 +137,7 @@ class Service:
     traffic_policy: str = "Cluster"
     proxied: frozenset[Address] = frozenset()
     source_ranges: tuple[Network, ...] | None = ()
+    selector: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,12 +187,42 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """A Pod; `addresses` are its status.podIPs."""
+    """A Pod; `addresses` are its status.podIPs, none once it has `ended`; `ending`: somebody deleted it."""
 
     ref: ObjectRef
     node: NodeName | None
     host_network: bool
     addresses: tuple[Address, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    uid: str = ""
+    ending: bool = False
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A pod's attachment to its network as CNI's result tells it, before the first container of the pod starts. `uid`
+    is the Pod's, empty where the container runtime does not tell it; `since` is when it was written, in seconds since
+    the epoch."""
+
+    namespace: str
+    name: str
+    uid: str
+    addresses: tuple[Address, ...]
+    since: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CniResults:
+    """All attachments of this node's pods, oldest first. `live`: they are told as they change; else what was told last
+    is all that is known."""
+
+    attachments: tuple[Attachment, ...] = ()
+    live: bool = False
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef(kind="CNI results", name="of this node")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +306,16 @@ class BGPPeer:
 
 
 ClusterObject = (
-    Service | EndpointSlice | Node | Pod | ServiceCIDR | Announcement | AddressPool | Advertisement | BGPPeer
+    Service
+    | EndpointSlice
+    | Node
+    | Pod
+    | CniResults
+    | ServiceCIDR
+    | Announcement
+    | AddressPool
+    | Advertisement
+    | BGPPeer
 )
 
 
@@ -289,7 +330,8 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterState:
-    """One complete snapshot of what the cluster says."""
+    """One complete snapshot of what the cluster says. `cni` is what CNI's results of this node say beside it, once at
+    most; `pods_sure`: no Pod is missing, as far as Pods are read, and none has changed since."""
 
     services: tuple[Service, ...] = ()
     endpoint_slices: tuple[EndpointSlice, ...] = ()
@@ -300,6 +342,8 @@ class ClusterState:
     pools: tuple[AddressPool, ...] = ()
     advertisements: tuple[Advertisement, ...] = ()
     peers: tuple[BGPPeer, ...] = ()
+    cni: tuple[CniResults, ...] = ()
+    pods_sure: bool = True
     rejections: tuple[Rejection, ...] = ()
 
 

@@ -71,6 +71,8 @@ class Code(enum.StrEnum):
     NO_EXIT = "no-exit"
     # Egress that works, but.
     SPLIT_ADDRESS = "split-address"
+    NEW_PODS_LATE = "new-pods-late"
+    NEW_PODS_UNKNOWN = "new-pods-unknown"
     # Return paths.
     PATH_INACTIVE = "path-inactive"
     PATH_PARTIAL = "path-partial"
@@ -125,6 +127,8 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.NO_SLOT: (Severity.ERROR, "All values under firewall.mark_mask are taken."),
     Code.NO_EXIT: (Severity.ERROR, "The return path by which the address must leave does not work."),
     Code.SPLIT_ADDRESS: (Severity.WARNING, "Several nodes announce one address, for several Services."),
+    Code.NEW_PODS_LATE: (Severity.WARNING, "New pods are held without CNI's results, by what the API tells later."),
+    Code.NEW_PODS_UNKNOWN: (Severity.WARNING, "New pods are to be held, but the state file has no Pods of this node."),
     Code.PATH_INACTIVE: (Severity.ERROR, "A return path does nothing."),
     Code.PATH_PARTIAL: (Severity.ERROR, "A part of a return path does not work."),
     Code.PATH_OVERLAP: (Severity.WARNING, "A pool holds addresses of nodes, pods or Services, which are left out."),

@@ -263,10 +263,11 @@ def _traffic_metrics(read: Callable[[], Mapping[str, Count]], plan: Plan) -> Ite
         log.warning("metrics without the packet filter's counters: %s", error)
         return
     nothing = Count(packets=0, size=0)
-    left, held, dropped = (found.get(name, nothing) for name in ("translated", "held", "dropped"))
+    left, held, dropped, unknown = (found.get(name, nothing) for name in ("translated", "held", "dropped", "unknown"))
     yield _count("snat_packets", "Packets that left here with a LoadBalancer address.", left.packets)
     yield _count("snat_bytes", "Bytes of these packets.", left.size)
     yield _count("rejected_packets", "Outward packets of egress pods refused.", held.packets + dropped.packets)
+    yield _count("unknown_pod_packets", "Outward packets of pods that were not known yet, dropped.", unknown.packets)
     yield from _router_metrics(replace(plan, passed=found))
 
 

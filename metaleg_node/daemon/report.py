@@ -9,6 +9,7 @@ from typing import NamedTuple, TypedDict
 from metaleg_node.configuration.config import Config
 from metaleg_node.core.egress.node import ServiceDecision
 from metaleg_node.core.firewall.egress import Egress
+from metaleg_node.core.firewall.new_pods import NewPods
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.return_paths import ReturnPaths
 from metaleg_node.core.model import HolderKind, NextHop, Rejection, Slot
@@ -19,6 +20,7 @@ from metaleg_node.daemon.status import (
     ExitStatus,
     ExternalIpStatus,
     GatewayStatus,
+    NewPodsStatus,
     NextHopStatus,
     PathStatus,
     ProblemStatus,
@@ -160,6 +162,21 @@ def external_ips(plan: Plan) -> list[ExternalIpStatus]:
         )
         for one in plan.desired.external
     ]
+
+
+def new_pods(plan: Plan) -> NewPodsStatus | None:
+    """The hold of new pods, None where there is none; of many pods some."""
+    starting = plan.desired.starting
+    if not starting.held:
+        return None
+    plain = (part.plain for part in starting.contribution.parts if isinstance(part, NewPods))
+    return NewPodsStatus(
+        source="CNI results" if starting.by_cni else "API",
+        holding=starting.here,
+        known=sum(map(len, plain)),
+        waiting=[f"{ref.namespace}/{ref.name}" for ref in starting.waiting[:_SHOWN]],
+        unknown=sorted(map(str, starting.unknown))[:_SHOWN],
+    )
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------------

@@ -119,6 +119,18 @@ class ExternalIpStatus(TypedDict):
     reason: str
 
 
+class NewPodsStatus(TypedDict):
+    """The hold of new pods (egress.new_pods). `source` is what tells pods early: "CNI results", else "API"; `holding`
+    says whether this node's own unknown pods are held now; `waiting` are the egress Pods here (namespace/name) that
+    have no address yet, `unknown` the addresses whose Pod is not known."""
+
+    source: Literal["CNI results", "API"]
+    holding: bool
+    known: int
+    waiting: list[str]
+    unknown: list[str]
+
+
 class ProblemStatus(TypedDict):
     """One thing that is wrong, see `core.problems`."""
 
@@ -150,6 +162,7 @@ class StatusDocument(TypedDict):
     exits: list[ExitStatus]
     paths: list[PathStatus]
     external_ips: list[ExternalIpStatus]
+    new_pods: NewPodsStatus | None
     problems: list[ProblemStatus]
     repaired: dict[str, int]
 
@@ -244,6 +257,8 @@ def render(document: StatusDocument, now: datetime) -> str:
         parts.append(paths_table(document["paths"]))
     if document["external_ips"]:
         parts.append(fitted(map(_external_row, document["external_ips"]), _EXTERNAL_HEADER))
+    if new := document["new_pods"]:
+        parts.append(_new_pods(new))
     if document["problems"]:
         parts.append("\n".join(["Problems:", *map(_problem_line, document["problems"])]))
     return "\n\n".join(parts) + "\n"
@@ -340,6 +355,16 @@ def _next_hop(hop: NextHopStatus) -> str:
 
 def _external_row(one: ExternalIpStatus) -> tuple[object, ...]:
     return one["address"], one["service"], one["cluster_ip"] or "-", one["state"], one["reason"] or "-"
+
+
+def _new_pods(new: NewPodsStatus) -> str:
+    held = "held" if new["holding"] else "not held, since no egress pod starts here"
+    words = [
+        f"New pods: unknown ones are {held}; {new['known']} pod addresses without egress are known by {new['source']}"
+    ]
+    words += [f"waiting for an address: {', '.join(new['waiting'])}"] if new["waiting"] else []
+    words += [f"held: {', '.join(new['unknown'])}"] if new["unknown"] else []
+    return "\n  ".join(words)
 
 
 def _problem_line(problem: ProblemStatus) -> str:

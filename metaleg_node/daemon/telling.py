@@ -173,6 +173,7 @@ class Teller:
             exits=report.exits(plan, facts.config) if plan else [],
             paths=report.paths(plan, facts.config) if plan else [],
             external_ips=report.external_ips(plan) if plan else [],
+            new_pods=report.new_pods(plan) if plan else None,
             problems=report.problem_list(report.shown(problems)),
             repaired=dict(self._repaired),
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metaleg_node.configuration.config import Config
-from metaleg_node.configuration.options import Options
+from metaleg_node.configuration.options import Options, node_name
 from metaleg_node.core import others
 from metaleg_node.core.explain.situation import Situation
 from metaleg_node.core.model import Address, ClusterState, Node, Questions
@@ -22,7 +22,7 @@ from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink.interfaces import Device
 from metaleg_node.kernel.other_filters import Chain
 from metaleg_node.reconcile.machine import Machine
-from metaleg_node.reconcile.reconciler import Reconciler, node_name, own_tables
+from metaleg_node.reconcile.reconciler import Reconciler, own_tables
 from metaleg_node.sources import once
 from metaleg_node.sources.once import Known
 

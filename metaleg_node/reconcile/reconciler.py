@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,14 +10,15 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from metaleg_node.configuration.config import Config
+from metaleg_node.configuration.options import node_name
 from metaleg_node.configuration.settings import SLOTS
 from metaleg_node.core import assembly, external_ip, others, slots
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
-from metaleg_node.core.egress import survey
+from metaleg_node.core.egress import new_pods, survey
 from metaleg_node.core.explain.situation import Kernel, Situation
-from metaleg_node.core.model import ClusterState, Host, NextHop, NodeName, Questions
+from metaleg_node.core.model import ClusterState, Host, NextHop, Questions
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.core.return_path import wanted as pools
@@ -32,11 +32,6 @@ log = logging.getLogger(__name__)
 
 _SHOWN = 50
 """Changes that the log shows one by one; a first apply may have thousands."""
-
-
-def node_name(config: Config) -> NodeName:
-    """This node's name: the configured one, else the host name in lower case, as the kubelet's default is."""
-    return NodeName(config.node.name or socket.gethostname().lower())
 
 
 def own_tables(config: Config) -> set[int]:
@@ -99,14 +94,16 @@ class Outcome:
 
 @dataclass(slots=True, kw_only=True)
 class _Known:
-    """What follows from one state of the cluster and what was so a moment ago (`recent`); `decided` is the last
-    decision, with the facts that it rests on."""
+    """What follows from one state of the cluster and what was so a moment ago (`recent`); `early` is the state with
+    what is known early of new pods, `decided` the last decision, with the facts that it rests on."""
 
     cluster: ClusterState
+    early: ClusterState
     recent: survey.Recent
     survey: survey.Survey
     paths: pools.WantedPaths
     external: external_ip.WantedAddresses
+    starting: new_pods.Starting
     questions: Questions
     decided: tuple[tuple[Host, assembly.Held, bool], Desired] | None = None
 
@@ -188,7 +185,7 @@ class Reconciler:
             neighbours=machine.neighbours({hop for one in desired.state.routing.routes for hop in one.next_hops}),
         )
         return Situation(
-            cluster=cluster,
+            cluster=known.early,
             config=self._config,
             me=self.node,
             survey=known.survey,
@@ -244,17 +241,20 @@ class Reconciler:
         recent = self._patience.recent
         known = self._known
         if known is None or known.cluster is not cluster or known.recent != recent:
-            surveyed = self._survey(cluster, recent)
+            early = new_pods.completed(cluster, self._config, self.node)
+            surveyed = self._survey(early, recent)
             self._patience.look(surveyed)
             paths = pools.read(cluster, self._config, self.node)
             external = external_ip.read(cluster, self._config)
             questions = assembly.questions(surveyed, paths, external, self._config, self.node)
             known = _Known(
                 cluster=cluster,
+                early=early,
                 recent=self._patience.recent,
                 survey=surveyed,
                 paths=paths,
                 external=external,
+                starting=new_pods.read(early, surveyed, self._config, self.node),
                 questions=questions,
             )
             self._known = known
@@ -295,7 +295,14 @@ class Reconciler:
 
     def _assembled(self, known: _Known, host: Host, held: Callable[[Iterable[slots.Claim]], assembly.Held]) -> Desired:
         return assembly.assemble(
-            known.survey, known.paths, self._config, self.node, host, external=known.external, held=held
+            known.survey,
+            known.paths,
+            self._config,
+            self.node,
+            host,
+            external=known.external,
+            held=held,
+            starting=known.starting,
         )
 
 

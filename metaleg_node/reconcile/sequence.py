@@ -8,11 +8,12 @@ import math
 from collections.abc import Callable
 
 from metaleg_node.configuration.config import Config
+from metaleg_node.configuration.options import node_name
 from metaleg_node.core.model import ClusterState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.reconcile import hooks
 from metaleg_node.reconcile.documents import hook_document
-from metaleg_node.reconcile.reconciler import Outcome, Plan, Reconciler, log_changes, node_name
+from metaleg_node.reconcile.reconciler import Outcome, Plan, Reconciler, log_changes
 
 log = logging.getLogger(__name__)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metaleg_node.configuration.config import Config
+from metaleg_node.core.egress import new_pods
 from metaleg_node.core.model import ClusterState
-from metaleg_node.sources import state_file
+from metaleg_node.sources import cni_results, state_file
 from metaleg_node.sources.saved_state import SavedState
 
 
@@ -24,6 +25,13 @@ class Known:
 
 def read(config: Config) -> tuple[ClusterState, tuple[str, ...]]:
     """The state, and what keeps it from being known, a sentence each; with any of these the state does not count."""
+    cluster, problems = _read(config)
+    if new_pods.is_on(config):
+        cluster = replace(cluster, cni=(cni_results.read(config.egress.cni_socket),))
+    return cluster, problems
+
+
+def _read(config: Config) -> tuple[ClusterState, tuple[str, ...]]:
     if not config.cluster.state_file:
         # Who reads a state file should not pay for loading the API's client.
         from metaleg_node.sources import kubernetes_api  # noqa: PLC0415

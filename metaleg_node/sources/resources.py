@@ -11,9 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from metaleg_node.configuration.config import BgpSettings, ClusterSettings, Config, EgressSettings, ReturnPathSettings
+from metaleg_node.configuration.options import node_name
+from metaleg_node.core.egress import new_pods
 from metaleg_node.core.model import AnnouncedBy
 
 METALLB: Final = "metallb.io"
+PODS: Final = "Pod"
+"""The subject of that name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,8 @@ def _egress(config: Config) -> Iterator[Subject]:
         Resource(kind="EndpointSlice", plural="endpointslices", group="discovery.k8s.io", label_selector=labelled)
     )
     yield from _networks()
+    if new_pods.is_on(config):
+        yield _needed(Resource(kind=PODS, plural="pods", field_selector=f"spec.nodeName={node_name(config)}"))
     yield from _announcements(config.egress.gateway_source, config.cluster.metallb_namespace)
 
 

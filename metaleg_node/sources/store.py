@@ -16,6 +16,7 @@ from metaleg_node.core.model import (
     BGPPeer,
     ClusterObject,
     ClusterState,
+    CniResults,
     EndpointSlice,
     Node,
     ObjectRef,
@@ -31,6 +32,7 @@ _FIELDS: dict[type[ClusterObject], str] = {
     EndpointSlice: "endpoint_slices",
     Node: "nodes",
     Pod: "pods",
+    CniResults: "cni",
     ServiceCIDR: "service_cidrs",
     Announcement: "announcements",
     AddressPool: "pools",
@@ -73,6 +75,11 @@ class Store:
         """What now hinders the sources, a sentence each; one that hinders several of them once."""
         with self._lock:
             return tuple(dict.fromkeys(self._problems.values()))
+
+    def hindered(self, source: str) -> bool:
+        """Whether something hinders this source now."""
+        with self._lock:
+            return source in self._problems
 
     def snapshot(self) -> ClusterState:
         """All objects as one immutable value, in the order in which the sources gave them."""

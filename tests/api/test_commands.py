@@ -19,6 +19,9 @@ from tests.api.harness import l2_status, node, service, write_kubeconfig
 from tests.api.server import ApiServer, Object
 from tests.api.test_credentials import inline
 
+ROOT = Path(__file__).resolve().parents[2]
+HOLD = 'node.name = "worker-1"\negress.new_pods = "hold"'
+
 
 def run(tmp_path: Path, kubeconfig: Path, *command: str) -> int:
     config = tmp_path / "config.toml"
@@ -86,6 +89,18 @@ def test_the_rights_are_reading_what_is_asked_for_and_nothing_else() -> None:
     (role,) = (one for one in made if one["kind"] == "Role")
     assert role["metadata"]["namespace"] == "metallb-system"
     assert {group for rule in role["rules"] for group in rule["apiGroups"]} == {"", "metallb.io"}
+
+
+def test_the_hold_of_new_pods_needs_Pods_of_this_node_and_a_right_of_its_own() -> None:
+    (asked,) = (one for one in subjects(parse(HOLD, file="F")) if one.name == "Pod")
+    assert [(one.path, one.field_selector) for one in asked.choices] == [("/api/v1/pods", "spec.nodeName=worker-1")]
+    assert "Pod" not in {one.name for one in subjects(parse("", file="F"))}
+    text = (ROOT / "etc/metaleg-node/kubernetes/rbac-new-pods.yaml").read_text()
+    role, binding = yaml.safe_load_all(text)
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    (account,) = (one for one in access_rights.objects("lb", "metallb") if one["kind"] == "ServiceAccount")
+    assert binding["subjects"] == [{"kind": "ServiceAccount", **account["metadata"]}]
 
 
 def test_of_all_config_maps_only_the_one_with_metallbs_configuration_may_be_read() -> None:

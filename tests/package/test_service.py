@@ -14,6 +14,7 @@ from tests.api.harness import write_kubeconfig
 from tests.e2e.api_lab import api_lab
 from tests.e2e.scenario import NODE3, SETTLED, egress_service, sources, texts
 from tests.package.node import Node
+from tests.unit.test_new_pods import cached
 
 KUBECONFIG = "/etc/metaleg-node/kubeconfig"
 KUBELET = """
@@ -170,3 +171,35 @@ def test_no_pod_starts_before_its_rules_exist(fresh: Node, tmp_path: Path) -> No
     boot(fresh, tmp_path / "kubeconfig")
     assert str(fresh.pod.addresses[4]) in container.run("cat", "/tmp/kubelet-saw").stdout
     fresh.expect(fresh.address)
+
+
+# --- CNI's results ---------------------------------------------------------------------------------------------------
+
+
+def test_the_unit_that_reads_CNIs_results_tells_the_service_and_may_nothing_else(fresh: Node) -> None:
+    container, unit = fresh.container, "metaleg-node-cni.service"
+    results = "/var/lib/cni/results"
+    container.run("install", "-d", "-m", "700", results)
+    container.write(f"{results}/x-eth0", json.dumps(cached()))
+    container.run("chmod", "600", f"{results}/x-eth0")
+    fresh.configure(egress={"new_pods": "hold"})
+    assert container.run("systemd-analyze", "verify", "--man=no", unit).stderr == ""
+
+    def told() -> dict[str, object]:
+        return dict(json.loads(container.run("metaleg-node", "status", "--json", check=False).stdout)["new_pods"])
+
+    try:
+        fresh.start()
+        assert told()["source"] == "API"
+        container.run("systemctl", "start", unit)
+        assert wait_until(lambda: told()["unknown"] == ["10.244.1.9", "fd00:10:244:1::9"], SETTLED, pause=0.1), (
+            container.log(unit)
+        )
+        process = container.run("systemctl", "show", "--property=MainPID", "--value", unit).stdout.strip()
+        lines = container.run("cat", f"/proc/{process}/status").stdout.splitlines()
+        assert {line.split()[1] for line in lines if line.startswith(("CapEff", "CapPrm", "CapBnd"))} == {"0" * 16}
+        container.run("rm", f"{results}/x-eth0")
+        assert wait_until(lambda: told()["unknown"] == [], SETTLED, pause=0.1), told()
+    finally:
+        container.run("systemctl", "stop", unit)
+        container.run("rm", "-r", "/var/lib/cni")

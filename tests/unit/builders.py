@@ -9,6 +9,7 @@ from metaleg_node.configuration.config import Config, parse
 from metaleg_node.core.assembly import Desired, assemble
 from metaleg_node.core.egress import node as egress
 from metaleg_node.core.egress import survey
+from metaleg_node.core.egress.new_pods import Starting
 from metaleg_node.core.external_ip import WantedAddresses
 from metaleg_node.core.model import (
     Address,
@@ -208,11 +209,21 @@ def assembled(
     *,
     paths: WantedPaths | None = None,
     external: WantedAddresses | None = None,
+    starting: Starting | None = None,
 ) -> Desired:
     """What node `me` should do; `held` are holders by their names."""
     holders = {slot: Holder.read(name) for slot, name in (held or {}).items()}
     inward = external or WantedAddresses()
-    return assemble(surveyed, paths or WantedPaths(), settings, me, here, external=inward, held=lambda _: holders)
+    return assemble(
+        surveyed,
+        paths or WantedPaths(),
+        settings,
+        me,
+        here,
+        external=inward,
+        held=lambda _: holders,
+        starting=starting or Starting(),
+    )
 
 
 def decide(state: ClusterState, me: NodeName, text: str = "", *, held: Mapping[Slot, str] | None = None) -> Desired:

@@ -14,7 +14,7 @@ from metaleg_node.commands import explain_text
 from metaleg_node.commands.explain_text import State
 from metaleg_node.core import external_ip
 from metaleg_node.core.assembly import Desired
-from metaleg_node.core.egress import survey
+from metaleg_node.core.egress import new_pods, survey
 from metaleg_node.core.explain.answer import Answer, Held, Verdict
 from metaleg_node.core.explain.explanation import explain
 from metaleg_node.core.explain.situation import Kernel, Lookup, Situation, Way
@@ -80,11 +80,17 @@ def situation(
     kernel: Callable[[Kernel], Kernel] = lambda kernel: kernel,
 ) -> Situation:
     settings = config(text)
+    state = new_pods.completed(state, settings, me)
     surveyed = survey.take(state, settings)
+    starting = new_pods.read(state, surveyed, settings, me)
     gap = surveyed.gap(me)
     paths, external = pools.read(state, settings, me), external_ip.read(state, settings)
     facts = here or host(surveyed, me)
-    desired = Desired() if gap else assembled(surveyed, settings, me, facts, paths=paths, external=external)
+    desired = (
+        Desired()
+        if gap
+        else assembled(surveyed, settings, me, facts, paths=paths, external=external, starting=starting)
+    )
     return Situation(
         cluster=state,
         config=settings,

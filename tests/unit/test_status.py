@@ -122,6 +122,7 @@ DOCUMENT: status.StatusDocument = {
         },
         {"service": "web/shop", "address": "2001:db8::1", "cluster_ip": None, "state": "inactive", "reason": "none"},
     ],
+    "new_pods": None,
     "problems": [{"code": "listen", "severity": "error", "subject": "metrics.listen", "text": "in use"}],
     "repaired": {"rule": 2, "route": 0, "firewall": 1},
 }
@@ -161,6 +162,21 @@ Problems:
 
 def test_the_whole_document_as_text() -> None:
     assert status.render(DOCUMENT, NOW) == RENDERED
+
+
+def test_the_hold_of_new_pods_as_text() -> None:
+    new: status.NewPodsStatus = {
+        "source": "CNI results",
+        "holding": True,
+        "known": 3,
+        "waiting": ["mail/relay-0"],
+        "unknown": ["10.244.1.9"],
+    }
+    assert (
+        "New pods: unknown ones are held; 3 pod addresses without egress are known by CNI results\n"
+        "  waiting for an address: mail/relay-0\n"
+        "  held: 10.244.1.9\n"
+    ) in status.render({**DOCUMENT, "new_pods": new}, NOW)
 
 
 def test_a_service_that_has_done_nothing_yet() -> None:

@@ -31,7 +31,7 @@ from metaleg_node.core.model import (
 )
 from metaleg_node.core.networks import Membership
 from metaleg_node.core.objects import metallb
-from metaleg_node.core.objects.annotations import EXCLUDE, ONLY
+from metaleg_node.core.objects.annotations import EXCLUDE, NEW_PODS, ONLY
 from metaleg_node.core.problems import Code, Problem
 
 _SECOND = len("2024-05-01T08:00:00")
@@ -221,9 +221,11 @@ def _unclear(services: Iterable[Service], label: str) -> Iterator[Rejection]:
         for key in service.labels:
             if key != label and key.lower() == label.lower():
                 yield Rejection(ref=service.ref, reason=f"label {key} does not count; egress.label is {label}")
-        for name in service.annotations.keys() - {EXCLUDE, ONLY}:
-            known = f"{EXCLUDE} and {ONLY}"
+        for name in service.annotations.keys() - {EXCLUDE, ONLY, NEW_PODS}:
+            known = f"{EXCLUDE} and {ONLY}, and {NEW_PODS}"
             yield Rejection(ref=service.ref, reason=f"annotation {name} has no meaning; there are {known}")
+        if (asked := service.annotations.get(NEW_PODS, "allow")) != "allow":
+            yield Rejection(ref=service.ref, reason=f'annotation {NEW_PODS} is "{asked[:60]}"; only "allow" counts')
 
 
 def _about(service: Service, announcements: Iterable[Announcement]) -> list[Announcement]:
@@ -468,7 +470,12 @@ class _Checks:
         host_network = {a for pod in cluster.pods if pod.host_network for a in pod.addresses}
         self._host_addresses = networks.node_addresses | host_network
         self._never_egress = Membership(NEVER_EGRESS)
-        self._addresses_of = {pod.ref: pod.addresses for pod in cluster.pods}
+        # A slice may tell the address of a starting pod before the Pod does.
+        self._addresses_of = {
+            pod.ref: pod.addresses for pod in cluster.pods if pod.addresses or pod.ended or pod.ending
+        }
+        # The API tells this node's Pods alone.
+        self._nodes_with_pods = {pod.node for pod in cluster.pods}
         # Several: a pod that has ended keeps its address in the Pod object, while another pod has it.
         self._pods_with: dict[Address, set[ObjectRef]] = defaultdict(set)
         for pod in cluster.pods:
@@ -485,14 +492,15 @@ class _Checks:
             for address in endpoint.addresses:
                 pod = PodAddress(address=address, node=endpoint.node, pod=target.name if target and of_pod else "")
                 problem = self._problem(address, target, endpoint_slice, of_pod=of_pod)
-                yield endpoint, pod, problem or self._taken(address, target, namespace)
+                yield endpoint, pod, problem or self._taken(address, endpoint, namespace)
 
-    def _taken(self, address: Address, target: ObjectRef | None, namespace: str) -> str:
+    def _taken(self, address: Address, endpoint: Endpoint, namespace: str) -> str:
         """Why an address is not the endpoint's, where the Pods are known: whoever may write an EndpointSlice can claim
         in it what he likes, and that Kubernetes manages it, too. Kubernetes' own names the Pod of each endpoint."""
-        pods = self._pods_with.get(address, set())
+        pods, target = self._pods_with.get(address, set()), endpoint.target
         if not pods:
-            unclaimed = self._addresses_of and not target
+            elsewhere = endpoint.node is not None and endpoint.node not in self._nodes_with_pods
+            unclaimed = self._nodes_with_pods and not target and not elsewhere
             return f"{address} is the address of no Pod, and the slice names none" if unclaimed else ""
         rightly = target in pods if target else any(pod.namespace == namespace for pod in pods)
         return "" if rightly else f"{address} is the address of {min(pods)}"
@@ -505,7 +513,7 @@ class _Checks:
         if not (of_pod or endpoint_slice.controlled):
             made = "mirrors an Endpoints object that somebody wrote" if endpoint_slice.mirrored else ""
             return f"{address} has no targetRef to a pod, and the slice {made or 'is not managed by Kubernetes'}"
-        if target and self._addresses_of and address not in self._addresses_of.get(target, (address,)):
+        if target and address not in self._addresses_of.get(target, (address,)):
             return f"{address} is not an address of {target}"
         if address in self._host_addresses:
             return f"{address} is a node's address; pods of the host network have no egress of their own"

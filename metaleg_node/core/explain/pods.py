@@ -14,6 +14,7 @@ from metaleg_node.core.explain.routes import Marked, hop_problems, host_problems
 from metaleg_node.core.explain.situation import Situation
 from metaleg_node.core.explain.targets import Destination, PodTarget
 from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
+from metaleg_node.core.firewall.new_pods import NewPods
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import Address, Flow, Node, NodeName, Service, Slot
 from metaleg_node.core.networks import Membership
@@ -106,6 +107,9 @@ def _node_of(address: Address, nodes: Mapping[NodeName, Node]) -> NodeName | Non
 
 def _not_egress(pod: _Pod) -> Answer:
     situation, address = pod.situation, pod.address
+    new = situation.wanted(NewPods)
+    if pod.local and new.here and address not in new.plain:
+        return _new(pod)
     slices = {one.ref for one, _ in pod.target.named_by}
     refused = [r for r in situation.survey.rejections if r.ref in slices and r.reason.startswith(f"{address} ")]
     steps = [Step(name="owner", text=_no_owner(pod))]
@@ -119,6 +123,20 @@ def _not_egress(pod: _Pod) -> Answer:
         why = Problem(code=Code.OBJECT_NOT_USED, subject=str(refused[0].ref), text=refused[0].reason)
         return Answer(subject=pod.subject, verdict=Verdict.UNAVAILABLE, text=text, places=places, why_not=why)
     return Answer(subject=pod.subject, verdict=Verdict.UNTOUCHED, text=text, places=places)
+
+
+def _new(pod: _Pod) -> Answer:
+    """It is not known yet whether it is an egress pod."""
+    address = pod.address
+    text = "is not known yet, so what it sends outside is dropped until it is (egress.new_pods)"
+
+    def held(firewall: Firewall) -> bool:
+        part = firewall.part(NewPods)
+        return part.here and address not in part.plain | part.claimed
+
+    step = Step(name="treatment", text=text, kernel=pod.situation.kernel.holds(held))
+    places = (Place(node=pod.node or "?", role=_role(pod, pod.node), steps=(step,), asked=True),)
+    return Answer(subject=pod.subject, verdict=Verdict.UNAVAILABLE, text=f"{pod.going}: {text}", places=places)
 
 
 def _no_owner(pod: _Pod) -> str:

@@ -13,6 +13,8 @@ from metaleg_node.core.networks import merged, parse_network
 
 EXCLUDE = "metaleg.de/exclude-cidrs"
 ONLY = "metaleg.de/only-cidrs"
+NEW_PODS = "metaleg.de/new-pods"
+"""What a Service asks for its pods that EndpointSlices do not name yet: "allow" where egress.new_pods is hold."""
 MAX_NETWORKS = 256
 MAX_BYTES = 4096
 

@@ -115,7 +115,7 @@ def pruned(raw: object) -> object:
 def _pruned_value(key: str, value: object) -> object:
     if key == "annotations" and isinstance(value, dict):
         return {name: text for name, text in value.items() if name.startswith(ANNOTATION_PREFIX)}
-    return value if key in ("labels", "matchLabels") else pruned(value)
+    return value if key in ("labels", "matchLabels", "selector") else pruned(value)
 
 
 def _list(raw: Mapping[str, object], kind: str, read_config_map: ConfigMapReader) -> Parsed:
@@ -358,7 +358,16 @@ def _pod(reader: Reader) -> Pod:
         node=NodeName(node) if node else None,
         host_network=reader.flag("spec.hostNetwork"),
         addresses=() if ended else _pod_addresses(reader),
+        labels=reader.labels(),
+        uid=_uid(reader),
+        ending=reader.value("metadata.deletionTimestamp") is not None,
+        ended=ended,
     )
+
+
+def _uid(reader: Reader) -> str:
+    uid = reader.value("metadata.uid")
+    return uid if isinstance(uid, str) else ""
 
 
 def _pod_addresses(reader: Reader) -> tuple[Address, ...]:
@@ -505,8 +514,8 @@ _INSTEAD: Final[Mapping[tuple[str, str], str]] = {
 
 # Whatever is read of any of these kinds, wherever it stands; keys of labels and annotations are no fields.
 _READ_WORDS: Final = """
-apiVersion kind metadata name namespace labels annotations creationTimestamp spec status
-type clusterIPs clusterIP externalIPs ports port protocol loadBalancer ingress ip ipMode hostname
+apiVersion kind metadata name namespace uid labels annotations creationTimestamp deletionTimestamp spec status
+type selector clusterIPs clusterIP externalIPs ports port protocol loadBalancer ingress ip ipMode hostname
 externalTrafficPolicy loadBalancerSourceRanges
 addressType endpoints addresses nodeName targetRef ready serving terminating
 address podCIDRs podCIDR conditions hostNetwork phase podIPs podIP cidrs

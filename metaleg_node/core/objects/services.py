@@ -36,7 +36,19 @@ def service(reader: Reader) -> Service:
         traffic_policy=reader.text("spec.externalTrafficPolicy") or "Cluster",
         proxied=_proxied(reader),
         source_ranges=every_network(reader, "spec.loadBalancerSourceRanges"),
+        selector=_selector(reader),
     )
+
+
+def _selector(reader: Reader) -> dict[str, str]:
+    """One that lost a label would select more than was asked for: a bad one selects nobody."""
+    selector = {}
+    for key, value in reader.mapping("spec.selector").items():
+        if not isinstance(value, str):
+            reader.reject(f"spec.selector[{key}]", value, "text")
+            return {}
+        selector[key] = value
+    return selector
 
 
 def _cluster_ips(reader: Reader) -> tuple[Address, ...]:

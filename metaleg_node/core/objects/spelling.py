@@ -36,11 +36,11 @@ def _place(read: str, other: str = "") -> _Place:
 _SELECTOR: Final = _place("matchLabels matchExpressions")
 _EVERYWHERE: Final = {
     "": _place("apiVersion kind metadata spec status"),
-    "metadata": _place("name namespace labels annotations creationTimestamp", "deletionTimestamp generateName"),
+    "metadata": _place("name namespace uid labels annotations creationTimestamp deletionTimestamp", "generateName"),
 }
 _PLACES: Final[Mapping[str, Mapping[str, _Place]]] = {
     "Service": {
-        "spec": _place("type clusterIPs clusterIP externalIPs ports", "externalName"),
+        "spec": _place("type selector clusterIPs clusterIP externalIPs ports", "externalName"),
         "status": _place("loadBalancer"),
         "status.loadBalancer": _place("ingress"),
         "status.loadBalancer.ingress[]": _place("ip hostname", "ipMode ports"),

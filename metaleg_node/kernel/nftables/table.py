@@ -17,7 +17,7 @@ from metaleg_node.kernel.elements import address_of, network_of, network_text
 FAMILY = "inet"
 NAME = "metaleg_node"
 TABLE = f"{FAMILY} {NAME}"
-COUNTERS = ("steered", "translated", "held", "dropped")
+COUNTERS = ("steered", "translated", "held", "dropped", "unknown")
 DROP = 'counter name "dropped" drop'
 IP = {4: "ip", 6: "ip6"}
 

@@ -15,6 +15,8 @@ _WORDS = {
     ("hold", "drop"): "held: there is no way out now (egress.when_unavailable)",
     ("wait", "drop"): "held: its gateway went away a moment ago; what is sent again may leave",
     ("elsewhere", "drop"): "dropped: this node is not its gateway",
+    ("new_pods", "drop"): "held: its pod is not known yet (egress.new_pods)",
+    ("new_pods", "accept"): "not held: a known pod, inside the cluster, or began before",
     ("stray", "drop"): "dropped: an answer to a connection that this node does not know",
     ("early", "drop"): "dropped: for a pod that was treated otherwise until now",
     ("forgotten", "drop"): "dropped: of a connection that nobody knows any more",
