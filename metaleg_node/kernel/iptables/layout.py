@@ -16,6 +16,7 @@ from metaleg_node.core.firewall.egress import Egress
 from metaleg_node.core.firewall.external_ip import ExternalIp
 from metaleg_node.core.firewall.invalid_input import InvalidInput
 from metaleg_node.core.firewall.local_answers import LocalAnswers
+from metaleg_node.core.firewall.new_pods import NewPods
 from metaleg_node.core.firewall.part import Firewall, Part
 from metaleg_node.core.firewall.return_paths import ReturnPaths
 from metaleg_node.core.firewall.reverse_path import ReversePathCheck
@@ -26,6 +27,7 @@ from metaleg_node.kernel.iptables.parts import (
     external_ip,
     invalid_input,
     local_answers,
+    new_pods,
     return_paths,
     reverse_path,
     transit,
@@ -78,6 +80,7 @@ _PARTS: dict[type[Part], _Rendering] = {
     ReturnPaths: _Rendering(render=return_paths.render, understand=return_paths.understand),
     Egress: _Rendering(render=egress.render, understand=egress.understand, also=egress.also, needs=(LocalAnswers,)),
     Transit: _Rendering(render=transit.render, understand=transit.understand, needs=(Egress, LocalAnswers)),
+    NewPods: _Rendering(render=new_pods.render, understand=new_pods.understand, needs=(Egress, LocalAnswers, Transit)),
 }
 
 

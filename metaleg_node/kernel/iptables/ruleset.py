@@ -29,7 +29,7 @@ RAW_SET = "metaleg4-spared"
 COMMENT = "metaleg-node"
 """The comment of the rules that enter our chains."""
 HALVES = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}
-COUNTERS = ("steered", "translated", "held", "dropped")
+COUNTERS = ("steered", "translated", "held", "dropped", "unknown")
 
 _CHUNK = 180
 """A comment holds 255 bytes; longer notes are spread over several."""
