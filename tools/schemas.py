@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union
 from metaleg_node.commands.explain_text import ExplainDocument
 from metaleg_node.commands.plan import PlanDocument
 from metaleg_node.daemon.status import NothingTold, StatusDocument
+from metaleg_node.doctor.text import DoctorDocument
 from metaleg_node.reconcile.documents import HookDocument
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -23,6 +24,7 @@ DOCUMENTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "plan": ("What `metaleg-node plan --json` prints.", (PlanDocument,)),
     "status": ("What `metaleg-node status --json` prints.", (StatusDocument, NothingTold)),
     "hook": ("What a hook reads on its standard input.", (HookDocument,)),
+    "doctor": ("What `metaleg-node doctor --json` prints.", (DoctorDocument,)),
     "explain": ("What `metaleg-node explain --json` prints.", (ExplainDocument,)),
 }
 """What is promised, and the kinds of objects that it may be."""

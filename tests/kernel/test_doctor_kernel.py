@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from metaleg_node.kernel import process, statistics
+from tests import schemas
 from tests.kernel.patient import Patient, service
 from tests.netns import Netns
 
@@ -84,6 +85,7 @@ def test_who_may_not_look_finds_nothing_wrong(patient: Patient, netns: Netns) ->
     found = {}
     for only in ("ML-1", "ML-30", "ML-60"):
         found[only] = json.loads(netns.run(*drop, *command, "--only", only, check=False).stdout)
+        schemas.check("doctor", found[only])
     assert not {one["code"] for part in found.values() for one in part["findings"]} - OF_FILES
     unseen = {one["code"] for part in found.values() for one in part["unseen"]}
     assert unseen >= {"ML-103", "ML-104", "ML-106", "ML-109", "ML-301", "ML-308"}
