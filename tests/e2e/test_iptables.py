@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from metaleg_node.core.model import FAMILIES
+from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.plan import NODES
 from tests.e2e.scenario import (
     NODE1,
     NODE2,
     NODE3,
     PROTOCOLS,
+    SETTLED,
     egress_service,
     expect,
     expect_no_way_out,
@@ -61,7 +63,8 @@ def test_pods_leave_with_the_address_and_all_else_is_as_before(lab: Lab) -> None
         assert [problem["code"] for problem in daemon.status()["problems"]] == ["limited"], node.name
     lab.failover("web", None)
     expect_no_way_out(lab, web.pods[0])
-    assert lab.source_seen(web.pods[0]) == "unreachable", "when_unavailable rejects"
+    # What waits for a gateway is dropped for a while before it is rejected.
+    assert wait_until(lambda: lab.source_seen(web.pods[0]) == "unreachable", SETTLED), "when_unavailable rejects"
     for daemon in lab.daemons.values():
         daemon.stop()
         assert daemon.command("cleanup").returncode == 0
