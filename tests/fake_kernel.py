@@ -73,7 +73,7 @@ class FakePacketFilter:
         yield disturbed
 
     def counters(self) -> dict[str, Counter]:
-        names = ("steered", "translated", "held", "dropped") if self.firewall else ()
+        names = ("steered", "translated", "held", "dropped", "unknown") if self.firewall else ()
         return dict.fromkeys(names, Counter(0, 0))
 
     def versions(self) -> dict[str, str]:

@@ -142,7 +142,7 @@ def test_what_others_may_have_changed_is_told_once(case: Case) -> None:
 
 def test_counters_begin_at_nothing(case: Case) -> None:
     case.ours.put(FULL)
-    assert case.ours.counters() == dict.fromkeys(("steered", "translated", "held", "dropped"), Counter(0, 0))
+    assert case.ours.counters() == dict.fromkeys(("steered", "translated", "held", "dropped", "unknown"), Counter(0, 0))
 
 
 def test_interfaces_that_cannot_be_named_are_told(case: Case) -> None:
