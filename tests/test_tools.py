@@ -5,8 +5,12 @@ from __future__ import annotations
 import ast
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.vm.__main__ import chosen
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(
@@ -72,3 +76,9 @@ def test_no_file_names_a_path_of_somebodys_machine() -> None:
     private = re.compile(r"(?<![\w.])/(home|root|work|Users)/\w")
     found = [f"{path.relative_to(ROOT)}: {match[0]}" for path, text in texts() for match in private.finditer(text)]
     assert found == []
+
+
+def test_the_virtual_machines_are_given_tests_that_there_are() -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *chosen()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

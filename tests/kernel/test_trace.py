@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 
 import pytest
@@ -152,8 +153,9 @@ def test_the_table_is_gone_after_the_block_and_after_an_error_in_it(net: Net) ->
 @contextmanager
 def tracing(net: Net) -> Iterator[subprocess.Popen[str]]:
     """The command, once it says that it waits."""
-    argv = [sys.executable, "-m", "metaleg_node", "--config", "/dev/null", "trace", POD, "--seconds", "600"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as command:
+    with tempfile.NamedTemporaryFile(suffix=".toml") as config, ExitStack() as stack:
+        argv = [sys.executable, "-m", "metaleg_node", "--config", config.name, "trace", POD, "--seconds", "600"]
+        command = stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True))
         assert command.stdout
         assert command.stdout.readline().startswith(f"waiting 600 s for what {POD} sends")
         assert tables(net) == [f"table {PREFIX}{command.pid}"]
