@@ -65,15 +65,14 @@ def replace(path: Path, content: bytes | bytearray, *, mode: int, durable: bool 
     """Puts a whole new file in the place of another in one step; makes its directory when that is missing, for the same
     eyes. `durable`: it survives a loss of power. Raises OSError; then the old file is as it was.
 
-    The temporary file beside it always has the same name, so that a killed process leaves at most one, and no symbolic
-    link in its place is followed.
+    The temporary file beside it always has the same name, so that a killed process leaves at most one. In its place no
+    symbolic link is followed, and a file of another user's, who could read or change what is written, is not used.
     """
     path.parent.mkdir(mode=0o755 if mode & 0o044 else 0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         # Python's buffer goes on after a short write, until all is written or the kernel says why not.
-        with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
+        with os.fdopen(_opened(temporary, mode), "wb") as file:
             os.fchmod(file.fileno(), mode)
             file.write(content)
             file.flush()
@@ -86,6 +85,16 @@ def replace(path: Path, content: bytes | bytearray, *, mode: int, durable: bool 
         raise
     if durable:
         _sync_directory(path.parent)
+
+
+def _opened(path: Path, mode: int) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, mode)
+    if os.fstat(descriptor).st_uid == os.geteuid():
+        return descriptor
+    os.close(descriptor)
+    path.unlink()
+    return os.open(path, flags | os.O_EXCL, mode)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -24,7 +24,10 @@ _SHAPES: Final = (
     (re.compile(r"\b(Bearer|Basic|Negotiate)\s+[^\s\"',]+", re.IGNORECASE), rf"\1 {REMOVED}"),
     (re.compile(r"(://)[^/\s@\"']+@"), rf"\1{REMOVED}@"),
     # NAME=value, "name": "value", --name value
-    (re.compile(rf"""(\b{_NAMES}["']?\s*[:=]\s*)("[^"\n]*"|'[^'\n]*'|[^\s,;}}]+)""", re.IGNORECASE), rf"\1{REMOVED}"),
+    (
+        re.compile(rf"""(\b{_NAMES}["']?\s*[:=]\s*)("(?:\\.|[^"\\\n])*"|'[^'\n]*'|[^\s,;}}]+)""", re.IGNORECASE),
+        rf"\1{REMOVED}",
+    ),
     (re.compile(rf"(--{_NAMES} +)(?!-)\S+", re.IGNORECASE), rf"\1{REMOVED}"),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from metaleg_node.reconcile.reconciler import Reconciler, own_tables
 _LIBRARIES = ("kubernetes", "prometheus-client", "PyYAML", "toml", "watchdog")
 _LOG_LINES = 1000
 _UNIT = "metaleg-node.service"
+_OF_A_HOOK = re.compile(r"\]: hook \S+: ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +100,10 @@ def routing(scene: Scene) -> str:
 
 
 def log(_scene: Scene) -> str:
-    """The last lines of the service's log, where systemd keeps it."""
+    """The last lines of the service's log, where systemd keeps it, without what hooks say."""
     done = process.run(["journalctl", "-u", _UNIT, "-n", str(_LOG_LINES), "--no-pager", "-o", "short-iso"])
-    return done.stdout + done.stderr
+    lines = (done.stdout + done.stderr).splitlines(keepends=True)
+    return "".join(line for line in lines if not _OF_A_HOOK.search(line))
 
 
 PARTS: Mapping[str, Callable[[Scene], str]] = {

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _PAUSE_SECONDS, _REST = 0.1, 4.0
 """Between two sweeps: at least so long, and so many times as long as the last one took, since each walks the whole
 table and slows down everything else meanwhile."""
-_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 60.0
+_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 5.0
 _STOP_SECONDS = 1.0
 _MANY_FLOWS = 20
 

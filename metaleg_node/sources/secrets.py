@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -47,8 +48,9 @@ def _in(part: object, file: Path) -> Iterator[str]:
 
 
 def _forms(text: str) -> Iterator[str]:
-    """A secret as it may stand in a text: whole, without its encoding, and line by line."""
+    """A secret as it may stand in a text: whole, as JSON writes it, without its encoding, and line by line."""
     yield text.strip()
+    yield json.dumps(text.strip())[1:-1]
     with suppress(binascii.Error, ValueError):
         text = base64.b64decode(text, validate=True).decode()
         yield text.strip()

@@ -83,8 +83,10 @@ class EventWriter:
 
     def _allowed(self, service: ObjectRef) -> bool:
         now = self._clock()
-        if len(self._allowances) >= _REMEMBERED:
-            self._allowances.clear()
+        if service not in self._allowances and len(self._allowances) >= _REMEMBERED:
+            self._forget_the_quiet(now)
+            if len(self._allowances) >= _REMEMBERED:
+                return False
         found = self._allowances.setdefault(service, _Allowance(left=_BURST, seen=now))
         found.left = min(_BURST, found.left + (now - found.seen) / _REFILL_SECONDS)
         found.seen = now
@@ -92,6 +94,11 @@ class EventWriter:
             return False
         found.left -= 1
         return True
+
+    def _forget_the_quiet(self, now: float) -> None:
+        """Those who may tell as much as if nothing were remembered of them."""
+        quiet = now - _BURST * _REFILL_SECONDS
+        self._allowances = {who: found for who, found in self._allowances.items() if found.seen > quiet}
 
     def _run(self) -> None:
         while (event := self._queue.get()) is not None:

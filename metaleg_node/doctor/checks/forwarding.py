@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator
+from shlex import quote
 
 from metaleg_node.core.firewall.egress import Treatment
 from metaleg_node.core.model import FAMILIES, MAIN_TABLE
@@ -94,7 +95,7 @@ def advertisements(facts: Facts) -> Iterator[Finding]:
                 f"and net.ipv6.conf.{found.interface}.accept_ra is 1",
                 follows="A host that forwards takes no more advertisements with 1: the route ends with its lifetime, "
                 "and IPv6 with it.",
-                mend=f"sysctl -w net.ipv6.conf.{found.interface}.accept_ra=2, and in /etc/sysctl.d",
+                mend=f"sysctl -w {quote(f'net.ipv6.conf.{found.interface}.accept_ra=2')}, and in /etc/sysctl.d",
             )
 
 
@@ -123,7 +124,7 @@ def redirects(facts: Facts) -> Iterator[Finding]:
                 f"it, and send_redirects is 1 for {'all' if every else name}",
                 follows="It tells these pods, or their node, that there is a shorter way. Who heeds that sends past "
                 "the gateway, with a wrong source.",
-                mend=f"sysctl -w net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.{name}.send_redirects=0",
+                mend="sysctl -w net.ipv4.conf.all.send_redirects=0 " + quote(f"net.ipv4.conf.{name}.send_redirects=0"),
             )
 
 

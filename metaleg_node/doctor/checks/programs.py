@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from shlex import quote
 
 from metaleg_node.core.problems import Code
 from metaleg_node.core.return_path import wanted as pools
@@ -125,7 +126,7 @@ def network_manager(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 seen=f"NetworkManager manages {name}, {what} (/run/NetworkManager/devices/{device.number})",
                 follows="It takes away addresses and routes that it has not made, and may set the interface down.",
-                mend=f"printf '[keyfile]\\nunmanaged-devices=interface-name:{name}\\n' > "
+                mend=f"printf '[keyfile]\\nunmanaged-devices=interface-name:%s\\n' {quote(name)} > "
                 "/etc/NetworkManager/conf.d/metaleg-node.conf; nmcli general reload",
             )
 

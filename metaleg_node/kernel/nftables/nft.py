@@ -8,16 +8,19 @@ gives back the memory that they take.
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from metaleg_node.kernel import process
+from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER
 
 log = logging.getLogger(__name__)
 
 _LIBRARY = "libnftables.so.1"
+_BUFFERS = ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer")
 _SMALL = 1 << 16
 """Characters of a script for the library."""
 
@@ -42,7 +45,9 @@ class Nft:
         """Carries out a script, whole or not at all. Returns what nft says against it, None for done. Raises
         KernelError when nft cannot be used at all."""
         with self._lock:
-            if len(script) <= _SMALL and (run := self._library()) and run(script.encode()):
+            # The library reads no further than a NUL, and would take the half of a script for the whole.
+            small = len(script) <= _SMALL and "\0" not in script
+            if small and (run := self._library()) and run(script.encode()):
                 return None
         # What the library refuses is refused once more, by who names the line.
         return by_program(script)
@@ -69,9 +74,13 @@ class _Context:
         import ctypes  # noqa: PLC0415 - there may be none
 
         library: Any = ctypes.CDLL(_LIBRARY)
+        # Where the library gets no socket it ends the process.
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER).close()
         library.nft_ctx_new.restype = ctypes.c_void_p
-        for name in ("nft_ctx_free", "nft_ctx_buffer_output", "nft_ctx_buffer_error"):
+        for name in ("nft_ctx_free", "nft_ctx_buffer_output", "nft_ctx_buffer_error", *_BUFFERS):
             getattr(library, name).argtypes = [ctypes.c_void_p]
+        for name in _BUFFERS:
+            getattr(library, name).restype = ctypes.c_void_p
         library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         self._library = library
         self._context = library.nft_ctx_new(0)
@@ -83,7 +92,11 @@ class _Context:
 
     def run(self, script: bytes) -> bool:
         """Whether a script was carried out."""
-        return not self._library.nft_run_cmd_from_buffer(self._context, script)
+        done = not self._library.nft_run_cmd_from_buffer(self._context, script)
+        for name in _BUFFERS:
+            # Who asks for a message empties its place; the program says it anew.
+            getattr(self._library, name)(self._context)
+        return done
 
     def close(self) -> None:
         """Closes the context's socket."""
