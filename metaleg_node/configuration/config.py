@@ -523,10 +523,11 @@ def _relate(config: Config, reader: _Reader) -> None:
             value = functools.reduce(getattr, leaf.path, config)
             reader.add(key, message, value, hexadecimal=leaf.setting.kind.hexadecimal)
     if reader.is_good("return_path.l2"):
-        _relate_l2(config.return_path.l2, reader)
+        _relate_l2(config, reader)
 
 
-def _relate_l2(paths: tuple[L2Settings, ...], reader: _Reader) -> None:
+def _relate_l2(config: Config, reader: _Reader) -> None:
+    paths = config.return_path.l2
     names = Counter(path.name for path in paths)
     for index, path in enumerate(paths):
         key = f"return_path.l2[{index}]"
@@ -534,6 +535,10 @@ def _relate_l2(paths: tuple[L2Settings, ...], reader: _Reader) -> None:
             reader.add(f"{key}.name", "is used by several paths; give each its own", path.name)
         if path.name == "bgp":
             reader.add(f"{key}.name", "is what messages call the path of the BGP peers; choose another", path.name)
+        several = any(count > 1 for count in Counter(gateway.version for gateway in path.gateways).values())
+        if several and path.symmetric and config.firewall.backend == "iptables":
+            message = "cannot be with several gateways where firewall.backend is iptables; set it to false"
+            reader.add(f"{key}.symmetric", message, path.symmetric)
         if not path.pools and not path.cidrs:
             reader.add(key, "selects nothing: set pools (IPAddressPool names) or cidrs")
         for number, network in enumerate(path.cidrs):

@@ -143,7 +143,7 @@ def test_a_router_that_fails_without_a_word_is_left_and_what_came_and_went_is_co
     assert wait_until(lambda: net.answered(ROUTERS, POD) == EACH, SETTLED)
     # Nobody learns of it by its link.
     net["r1"].run("nft", "-f", "-", stdin=_DEAF)
-    assert wait_until(lambda: bgp.hops()[router(1)]["neighbour"] in ("failed", "incomplete"), patient(30), pause=0.1)
+    assert wait_until(lambda: bgp.hops()[router(1)]["neighbour"] in ("failed", "incomplete"), patient(60), pause=0.1)
     chains = net.node.run("nft", "list", "map", "inet", "metaleg_node", "path_back_1")
     assert chains.count("goto") == 2, chains
     net["r1"].run("nft", "flush", "ruleset")

@@ -33,7 +33,7 @@ def forwarding(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 seen=f"{dotted} is 0, and the nodes have IPv{family} addresses",
                 follows="This node forwards nothing: neither for its pods, nor as a gateway.",
-                mend=f"sysctl -w {dotted}=1; echo '{dotted} = 1' > /etc/sysctl.d/90-metaleg-node-forwarding.conf",
+                mend=f"sysctl -w {dotted}=1; echo '{dotted} = 1' >> /etc/sysctl.d/90-metaleg-node-forwarding.conf",
             )
 
 
