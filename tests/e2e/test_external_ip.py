@@ -123,7 +123,7 @@ def test_services_that_share_an_address_sctp_and_a_thousand_others() -> None:
         assert lab.ask(NODE1, "tcp", 4, patient(0.4), to=(CROWD + 999, SERVICE_PORT)).error
         lab.start_daemons(ON)
         lab.write_state([*lab.cluster_objects(), *shared, *crowd])
-        assert wait_until(lambda: active(lab, NODE1, 2 + 1000), SETTLED)
+        assert wait_until(lambda: active(lab, NODE1, 2 + 1000), patient(20))
         for client in (NODE1, FAR):
             for port in (SERVICE_PORT, 81):
                 for family in FAMILIES:
