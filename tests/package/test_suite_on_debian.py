@@ -10,6 +10,7 @@ import pytest
 from tests.package import tree
 from tests.package.archive import Archive
 from tests.package.node import Node
+from tests.patience import FACTOR, VARIABLE
 
 TOOLS = (
     "iproute2",
@@ -55,7 +56,8 @@ def test_the_end_to_end_tests(quiet: Node, file: str) -> None:
     options = ["-q", "-p", "no:cacheprovider", "--confcutdir=tests/e2e", "--override-ini=addopts="]
     # Packages of a stable distribution warn about what came after them.
     options += ["-W", "default::DeprecationWarning"]
-    command = ["env", f"--chdir=/{TREE}", "PYTHONDONTWRITEBYTECODE=1", "python3", "-m", "pytest", *options]
+    patience = f"{VARIABLE}={FACTOR}"
+    command = ["env", f"--chdir=/{TREE}", "PYTHONDONTWRITEBYTECODE=1", patience, "python3", "-m", "pytest", *options]
     done = quiet.container.run(*command, f"tests/e2e/{file}", check=False, timeout=110)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
