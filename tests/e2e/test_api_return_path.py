@@ -44,10 +44,15 @@ def settle(api: ApiLab, second: SecondWay, wanted: dict[tuple[str, Family], bool
     assert wait_until(lambda: second.answers(api.lab.services["web"], 0.3) == wanted, SETTLED)
 
 
+def routing(lab: Lab) -> dict[str, str]:
+    """Our routes and rules; the packet filter follows what the neighbour tables say of the routers."""
+    return {name: text for name, text in ours(lab, NODE1).items() if name != "nftables"}
+
+
 def test_F37_R28_replies_by_bgp_peers_that_the_api_tells_outlive_its_failures(api: ApiLab, second: SecondWay) -> None:
     settle(api, second, ALL)
     web, lab = api.lab.services["web"], api.lab
-    before = ours(lab, NODE1)
+    before = routing(lab)
     for _ in range(5):
         api.server.break_connections()
         assert second.answers(web) == ALL
@@ -55,10 +60,10 @@ def test_F37_R28_replies_by_bgp_peers_that_the_api_tells_outlive_its_failures(ap
     status = lab.daemons[NODE1].status
     assert wait_until(lambda: any("refused" in str(problem) for problem in status()["problems"]), SETTLED)
     assert second.answers(web) == ALL
-    assert ours(lab, NODE1) == before
+    assert routing(lab) == before
     api.publish([*BGP_POOLS, *peers(2)])
     api.server.up()
-    assert wait_until(lambda: ours(lab, NODE1) != before, 30)
+    assert wait_until(lambda: routing(lab) != before, 30)
     settle(api, second, ALL)
     api.publish(BGP_POOLS)
     assert wait_until(lambda: not any(ours(lab, NODE1).values()), SETTLED)

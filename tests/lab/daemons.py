@@ -46,11 +46,12 @@ class Daemon(daemons.Daemon):
         environment = {"PATH": os.environ["PATH"], "TERM": "xterm"}
         with subprocess.Popen(self._argv(*words), stdout=other, stderr=other, env=environment) as command:
             os.close(other)
-            shown = b""
+            shown, interrupted = b"", False
             with contextlib.suppress(OSError):  # The end of a terminal that nobody has open any more.
                 while got := os.read(terminal, 65536):
                     shown += got
-                    if shown.count(b"\x1b[H") == 2:
+                    if shown.count(b"\x1b[H") == 2 and not interrupted:
+                        interrupted = True
                         command.send_signal(signal.SIGINT)
             os.close(terminal)
         return command.returncode, shown.decode().replace("\r\n", "\n")
