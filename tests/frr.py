@@ -11,11 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import pytest
-
 from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.namespaces import Namespace
 from tests.patience import patient
+from tests.programs import lacking
 
 _PROGRAMS = Path("/usr/lib/frr")
 _PLACE = Path("/run/frr")
@@ -24,9 +23,9 @@ _USER = "frr"
 
 
 def needed() -> None:
-    """Skips the test where the package is not installed."""
+    """Skips the test where the package is not installed, but not in a CI."""
     if not (_PROGRAMS / "bgpd").exists():
-        pytest.skip("Debian's package frr is not installed; ./dev setup installs it")
+        lacking("Debian's package frr is not installed; ./dev setup installs it")
 
 
 class Frr:

@@ -92,6 +92,7 @@ class Service:
         self._watch = watch
         self._plan: Plan | None = None
         self._outcome: Outcome | None = None
+        self._state: ClusterState | None = None
         self._last_state: NodeState | None = None
         self._backoff = Backoff()
         self._look_at = 0.0
@@ -196,6 +197,10 @@ class Service:
             # Nothing is known yet: what the kernel holds from before is better than nothing.
             self._publish()
             return
+        if state != self._state:
+            # Whatever told first: the state is read when there is something to do, and may have changed by then.
+            events.add(Event.CLUSTER)
+            self._state = state
         if not self._left_alone(self._backoff.before_plan(state)):
             self._attempt(state, ", ".join(sorted(events)))
         self._publish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -20,9 +19,8 @@ from tests.package.archive import Archive, Unavailable, default_cache
 from tests.package.container import BootError
 from tests.package.node import Node
 from tests.package.snapshot import Snapshot
+from tests.programs import lacking
 
-REQUIRED = "METALEG_CONTAINERS"
-"""In this environment variable, "required" makes a failure of what would be skipped; CI does, too."""
 _HERE = Path(__file__).parent
 
 
@@ -35,10 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def cannot_run(reason: str) -> NoReturn:
     """Ends a test that this machine is not fit for."""
-    message = f"THE INSTALLED PACKAGE IS NOT TESTED HERE: {reason}"
-    if os.environ.get("CI") or os.environ.get(REQUIRED) == "required":
-        pytest.fail(message, pytrace=False)
-    pytest.skip(message)
+    lacking(f"THE INSTALLED PACKAGE IS NOT TESTED HERE: {reason}")
 
 
 @pytest.fixture(scope="session")

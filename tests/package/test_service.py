@@ -14,7 +14,6 @@ from tests.api.harness import write_kubeconfig
 from tests.e2e.api_lab import api_lab
 from tests.e2e.scenario import NODE3, SETTLED, egress_service, sources, texts
 from tests.package.node import Node
-from tests.patience import patient
 from tests.unit.test_new_pods import cached
 
 KUBECONFIG = "/etc/metaleg-node/kubeconfig"
@@ -29,7 +28,7 @@ WantedBy=multi-user.target
 """Stands for the kubelet: notes what is in place when it is started."""
 NOBODY_THERE = "https://192.168.10.99:6443"
 """An address of the nodes' network that no machine has."""
-TEN_SECONDS = 10.0 + patient(1.0)
+TEN_SECONDS = 11.0
 """With room for a busy machine."""
 EX_CONFIG = "78"
 
