@@ -98,6 +98,7 @@ class Service:
         self._look_at = 0.0
         self._company = Company()
         self._complete_once = False
+        self._ready_and_told = False
         # What an earlier run left undone, or what failed, must be looked for among all connections.
         self._sweep_due = True
 
@@ -204,6 +205,8 @@ class Service:
         if not self._left_alone(self._backoff.before_plan(state)):
             self._attempt(state, ", ".join(sorted(events)))
         self._publish()
+        # Whoever hears that it is ready finds a status that says so.
+        self._ready_and_told = self._complete_once
         if self._outcome and self._outcome.ok:
             self._readiness.reached()
 
@@ -343,9 +346,9 @@ class Service:
 
     def _ready(self) -> tuple[bool, str]:
         """An API that is gone is told, but costs no readiness: the kernel keeps what it holds."""
-        applied = "applied" if self._complete_once else "nothing was applied completely yet"
+        applied = "applied" if self._ready_and_told else "nothing was applied completely yet"
         texts = [*map(str, self._source.problems)]
-        return self._complete_once, f"{applied}; {report.in_short(texts)}" if texts else applied
+        return self._ready_and_told, f"{applied}; {report.in_short(texts)}" if texts else applied
 
     def _publish(self) -> None:
         facts = Facts(

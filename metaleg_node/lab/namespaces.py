@@ -71,7 +71,8 @@ def create(names: Iterable[str]) -> None:
     """Makes namespaces, each with nothing but a loopback interface that is up. Raises KernelError."""
     _DIRECTORY.parent.mkdir(exist_ok=True)
     names = tuple(names)
-    _ip_batch(f"netns add {name}" for name in names)
+    with _signals_wait():
+        _ip_batch(f"netns add {name}" for name in names)
     for name in names:
         Namespace(name=name).ip(["link set lo up"])
 
@@ -89,6 +90,17 @@ def remove_stale() -> None:
     """Removes the namespaces of labs whose process is gone."""
     names = sorted(path.name for path in _DIRECTORY.glob(f"{PREFIX}-*")) if _DIRECTORY.exists() else []
     remove(name for name in names if (owner := _OWNER.match(name)) and not Path(f"/proc/{owner[1]}").exists())
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Who asks the process to end is heard after the block: a program that was just started would go on without us, and
+    make anew what is being removed."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _processes(inodes: set[int]) -> Iterator[int]:

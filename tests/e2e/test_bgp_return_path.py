@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -60,6 +61,11 @@ def rules_to_20(here: Scene) -> list[str]:
     return [line for f in FAMILIES for line in _shown(node.run("ip", f"-{f}", "rule"), "lookup 20")]
 
 
+def routers_known(here: Scene) -> int:
+    """How many next hops the node tells apart by their link-layer address: it learns them with the first packets."""
+    return len(re.findall(r'eth1 [0-9a-f:]{17}"', ours(here.lab, NODE1)["nftables"]))
+
+
 def _shown(listing: str, word: str) -> list[str]:
     return [line for line in listing.splitlines() if f"{word} " in f"{line} "]
 
@@ -104,6 +110,7 @@ def _is_answered_and_has_hops(bgp: Scene, service: LabService, count: int) -> bo
 
 def test_F37_a_state_that_is_broken_or_cannot_be_read_changes_nothing(bgp: Scene) -> None:
     bgp.settle(ALL)
+    assert wait_until(lambda: routers_known(bgp) == 4, SETTLED), ours(bgp.lab, NODE1)
     before = ours(bgp.lab, NODE1)
     state = bgp.lab.daemons[NODE1].state_file
     state.write_text("kind: [")
