@@ -140,6 +140,17 @@ def test_what_others_may_have_changed_is_told_once(case: Case) -> None:
         assert disturbed()
 
 
+def test_who_knows_nothing_of_what_was_written_is_told_to_look(case: Case) -> None:
+    """As after others were at work in the same moment: without a look it would stay as it is."""
+    case.ours.put(FULL)
+    with case.ours.watched() as disturbed:
+        assert not disturbed()
+        case.ours.forget()
+        assert [disturbed(), disturbed()] == [True, False]
+        case.ours.observe()
+        assert not disturbed()
+
+
 def test_counters_begin_at_nothing(case: Case) -> None:
     case.ours.put(FULL)
     assert case.ours.counters() == dict.fromkeys(("steered", "translated", "held", "dropped", "unknown"), Counter(0, 0))

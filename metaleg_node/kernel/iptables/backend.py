@@ -121,16 +121,19 @@ class Iptables:
 
     @contextmanager
     def watched(self) -> Iterator[Callable[[], bool]]:
-        due, told = 0.0, (0, _NOTHING)
+        due = 0.0
+        told: tuple[int, Ruleset | None] = (0, _NOTHING)
 
         def disturbed() -> bool:
             nonlocal due, told
             looks, known, ours, now = self._looks, self._seen, self._rendered, time.monotonic()
-            if now < due or known is None or looks % 2:
+            if now < due or looks % 2:
                 return False
             due = now + self._watch_seconds
-            found = read()
-            if self._looks != looks or _same(found, known, ours) or told == (looks, found):
+            # Where nothing is known, others were at work while it was last written.
+            found = None if known is None else read()
+            same = found is not None and known is not None and _same(found, known, ours)
+            if self._looks != looks or same or told == (looks, found):
                 return False
             told = looks, found
             return True
