@@ -61,12 +61,13 @@ def texts(addresses: dict[Family, Address]) -> set[str]:
 
 
 def foreign(lab: Lab, node: LabNode) -> dict[str, str]:
-    """Everything in a node's kernel that is not ours: rules, routes, packet filter. Counters are left out."""
+    """Everything in a node's kernel that is not ours: rules, routes, packet filter. Counters are left out. Numbers stay
+    numbers: where the package is installed they have names."""
     namespace, ours = lab.namespace(node), f"proto {ROUTE_PROTOCOL}"
     view = {}
     for what in ("rule", "route show table all"):
         for family in FAMILIES:
-            lines = namespace.run("ip", "-o", "-d", f"-{family}", *what.split()).splitlines()
+            lines = namespace.run("ip", "-N", "-o", "-d", f"-{family}", *what.split()).splitlines()
             view[f"{what} {family}"] = "\n".join(line for line in lines if ours not in line)
     view["nftables"] = _OUR_TABLE.sub("", namespace.run("nft", "-s", "list", "ruleset"))
     if lab.options.flavour is Flavour.IPTABLES_LEGACY:
@@ -82,7 +83,7 @@ def ours(lab: Lab, node: LabNode) -> dict[str, str]:
     view = {}
     for what in ("rule", "route show table all"):
         for family in FAMILIES:
-            lines = namespace.run("ip", "-o", "-d", f"-{family}", *what.split()).splitlines()
+            lines = namespace.run("ip", "-N", "-o", "-d", f"-{family}", *what.split()).splitlines()
             view[f"{what} {family}"] = "\n".join(sorted(line for line in lines if tag in line))
     tables = "".join(_OUR_TABLE.findall(namespace.run("nft", "-s", "list", "ruleset")))
     view["nftables"] = "".join(sorted(_ELEMENTS.sub(_sorted, one) for one in _BLOCK.findall(tables)))

@@ -424,7 +424,7 @@ def _next_hops(lab: Lab) -> set[str]:
     """Where node1's tables for gateways lead."""
     hops = set()
     for family in FAMILIES:
-        for line in lab.namespace(NODE1).run("ip", f"-{family}", "route", "show", "table", "all").splitlines():
+        for line in lab.namespace(NODE1).run("ip", "-N", f"-{family}", "route", "show", "table", "all").splitlines():
             words = line.split()
             if "proto 201" in line and "via" in words:
                 hops.add(words[words.index("via") + 1])
