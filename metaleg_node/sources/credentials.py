@@ -78,6 +78,9 @@ _KINDS: Final[Mapping[type, str]] = {str: "a string", bool: "true or false", lis
 _CLUSTER_FILES: Final = ("certificate-authority",)
 _USER_FILES: Final = ("client-certificate", "client-key")
 _BEFORE_EXPIRY: Final = timedelta(seconds=10)
+LARGEST: Final = 4 << 20
+"""Bytes that a kubeconfig may have: one with hundreds of clusters has fewer."""
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SHOWN: Final = 300
 
 Raw = dict[str, Any]
@@ -236,7 +239,9 @@ def _temporary_directory(place: Path) -> Iterator[Path]:
 
 def _document(file: Path) -> Raw:
     try:
-        document = yaml.safe_load(file.read_bytes())
+        with file.open("rb") as opened:
+            text = opened.read(LARGEST + 1)
+        document = yaml.load(text, _LOADER) if len(text) <= LARGEST else None
     except FileNotFoundError as error:
         raise CredentialsError(
             f"{file}: does not exist; put a kubeconfig there (docs/kubernetes.md), or set cluster.kubeconfig"
@@ -248,6 +253,8 @@ def _document(file: Path) -> Raw:
         raise CredentialsError(f"{file}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # PyYAML also lets through what its constructors raise, of a date that is none.
         raise CredentialsError(f"{file}: is not valid YAML: {_words(error)}") from error
+    if len(text) > LARGEST:
+        raise CredentialsError(f"{file}: is larger than {LARGEST >> 20} MiB; put a kubeconfig there")
     if not isinstance(document, dict):
         raise CredentialsError(f"{file}: is no kubeconfig, but empty or a plain value; put a kubeconfig there")
     return document

@@ -12,7 +12,8 @@ from typing import Final
 
 import yaml
 
-_LARGEST: Final = 1 << 20
+from metaleg_node.sources.credentials import LARGEST
+
 _HARMLESS: Final = frozenset(
     {"apiVersion", "command", "interactiveMode", "username", "provideClusterInfo", "installHint", "as", "as-uid"}
 )
@@ -58,6 +59,6 @@ def _forms(text: str) -> Iterator[str]:
 
 
 def _text(file: Path) -> str:
-    if not file.is_file() or file.stat().st_size > _LARGEST:
+    if not file.is_file() or file.stat().st_size > LARGEST:
         raise ValueError(f"{file} is no small file")
     return file.read_text(encoding="utf-8")

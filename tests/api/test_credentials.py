@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -179,6 +180,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "empty": ("", "is no kubeconfig"),
     "no YAML": ("a: [", "is not valid YAML"),
     "a value": ("hello", "is no kubeconfig"),
+    "a disk image": ("x" * (4 << 20) + "x", "is larger than 4 MiB"),
     "no context": ("clusters: []", "has no current-context"),
     "a context that is not there": ("current-context: x\ncontexts: []", "no context named 'x'; there is: none"),
     "contexts of a wrong type": ("current-context: x\ncontexts: 5", "no context named 'x'"),
@@ -204,10 +206,10 @@ def test_a_broken_kubeconfig_is_told_with_file_and_place(tmp_path: Path, text: s
 
 
 def test_a_kubeconfig_of_roots_alone_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(_: Path) -> bytes:
+    def refused(*_: object) -> NoReturn:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(Path, "open", refused)
     file = tmp_path / "kubeconfig"
     with pytest.raises(CredentialsError, match=f"Permission denied; .*: chgrp metaleg-node {file}; chmod 640"):
         credentials.load(str(file))
