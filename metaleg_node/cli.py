@@ -11,7 +11,14 @@ from typing import NoReturn
 
 import metaleg_node
 from metaleg_node import terminal
-from metaleg_node.commands.command import EX_CONFIG, Command, Failure, add_general_options, take_general_options
+from metaleg_node.commands.command import (
+    EX_CONFIG,
+    Command,
+    Failure,
+    UsageError,
+    add_general_options,
+    take_general_options,
+)
 from metaleg_node.configuration.config import ConfigError
 from metaleg_node.daemon import lock, status
 from metaleg_node.daemon import log as logs
@@ -45,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal.setup(options.color)
     try:
         code: int = options.run(options)
+    except UsageError as error:
+        # It exits as argparse does.
+        options.misuse(str(error))
+        raise
     except ConfigError as error:
         logs.complain(map(str, error.problems))
         return EX_CONFIG
@@ -88,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
             epilog=f"Exit status: {command.statuses}. What `metaleg-node --help` lists may stand here, too.",
         )
         take_general_options(made)
-        made.set_defaults(run=command.run)
+        made.set_defaults(run=command.run, misuse=made.error)
         command.options(made)
     return parser
 

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from ipaddress import ip_network
 
 from metaleg_node.core.compare import diff
-from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
+from metaleg_node.core.explain.locator import Locator
+from metaleg_node.core.firewall.egress import Egress, Treatment
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import ForeignItem, Route, RouteType, Routing, Rule
 from metaleg_node.core.node_state import NodeState
+from metaleg_node.kernel.nftables.locator import TableLocator
 from metaleg_node.kernel.packet_filter import Counter, View
 
 
@@ -79,8 +81,8 @@ class FakePacketFilter:
     def versions(self) -> dict[str, str]:
         return {}
 
-    def chain(self, pod: EgressPod) -> str:
-        return f"the place of {pod.treatment}"
+    def locator(self, firewall: Firewall) -> Locator:
+        return TableLocator(firewall)
 
     def lacking(self) -> dict[str, str]:
         return {}

@@ -31,6 +31,10 @@ class Failure(Exception):  # noqa: N818 - it is told to the user, and is no prog
     """Ends the command with a message and exit status 1."""
 
 
+class UsageError(Exception):
+    """Ends the command as wrong arguments do, which argparse cannot tell by itself."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """What a command is called, does and returns; `options` adds its own to its parser."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from metaleg_node.commands.command import Command, Failure, configured, json_option
+from metaleg_node.commands.command import Command, UsageError, configured, json_option
 from metaleg_node.doctor import examination, text
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    options, config = configured(arguments)
     if not examination.chosen(arguments.only):
-        raise Failure(f"no check has a code that begins with {arguments.only}: docs/doctor.md has them all")
+        raise UsageError(f"no check has a code that begins with {arguments.only}: docs/doctor.md has them all")
+    options, config = configured(arguments)
     found = examination.examine(config, options, only=arguments.only)
     if arguments.json:
         print(json.dumps(text.document(found), indent=2))

@@ -6,12 +6,12 @@ import argparse
 import json
 import sys
 
-from metaleg_node.commands.command import Command, Failure, configured, json_option
+from metaleg_node.commands.command import Command, Failure, UsageError, configured, json_option
 from metaleg_node.commands.explain_text import State, document, render
 from metaleg_node.configuration.config import Config
 from metaleg_node.configuration.options import Options
 from metaleg_node.core.explain.explanation import explain
-from metaleg_node.core.explain.targets import TargetError, destination
+from metaleg_node.core.explain.targets import TargetError, asked
 from metaleg_node.core.model import ClusterState
 from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.reconciler import Reconciler
@@ -19,9 +19,12 @@ from metaleg_node.sources import once
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    try:
+        to = asked(arguments.target, arguments.to)
+    except TargetError as error:
+        raise UsageError(str(error)) from error
     options, config = configured(arguments)
     try:
-        to = destination(arguments.to) if arguments.to else None
         cluster, state = read_state(options, config)
         with Machine(options.state_dir, config.firewall.backend) as machine:
             situation = Reconciler(machine, config).situation(cluster)

@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Iterator
 
 from metaleg_node import terminal
-from metaleg_node.commands.command import Command, Failure, configured
+from metaleg_node.commands.command import Command, Failure, UsageError, configured
 from metaleg_node.commands.explain import read_state
 from metaleg_node.core.explain.following import Followed, Outcome, Traced
-from metaleg_node.core.explain.targets import TargetError, destination, pod_address, pod_addresses
+from metaleg_node.core.explain.targets import TargetError, asked, pod_addresses
 from metaleg_node.core.model import Address
+from metaleg_node.core.networks import parse_address
 from metaleg_node.reconcile.machine import Machine
 
 _SECONDS = 30.0
@@ -18,7 +19,10 @@ _SECONDS = 30.0
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        to = destination(arguments.to) if arguments.to else None
+        to = asked(arguments.pod, arguments.to)
+    except TargetError as error:
+        raise UsageError(str(error)) from error
+    try:
         addresses = _addresses(arguments)
     except TargetError as error:
         raise Failure(str(error)) from error
@@ -46,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _addresses(arguments: argparse.Namespace) -> tuple[Address, ...]:
     """An address is taken as it is, so that nothing else has to work."""
     if "/" not in arguments.pod:
-        return (pod_address(arguments.pod),)
+        return (parse_address(arguments.pod),)
     return pod_addresses(arguments.pod, read_state(*configured(arguments))[0])
 
 

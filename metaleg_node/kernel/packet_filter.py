@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from metaleg_node.core.compare.diff import Damage
-from metaleg_node.core.firewall.egress import EgressPod
+from metaleg_node.core.explain.locator import Locator
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import Slot
 
@@ -83,8 +83,8 @@ class PacketFilter(Protocol):
     def versions(self) -> Mapping[str, str]:
         """Of the programs that speak to the kernel, by their names."""
 
-    def chain(self, pod: EgressPod) -> str:
-        """Where in it the packets of such a pod go, for people who look there."""
+    def locator(self, firewall: Firewall) -> Locator:
+        """Finds in it what holds the decisions of a firewall."""
 
     def lacking(self) -> Mapping[str, str]:
         """What its rules are made of that this kernel, or a program that speaks to it, refuses, and with which words.

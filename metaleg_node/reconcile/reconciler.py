@@ -18,6 +18,7 @@ from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
 from metaleg_node.core.egress import new_pods, survey
 from metaleg_node.core.explain.situation import Kernel, Situation
+from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import ClusterState, Host, NextHop, Questions
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
@@ -178,8 +179,7 @@ class Reconciler:
             firewall=view.firewall if view else None,
             unread=unread,
             damage=tuple(f"{one.what}: {one.reason}" for one in view.damage) if view else (),
-            place=machine.packet_filter.place,
-            chain=machine.packet_filter.chain,
+            locator=machine.packet_filter.locator(desired.state.firewall or Firewall(mark_mask=0)),
             way=machine.way,
             flows=machine.flows,
             neighbours=machine.neighbours({hop for one in desired.state.routing.routes for hop in one.next_hops}),

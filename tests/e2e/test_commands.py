@@ -80,6 +80,7 @@ def node(cluster: Lab) -> Iterator[Node]:
 # --- wrong usage and wrong files -------------------------------------------------------------------------------------
 
 USAGE = ["", "plann", "plan --jsn", "plan x", "--log-level loud plan", "kubeconfig", "--config"]
+USAGE += ["explain x", "explain a/b --to y", "trace x", "trace 10.0.0.1 --to 2001:db8::1", "doctor --only 9"]
 
 
 @pytest.mark.parametrize("words", USAGE)

@@ -18,7 +18,7 @@ from metaleg_node.core.egress import new_pods, survey
 from metaleg_node.core.explain.answer import Answer, Held, Verdict
 from metaleg_node.core.explain.explanation import explain
 from metaleg_node.core.explain.situation import Kernel, Lookup, Situation, Way
-from metaleg_node.core.explain.targets import Destination, TargetError, destination
+from metaleg_node.core.explain.targets import Destination, TargetError, asked, destination
 from metaleg_node.core.firewall.egress import Egress
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.return_paths import ReturnPaths
@@ -35,6 +35,7 @@ from metaleg_node.core.model import (
 )
 from metaleg_node.core.problems import Code
 from metaleg_node.core.return_path import wanted as pools
+from metaleg_node.kernel.nftables.locator import TableLocator
 from tests.unit.builders import (
     DUAL,
     LB4,
@@ -54,7 +55,8 @@ from tests.unit.builders import (
 
 SERVER = "198.51.100.10"
 POD = "10.244.1.5"
-HELD_ALL = Kernel(place="a table", chain=lambda pod: f"chain {pod.treatment}", way=lambda _: Way(), flows=lambda _: ())
+NO_FIREWALL = Firewall(mark_mask=0)
+HELD_ALL = Kernel(locator=TableLocator(NO_FIREWALL), way=lambda _: Way(), flows=lambda _: ())
 
 
 def same_as(desired: Desired) -> Kernel:
@@ -68,7 +70,9 @@ def same_as(desired: Desired) -> Kernel:
                 return Way(table=route.table, hop=route.next_hops[0])
         return Way(table=254, hop=NextHop(gateway=ip_address("10.0.0.254"), interface="eth0"))
 
-    return dataclasses.replace(HELD_ALL, routing=routing, firewall=desired.state.firewall, way=way)
+    firewall = desired.state.firewall
+    locator = TableLocator(firewall or NO_FIREWALL)
+    return dataclasses.replace(HELD_ALL, locator=locator, routing=routing, firewall=firewall, way=way)
 
 
 def situation(
@@ -183,13 +187,16 @@ NARROW = cluster(
 NARROWED = '[egress]\nexclude_cidrs = ["172.16.0.0/12"]\n[cluster]\nservice_cidrs = ["10.97.0.0/24"]\n'
 
 
+@pytest.mark.parametrize("target", [POD, "shop/web"])
 @pytest.mark.parametrize("name", STAYS)
-def test_destinations_that_do_not_count_are_told_apart(name: str) -> None:
+def test_destinations_that_do_not_count_are_told_apart(name: str, target: str) -> None:
     to, why = STAYS[name]
-    answer = ask(situation(NARROW, text=NARROWED), POD, to)
+    answer = ask(situation(NARROW, text=NARROWED), target, to)
     assert (answer.verdict, answer.ok, answer.source) == (Verdict.UNTOUCHED, True, None)
     assert why in answer.text
     assert steps(answer, "treatment") == []
+    ((_, told, kernel),) = steps(answer, "destination")
+    assert (why in told, kernel) == (True, Held.SAME)
 
 
 @pytest.mark.parametrize("to", [SERVER, f"{SERVER}:443/tcp"])
@@ -269,12 +276,13 @@ def without_pod(kernel: Kernel) -> Kernel:
     return dataclasses.replace(kernel, firewall=kernel.firewall.having(dataclasses.replace(egress, pods={})))
 
 
+TREATED = {"treatment", "source"}
 ELSEWHERE = Way(table=52, hop=NextHop(gateway=None, interface="tun0"))
 KERNELS: dict[str, tuple[Callable[[Kernel], Kernel], Held, set[str]]] = {
-    "the pod is missing": (without_pod, Held.DIFFERS, {"treatment"}),
-    "no table": (lambda k: dataclasses.replace(k, firewall=None), Held.DIFFERS, {"treatment"}),
-    "damaged": (lambda k: dataclasses.replace(k, damage=("a chain",)), Held.DIFFERS, {"destination", "treatment"}),
-    "no rights": (lambda k: dataclasses.replace(k, unread="no"), Held.UNKNOWN, {"destination", "treatment"}),
+    "the pod is missing": (without_pod, Held.DIFFERS, TREATED),
+    "no table": (lambda k: dataclasses.replace(k, firewall=None), Held.DIFFERS, TREATED),
+    "damaged": (lambda k: dataclasses.replace(k, damage=("a chain",)), Held.DIFFERS, {"destination", *TREATED}),
+    "no rights": (lambda k: dataclasses.replace(k, unread="no"), Held.UNKNOWN, {"destination", *TREATED}),
     "no routing": (lambda k: dataclasses.replace(k, routing=Routing()), Held.DIFFERS, {"rule", "route"}),
     "a rule before ours": (lambda k: dataclasses.replace(k, way=lambda _: ELSEWHERE), Held.DIFFERS, {"way"}),
     "no way": (lambda k: dataclasses.replace(k, way=lambda _: Way(refusal="no")), Held.DIFFERS, {"way"}),
@@ -479,7 +487,6 @@ def test_what_is_no_other_end_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("nonsense", "neither an address nor namespace/pod nor namespace/service"),
         ("shop/nobody", "there is no Service shop/nobody"),
         ("203.0.113.1", "is no address of a node, a pod network, a Service or a pool"),
         ("10.96.0.7", "is a ClusterIP: ask for shop/web"),
@@ -489,7 +496,22 @@ def test_what_is_not_found_is_told(target: str, words: str) -> None:
     with pytest.raises(TargetError, match=words):
         explain(target, None, situation(NARROW))
     with pytest.raises(TargetError, match="has no address of the family"):
-        explain(POD, destination("2001:db8::1"), situation(NARROW))
+        explain("shop/web-0", destination("2001:db8::1"), situation(NARROW))
+
+
+@pytest.mark.parametrize(
+    ("target", "to", "words"),
+    [
+        ("nonsense", None, "neither an address nor namespace/name"),
+        ("a/b/c", None, "neither an address nor namespace/name"),
+        ("/web", None, "neither an address nor namespace/name"),
+        ("shop/web", "x", "neither ADDRESS nor"),
+        (POD, "2001:db8::1", "is no address of the family of 2001:db8::1"),
+    ],
+)
+def test_what_can_mean_nothing_is_told_before_anything_is_read(target: str, to: str | None, words: str) -> None:
+    with pytest.raises(TargetError, match=words):
+        asked(target, to)
 
 
 # --- as it is printed ------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from metaleg_node.core.explain.situation import Situation
 from metaleg_node.core.explain.targets import Destination, NodeTarget, PoolTarget
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.return_paths import ReturnPaths
-from metaleg_node.core.model import Address, Match, Slot
+from metaleg_node.core.model import Address, Match, Rule, Slot
 from metaleg_node.core.networks import Membership
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.core.return_path.node import PathDecision
@@ -88,7 +88,7 @@ def replies(address: Address, to: Destination | None, situation: Situation) -> R
         text=f"replies leave by return path {name}: {hops}",
         steps=(
             step,
-            *_matched(decision, situation),
+            *_matched(decision, address, situation),
             *_by_router(decision, address, to, situation),
             *routing(packet, situation),
         ),
@@ -104,8 +104,8 @@ def _path_of(address: Address, situation: Situation) -> PathDecision | None:
     return next(owning, None) or next(having, None)
 
 
-def _matched(decision: PathDecision, situation: Situation) -> Iterator[Step]:
-    slot = decision.slot
+def _matched(decision: PathDecision, address: Address, situation: Situation) -> Iterator[Step]:
+    slot, locator = decision.slot, situation.kernel.locator
     assert slot is not None
     want = situation.wanted(ReturnPaths)
 
@@ -114,11 +114,12 @@ def _matched(decision: PathDecision, situation: Situation) -> Iterator[Step]:
         return (part.paths.get(slot), part.match, part.direct) == (want.paths.get(slot), want.match, want.direct)
 
     for match in situation.config.return_path.match:
-        text = f"{_MATCHED[match]} get mark {situation.mark(slot)}"
-        kernel = situation.kernel.holds(same)
         if match is Match.RULES:
-            text, kernel = _MATCHED[match], _rules_held(decision, situation)
-        yield Step(name="match", text=text, rule=situation.kernel.place, kernel=kernel)
+            kernel, rule = _rules_held(decision, situation), _rule_of(address, decision, situation)
+            yield Step(name="match", text=_MATCHED[match], rule=rule, kernel=kernel)
+        else:
+            text, rule = f"{_MATCHED[match]} get mark {situation.mark(slot)}", locator.reply(address, match)
+            yield Step(name="match", text=text, rule=rule, kernel=situation.kernel.holds(same))
 
 
 def _by_router(
@@ -136,7 +137,7 @@ def _by_router(
         if not router.link_address:
             text = f"{name} on {router.interface} is not there now: answers to what came by it leave by any next hop"
         same = situation.kernel.holds(_has_router(slot, part))
-        yield Step(name="router", text=text, rule=situation.kernel.place, kernel=same)
+        yield Step(name="router", text=text, rule=situation.kernel.locator.router(slot), kernel=same)
         if router.link_address:
             yield from routing(Marked(slot=slot, family=router.family, to=to), situation)
 
@@ -145,6 +146,14 @@ def _has_router(slot: Slot, wanted: ReturnPaths) -> Callable[[Firewall], bool]:
     return lambda have: have.part(ReturnPaths).routers.get(slot) == wanted.routers[slot]
 
 
+def _rules(decision: PathDecision, situation: Situation) -> set[Rule]:
+    return {rule for rule in situation.desired.state.routing.rules if rule.source and rule.table == decision.table}
+
+
 def _rules_held(decision: PathDecision, situation: Situation) -> Held:
-    wanted = {rule for rule in situation.desired.state.routing.rules if rule.source and rule.table == decision.table}
-    return Held.SAME if wanted <= situation.kernel.routing.rules else Held.DIFFERS
+    return Held.SAME if _rules(decision, situation) <= situation.kernel.routing.rules else Held.DIFFERS
+
+
+def _rule_of(address: Address, decision: PathDecision, situation: Situation) -> str:
+    taking = (str(rule) for rule in _rules(decision, situation) if rule.source and address in rule.source)
+    return next((f"rule {text}" for text in sorted(taking)), "")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_network
 
-from metaleg_node.core.cluster_networks import NEVER_EGRESS
 from metaleg_node.core.egress.node import ServiceDecision
 from metaleg_node.core.egress.survey import Obstacle
 from metaleg_node.core.explain.answer import Answer, Place, Step, Verdict
+from metaleg_node.core.explain.destinations import step as destination_step
+from metaleg_node.core.explain.destinations import why_it_stays
 from metaleg_node.core.explain.routes import Marked, hop_problems, host_problems, look_at, routing
 from metaleg_node.core.explain.situation import Situation
 from metaleg_node.core.explain.targets import Destination, PodTarget
 from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.new_pods import NewPods
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import Address, Flow, Node, NodeName, Service, Slot
+from metaleg_node.core.model import Address, Flow, Node, NodeName, Slot
 from metaleg_node.core.networks import Membership
 from metaleg_node.core.problems import Code, Problem
 
@@ -84,7 +84,7 @@ def explain(target: PodTarget, to: Destination | None, situation: Situation) -> 
         return Answer(subject=pod.subject, verdict=Verdict.UNDECIDED, text=f"{pod.going}: undecided: {situation.gap}")
     if decision is None:
         return _not_egress(pod)
-    stays = _why_it_stays(pod, decision)
+    stays = why_it_stays(to, decision.service, situation)
     if stays:
         text = f"{pod.going}: is no egress traffic, so nothing is done to it: {stays}"
         return _answer(pod, decision, Verdict.UNTOUCHED, text, [_at_pod(pod, decision, stays)])
@@ -134,7 +134,8 @@ def _new(pod: _Pod) -> Answer:
         part = firewall.part(NewPods)
         return part.here and address not in part.plain | part.claimed
 
-    step = Step(name="treatment", text=text, kernel=pod.situation.kernel.holds(held))
+    kernel = pod.situation.kernel
+    step = Step(name="treatment", text=text, rule=kernel.locator.new_pod(address), kernel=kernel.holds(held))
     places = (Place(node=pod.node or "?", role=_role(pod, pod.node), steps=(step,), asked=True),)
     return Answer(subject=pod.subject, verdict=Verdict.UNAVAILABLE, text=f"{pod.going}: {text}", places=places)
 
@@ -151,68 +152,6 @@ def _no_owner(pod: _Pod) -> str:
     if having:
         return f"{having[0].ref} has it, but not the label {settings.label}=true"
     return f"no Service with the label {settings.label}=true has it"
-
-
-# --- where to --------------------------------------------------------------------------------------------------------
-
-
-def _why_it_stays(pod: _Pod, decision: ServiceDecision) -> str:
-    """Why the destination is none that counts; empty if it does, or if any is meant."""
-    if pod.to is None:
-        return ""
-    if inside := _why_inside(pod.to, pod.situation):
-        return inside
-    filter_, address = decision.service.filter, pod.to.address
-    if address in Membership(filter_.exclude):
-        return f"{address} is excluded by the annotation metaleg.de/exclude-cidrs of {decision.service.service.ref}"
-    if filter_.only and address not in Membership(filter_.only):
-        return f"{address} is not in the annotation metaleg.de/only-cidrs of {decision.service.service.ref}"
-    return ""
-
-
-def _why_inside(to: Destination, situation: Situation) -> str:
-    address, networks = to.address, situation.survey.networks
-    if of_service := _of_service(to, situation.cluster.services):
-        return of_service
-    kinds = (
-        (frozenset(map(ip_network, networks.node_addresses)), "is a node's address"),
-        (networks.pods, "is in a pod network"),
-        (NEVER_EGRESS, "is no address of a host outside (loopback, link-local, multicast)"),
-        (networks.cluster, "is in a Service network"),
-        (networks.inside, "is in egress.exclude_cidrs"),
-    )
-    return next((f"{address} {what}" for some, what in kinds if address in Membership(some)), "")
-
-
-def _of_service(to: Destination, services: Iterable[Service]) -> str:
-    for service in services:
-        served = {(port.protocol.lower(), port.port) for port in service.ports}
-        if to.address in service.ingress and (not to.port or (to.protocol, to.port) in served):
-            return f"{to.address} is the LoadBalancer address of {service.ref}, which kube-proxy leads to a pod"
-        if to.address in service.cluster_ips:
-            return f"{to.address} is the ClusterIP of {service.ref}"
-    return ""
-
-
-def _destination(pod: _Pod, decision: ServiceDecision, stays: str) -> Step:
-    """What the destination is, and whether the kernel sees it so."""
-    text = stays or (f"{pod.to.address} is outside the cluster" if pod.to else "any outside the cluster")
-    if decision.service.filter.key and not stays:
-        text += f", and counts by the annotations of {decision.service.service.ref}"
-    if pod.treated is None or not pod.local:
-        return Step(name="destination", text=text)
-    want, key = pod.situation.wanted(Egress), decision.service.filter.key
-
-    def same(have: Firewall) -> bool:
-        egress = have.part(Egress)
-        if egress.filters.get(key) != want.filters.get(key):
-            return False
-        if pod.to is None:
-            return egress.inside == want.inside
-        address = pod.to.address
-        return (address in Membership(egress.inside)) == (address in Membership(want.inside))
-
-    return Step(name="destination", text=text, kernel=pod.situation.kernel.holds(same))
 
 
 # --- which node does what --------------------------------------------------------------------------------------------
@@ -235,7 +174,8 @@ def _places(pod: _Pod, decision: ServiceDecision) -> Iterator[Place]:
 
 
 def _at_pod(pod: _Pod, decision: ServiceDecision, stays: str = "") -> Place:
-    steps = [_owner(pod, decision), _destination(pod, decision, stays)]
+    asked = pod.local and pod.treated is not None
+    steps = [_owner(pod, decision), destination_step(pod.to, decision.service, pod.situation, asked=asked)]
     if not stays:
         steps += _handling(pod) if pod.local else [_foreseen(pod, decision)]
     if not stays and pod.gateway and pod.gateway == pod.node and not pod.obstacle:
@@ -290,7 +230,7 @@ def _treatment(pod: _Pod, treated: EgressPod) -> Step:
     return Step(
         name="treatment",
         text=f"{want.describe(treated)}{mark}",
-        rule=situation.kernel.chain(treated),
+        rule=situation.kernel.locator.pod(address),
         kernel=situation.kernel.holds(same),
     )
 
@@ -302,14 +242,14 @@ def _handling(pod: _Pod) -> list[Step]:
         text = "left alone, as egress.when_unavailable asks" if pod.obstacle else "left alone"
         kernel = pod.situation.kernel.holds(lambda f: pod.address not in f.part(Egress).pods)
         return [Step(name="treatment", text=text, kernel=kernel)]
-    steps = [_treatment(pod, treated)]
-    if treated.slot and treated.treatment is Treatment.STEER:
-        steps += routing(pod.marked(treated.slot), pod.situation)
-        steps.append(Step(name="source", text=f"stays {pod.address} on this node, whatever others masquerade"))
-    elif treated.slot:
-        steps += routing(pod.marked(treated.slot), pod.situation)
-        steps.append(Step(name="source", text=f"becomes {treated.source}"))
-    return steps
+    decides = _treatment(pod, treated)
+    if not treated.slot:
+        return [decides]
+    stays = f"stays {pod.address} on this node, whatever others masquerade"
+    text = stays if treated.treatment is Treatment.STEER else f"becomes {treated.source}"
+    rule = pod.situation.kernel.locator.source(pod.address)
+    source = Step(name="source", text=text, rule=rule, kernel=decides.kernel)
+    return [decides, *routing(pod.marked(treated.slot), pod.situation), source]
 
 
 def _answers(pod: _Pod, decision: ServiceDecision) -> Step:

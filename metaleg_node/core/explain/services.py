@@ -9,6 +9,8 @@ from metaleg_node.core.changes import listed
 from metaleg_node.core.egress.node import ServiceDecision
 from metaleg_node.core.explain.addresses import replies
 from metaleg_node.core.explain.answer import Answer, Place, Step, Verdict
+from metaleg_node.core.explain.destinations import step as destination_step
+from metaleg_node.core.explain.destinations import why_it_stays
 from metaleg_node.core.explain.routes import Marked, hop_problems, host_problems, look_at, routing
 from metaleg_node.core.explain.situation import Situation
 from metaleg_node.core.explain.targets import Destination, ServiceTarget
@@ -46,9 +48,13 @@ def _with_egress(
     subject = f"{service.service.ref.namespace}/{service.service.ref.name} (IPv{service.family})"
     address = target.address or service.source
     where = [Place(node="the cluster", role="the same on every node", steps=tuple(_asked(decision)), asked=False)]
-    here = [*_here(decision, to, situation), *_inward(decision.service.service.ref, address, situation)]
+    stays = why_it_stays(to, service, situation)
+    here = [*_here(decision, to, situation, stays), *_inward(service.service.ref, address, situation)]
     here += replies(address, to, situation).steps if address else ()
     where.append(Place(node=situation.me, role=_role(decision, situation), steps=tuple(here)))
+    if stays:
+        text = f"{subject}: what its pods send to {to} is no egress traffic, so nothing is done to it: {stays}"
+        return Answer(subject=subject, verdict=Verdict.UNTOUCHED, text=text, places=tuple(where))
     if obstacle:
         what = situation.config.egress.when_unavailable
         then = "leave with their nodes' own addresses" if what == "allow" else f"are held ({what})"
@@ -111,9 +117,14 @@ def _role(decision: ServiceDecision, situation: Situation) -> str:
     return "this node, the gateway" if gateway and gateway.node.name == situation.me else "this node"
 
 
-def _here(decision: ServiceDecision, to: Destination | None, situation: Situation) -> Iterator[Step]:
-    """How this node treats the Service's pods."""
+def _here(decision: ServiceDecision, to: Destination | None, situation: Situation, stays: str) -> Iterator[Step]:
+    """How this node treats the Service's pods, and whether they may mean the destination at all."""
     want = situation.wanted(Egress)
+    if to:
+        asked = any(True for _ in decision.treated())
+        yield destination_step(to, decision.service, situation, asked=asked)
+    if stays:
+        return
     for addresses, treated in decision.treated():
         some = frozenset(addresses)
         mark = f", mark {situation.mark(treated.slot)}" if treated.slot else ""
@@ -121,7 +132,7 @@ def _here(decision: ServiceDecision, to: Destination | None, situation: Situatio
         yield Step(
             name="treatment",
             text=f"{counted(len(some), 'pod address')} {whose}: {want.describe(treated)}{mark}",
-            rule=situation.kernel.chain(treated),
+            rule=situation.kernel.locator.pod(min(some, key=int)),
             kernel=situation.kernel.holds(lambda have, some=some: _same_pods(have, want, some)),  # type: ignore[misc]
         )
     if packet := _sample(decision, to, situation):
@@ -169,4 +180,5 @@ def _external(one: ExternalAddress, situation: Situation) -> Step:
         return all(targets.get(server) == want.targets.get(server) for server in one.servers)
 
     text = f"pods and this host reach {one.address} by the ClusterIP {one.cluster_ip}"
-    return Step(name="External-IP", text=text, rule=situation.kernel.place, kernel=situation.kernel.holds(same))
+    rule = "; ".join(filter(None, map(situation.kernel.locator.external, one.servers)))
+    return Step(name="External-IP", text=text, rule=rule, kernel=situation.kernel.holds(same))

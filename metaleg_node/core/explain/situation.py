@@ -10,7 +10,7 @@ from metaleg_node.configuration.config import Config
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.egress.survey import Survey
 from metaleg_node.core.explain.answer import Held
-from metaleg_node.core.firewall.egress import EgressPod
+from metaleg_node.core.explain.locator import Locator
 from metaleg_node.core.firewall.part import Firewall, Part
 from metaleg_node.core.model import Address, ClusterState, Flow, NextHop, NodeName, Route, Routing, Rule
 
@@ -46,15 +46,14 @@ class Way:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """What the kernel of this node holds. `unread` says why the packet filter could not be looked at, empty when it
-    was; `damage` names what of it others changed; `place` is what people know it by, `chain` where a pod's packets go
-    in it. `way` looks a route up; `flows` tells the connections of an address, None where that is not allowed."""
+    was; `damage` names what of it others changed; `locator` finds in it the rules that hold what is decided. `way`
+    looks a route up; `flows` tells the connections of an address, None where that is not allowed."""
 
     routing: Routing = field(default_factory=Routing)
     firewall: Firewall | None = None
     unread: str = ""
     damage: Collection[str] = ()
-    place: str
-    chain: Callable[[EgressPod], str]
+    locator: Locator
     way: Callable[[Lookup], Way]
     flows: Callable[[Address], Iterable[Flow] | None]
     neighbours: Mapping[NextHop, str] = field(default_factory=dict)

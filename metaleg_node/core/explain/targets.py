@@ -10,6 +10,7 @@ from metaleg_node.core.egress.survey import Survey
 from metaleg_node.core.model import Address, ClusterState, Endpoint, EndpointSlice, Node, ObjectRef, Service
 from metaleg_node.core.networks import Membership, parse_address
 
+_NAME = re.compile(r"[^/\s]+/[^/\s]+")
 _PORT = re.compile(r"(?P<address>.+):(?P<port>\d{1,5})/(?P<protocol>tcp|udp|sctp)", re.IGNORECASE)
 
 
@@ -83,8 +84,18 @@ def destination(text: str) -> Destination:
     return Destination(address=address, port=port, protocol=found["protocol"].lower() if found else "")
 
 
+def asked(text: str, to: str | None) -> Destination | None:
+    """Reads both ends of a question, as far as they mean anything whatever the cluster holds. Raises TargetError."""
+    end, address = destination(to) if to else None, _address(text)
+    if address is None and not _NAME.fullmatch(text):
+        raise TargetError(f"{text!r} is neither an address nor namespace/name")
+    if address and end and address.version != end.address.version:
+        raise TargetError(f"{text} is no address of the family of {end.address}")
+    return end
+
+
 def find(text: str, cluster: ClusterState, survey: Survey, path_networks: Membership) -> tuple[Target, ...]:
-    """What a text may mean: a Service and a pod may have one name. Raises TargetError."""
+    """What a text that `asked` has taken may mean: a Service and a pod may have one name. Raises TargetError."""
     if "/" in text:
         namespace, _, name = text.partition("/")
         found = (*_services(namespace, name, cluster), *_pods(namespace, name, cluster))
@@ -94,10 +105,7 @@ def find(text: str, cluster: ClusterState, survey: Survey, path_networks: Member
                 "Services with the label, and their EndpointSlices, are read: ask for the pod's address"
             )
         return found
-    address = _address(text)
-    if address is None:
-        raise TargetError(f"{text!r} is neither an address nor namespace/pod nor namespace/service")
-    return _of_address(address, cluster, survey, path_networks)
+    return _of_address(parse_address(text), cluster, survey, path_networks)
 
 
 def _of_address(
@@ -131,14 +139,6 @@ def _services(namespace: str, name: str, cluster: ClusterState) -> Iterator[Targ
     for service in cluster.services:
         if (service.ref.namespace, service.ref.name) == (namespace, name):
             yield ServiceTarget(service=service)
-
-
-def pod_address(text: str) -> Address:
-    """An address in any spelling. Raises TargetError."""
-    address = _address(text)
-    if address is None:
-        raise TargetError(f"{text!r} is neither an address nor namespace/pod")
-    return address
 
 
 def pod_addresses(text: str, cluster: ClusterState) -> tuple[Address, ...]:

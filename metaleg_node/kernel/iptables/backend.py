@@ -15,13 +15,14 @@ from dataclasses import replace
 
 import metaleg_node
 from metaleg_node.core.compare.diff import Damage
-from metaleg_node.core.firewall.egress import EgressPod, Treatment
+from metaleg_node.core.explain.locator import Locator
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.return_paths import ReturnPaths
 from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.iptables import listing, tools
 from metaleg_node.kernel.iptables.layout import ABOUT, also, maker, render, understand
+from metaleg_node.kernel.iptables.locator import RulesetLocator
 from metaleg_node.kernel.iptables.ruleset import CHAINS, COUNTERS, OWN_SET, RAW_SET, Ruleset, Set, read_notes
 from metaleg_node.kernel.iptables.script import differ, entrances, grow, misplaced, rebuilds, rules, shrink
 from metaleg_node.kernel.packet_filter import LABELS, Counter, View
@@ -153,17 +154,8 @@ class Iptables:
     def versions(self) -> Mapping[str, str]:
         return tools.versions()
 
-    def chain(self, pod: EgressPod) -> str:
-        match pod.treatment:
-            case Treatment.STEER | Treatment.SNAT:
-                where, name = "nat, chain METALEG-NODE-JUDGE", f"slot-{pod.slot}"
-            case Treatment.HOLD:
-                where, name = "filter, chain METALEG-NODE-HOLD", "held"
-            case Treatment.WAIT:
-                where, name = "filter, chain METALEG-NODE-HOLD", "waiting"
-            case Treatment.ELSEWHERE:
-                where, name = "mangle, chain METALEG-NODE-FORWARD", "elsewhere"
-        return f"iptables table {where}, set metaleg4-{name} or metaleg6-{name}"
+    def locator(self, firewall: Firewall) -> Locator:
+        return RulesetLocator(firewall)
 
     def lacking(self) -> Mapping[str, str]:
         found = {name: tools.complaint(4, table, rule) for name, (table, rule) in _NEEDED.items()}

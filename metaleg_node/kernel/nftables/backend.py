@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import metaleg_node
 from metaleg_node.core.compare.diff import Damage
-from metaleg_node.core.firewall.egress import EgressPod
+from metaleg_node.core.explain.locator import Locator
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.kernel import process
 from metaleg_node.kernel.errors import KernelError
@@ -23,8 +23,8 @@ from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
 from metaleg_node.kernel.nftables import probe
 from metaleg_node.kernel.nftables.layout import also, maker, render, understand
 from metaleg_node.kernel.nftables.listing import parse
+from metaleg_node.kernel.nftables.locator import TableLocator
 from metaleg_node.kernel.nftables.nft import Nft, by_program
-from metaleg_node.kernel.nftables.parts.egress import chain_of
 from metaleg_node.kernel.nftables.script import differ, transactions
 from metaleg_node.kernel.nftables.table import FAMILY, NAME, TABLE, Table
 from metaleg_node.kernel.nftables.watch import Watch, generation
@@ -134,8 +134,8 @@ class Nftables:
     def versions(self) -> Mapping[str, str]:
         return {"nft": version()}
 
-    def chain(self, pod: EgressPod) -> str:
-        return f"{self.place}, chain {chain_of(pod)}"
+    def locator(self, firewall: Firewall) -> Locator:
+        return TableLocator(firewall)
 
     def lacking(self) -> Mapping[str, str]:
         return probe.lacking()

@@ -143,6 +143,16 @@ def _sets(egress: Egress, firewall: Firewall, family: Family) -> dict[str, Set]:
     return found
 
 
+def source_set(source: Address) -> str:
+    """The set of the pods that leave with an address."""
+    return set_of_address(source.version, _SOURCE, source)
+
+
+def filter_sets(family: Family, key: str) -> tuple[str, str]:
+    """The sets of the destinations that a filter excludes, and of those that it is only for."""
+    return set_of_key(family, _EXCLUDE, key), set_of_key(family, _ONLY, key)
+
+
 def _mark_text(pod: EgressPod, firewall: Firewall) -> str:
     """What is held or another node's gets no mark: the guard lets nothing out that has the label and none."""
     return f"skbmark {firewall.mark(pod.slot) if pod.slot else 0:#x}/{firewall.mark_mask:#x}"

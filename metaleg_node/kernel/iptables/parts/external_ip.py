@@ -46,11 +46,11 @@ def render(part: ExternalIp, firewall: Firewall, family: Family) -> Piece:
             sets[set_of_key(family, _RANGES, target.key)] = network_set(family, target.sources)
     known = when(servers, "dst,dst")
     pods = [
-        f"{_match(server)}{_of_ranges(family, target)} -j DNAT --to-destination {target.cluster_ip}"
+        f"{match_of(server)}{_of_ranges(family, target)} -j DNAT --to-destination {target.cluster_ip}"
         for server, target in targets.items()
     ]
     host = [
-        f"{_match(server)} -j DNAT --to-destination {target.cluster_ip}"
+        f"{match_of(server)} -j DNAT --to-destination {target.cluster_ip}"
         for server, target in targets.items()
         if target.host
     ]
@@ -91,7 +91,8 @@ def _comment(target: Target) -> str:
     return f"{target.cluster_ip} {target.key or '-'} {'host' if target.host else 'pods'}"
 
 
-def _match(server: VirtualServer) -> str:
+def match_of(server: VirtualServer) -> str:
+    """What the rules of a virtual server begin with."""
     protocol = server.protocol.lower()
     return f"-d {server.address} -p {protocol} -m {protocol} --dport {server.port}"
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.return_paths import ReturnPath, ReturnPaths
-from metaleg_node.core.model import FAMILIES, MARKING, Family, Holder, Match, Slot
+from metaleg_node.core.model import FAMILIES, MARKING, Family, Holder, Match, Network, Slot
 from metaleg_node.kernel.elements import HOLDER, has_slot
 from metaleg_node.kernel.iptables.ruleset import (
     Hook,
@@ -72,7 +72,12 @@ def render(part: ReturnPaths, firewall: Firewall, family: Family) -> Piece:
 def _replies(part: ReturnPaths, family: Family) -> Iterator[str]:
     for slot, path in sorted(part.paths.items()):
         for network in sorted((n for n in path.networks if n.version == family), key=str):
-            yield f"-m conntrack --ctorigdst {network} {goto(f'PATH-{slot}')}"
+            yield f"{replies_of(network)} {goto(f'PATH-{slot}')}"
+
+
+def replies_of(network: Network) -> str:
+    """What the rule about replies from a network begins with."""
+    return f"-m conntrack --ctorigdst {network}"
 
 
 def _chains(part: ReturnPaths, slot: Slot, firewall: Firewall, family: Family) -> Mapping[tuple[str, str], list[str]]:

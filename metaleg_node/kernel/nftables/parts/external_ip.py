@@ -59,10 +59,13 @@ def _servers(version: int, elements: Mapping[VirtualServer, str | None], value: 
     return Set(
         key_type=f"ipv{version}_addr . inet_proto . inet_service",
         value_type=value,
-        elements={
-            f"{s.address} . {number(_NUMBERS[s.protocol])} . {number(s.port)}": text for s, text in elements.items()
-        },
+        elements={element_of(server): text for server, text in elements.items()},
     )
+
+
+def element_of(server: VirtualServer) -> str:
+    """How a virtual server stands in the sets."""
+    return f"{server.address} . {number(_NUMBERS[server.protocol])} . {number(server.port)}"
 
 
 def _ranges(part: ExternalIp) -> dict[tuple[int, str], frozenset[Network]]:
