@@ -17,7 +17,7 @@ import pytest
 from metaleg_node.core.compare import diff
 from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import Slot
+from metaleg_node.core.model import DestinationFilter, Slot
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.kernel import packet_filters, process
 from metaleg_node.kernel.iptables.backend import Iptables
@@ -29,6 +29,7 @@ from tests.kernel.packet_net import BASE, IPTABLES, LB, NODE, POD, SNAT, STEER, 
 from tests.netns import Netns
 
 PROGRAMS = {4: "iptables-legacy", 6: "ip6tables-legacy"}
+ALL = networks("0.0.0.0/0")
 HOLDS_THE_LOCK = """\
 touch {file}; mount --bind {file} /run/xtables.lock || exit
 flock /run/xtables.lock sleep 5 &
@@ -183,6 +184,31 @@ def test_a_thousand_services(net: Net) -> None:
     assert net.filter.observe().firewall == firewall
     net.put(SNAT)
     assert rules_of(net.node) == few
+
+
+def test_many_filters(net: Net) -> None:
+    """Each pod with destinations of its own: a packet meets few of their rules, and one of a pod without any meets
+    none; pods and packets of another do not matter."""
+    mine, another = (DestinationFilter(**{f: networks("203.0.113.0/24")}) for f in ("exclude", "only"))
+    many = [DestinationFilter(exclude=networks(f"10.{n // 256}.{n % 256}.0/24"), only=ALL) for n in range(250)]
+    filters = {one.key: one for one in (mine, another, *many)}
+    others = {
+        ip_address(f"10.244.{n // 250 + 2}.{n % 250 + 1}"): dataclasses.replace(STEER, filter=key)
+        for n, key in enumerate(filters)
+    }
+    net.put(SNAT)
+    few = rules_of(net.node)
+    server = net.server()
+    for key, seen in ((mine.key, NODE), (another.key, LB), ("", LB)):
+        pods = {**others, ip_address(POD): dataclasses.replace(SNAT, filter=key)}
+        net.put_all(pods=pods, filters=filters)
+        assert net.seen(server, net.open(net.pod, POD)) == [seen]
+    own = rules_of(net.node) - few
+    assert own.pop("METALEG-NODE-JUDGE") == 3
+    assert own["METALEG-NODE-FILTERS"] == 2 * 16, "in two tables"
+    assert max(n for name, n in own.items() if name.startswith("METALEG-NODE-FILTERS-")) <= 2 * 2 * 32
+    net.filter.forget()
+    assert net.filter.observe().firewall == but(BASE, pods=pods, filters=filters)
 
 
 def rules_of(where: Netns) -> Counter[str]:

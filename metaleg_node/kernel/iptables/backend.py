@@ -31,6 +31,8 @@ _PLAIN_INTERFACE = re.compile(r"[-A-Za-z0-9_.@+]{0,14}[-A-Za-z0-9_.@]")
 """Names that iptables takes as they are; one that ends in + means all that begin so."""
 _NOTHING = Ruleset()
 _WATCH_SECONDS = 1.0
+_SELDOM = 10
+"""Of large rulesets: the time from one look to the next is this times what a look takes, where that is more."""
 _NEEDED = {
     "connection tracking": ("mangle", "-m conntrack --ctstatus CONFIRMED --ctdir ORIGINAL"),
     LABELS: ("mangle", "-m connlabel --label 91 --set"),
@@ -130,9 +132,10 @@ class Iptables:
             looks, known, ours, now = self._looks, self._seen, self._rendered, time.monotonic()
             if now < due or looks % 2:
                 return False
-            due = now + self._watch_seconds
             # Where nothing is known, others were at work while it was last written.
             found = None if known is None else read()
+            took = time.monotonic() - now
+            due = now + took + self._watch_seconds * max(1, took * _SELDOM)
             same = found is not None and known is not None and _same(found, known, ours)
             if self._looks != looks or same or told == (looks, found):
                 return False

@@ -26,6 +26,7 @@ from metaleg_node.kernel.packet_filter import Counter
 
 _SYSTEM = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 _COUNTED = re.compile(r"\[(\d+):(\d+)\] (-A .*)")
+_COMMENT = re.compile(r' --comment (?:"((?:[^"\\]|\\.)*)"|(\S+))')
 _SIZES = frozenset({"hashsize", "maxelem", "bucketsize", "initval"})
 """What the kernel chooses by itself; each is followed by a value."""
 
@@ -46,8 +47,7 @@ class Rules:
             elif line.startswith(f":{CHAINS}"):
                 self._comments.setdefault(Place(family, table, line[1:].split()[0]), [])
             elif line.startswith(f"-A {CHAINS}"):
-                words = shlex.split(line)
-                self._comments.setdefault(Place(family, table, words[1]), []).append(_after(words, "--comment"))
+                self._comments.setdefault(Place(family, table, line.split(" ", 2)[1]), []).append(_comment(line))
             elif line.startswith("-A "):
                 place = Place(family, table, line.split(" ", 2)[1])
                 called = _called(line) if CHAINS in line else OTHERS
@@ -74,6 +74,12 @@ def _called(line: str) -> str:
     return target if words[2:] == ["-m", "comment", "--comment", COMMENT, "-j", target] else STRANGE
 
 
+def _comment(line: str) -> str:
+    """That of a rule, empty for none."""
+    found = _COMMENT.search(line)
+    return found[1] or found[2] or "" if found else ""
+
+
 def _after(words: list[str], word: str) -> str:
     return words[words.index(word) + 1] if word in words[:-1] else ""
 
@@ -82,9 +88,8 @@ def counted(lines: Iterable[str]) -> Iterator[tuple[str, Counter]]:
     """What rules of ours that count for something have counted; `lines` are those of iptables-save with counters."""
     for line in lines:
         if CHAINS in line and (found := _COUNTED.fullmatch(line.strip())):
-            words = shlex.split(found[3])
-            name = _after(words, "--comment").partition(" ")[2]
-            if words[1].startswith(CHAINS) and name in COUNTERS:
+            name = _comment(found[3]).partition(" ")[2]
+            if found[3].startswith(f"-A {CHAINS}") and name in COUNTERS:
                 yield name, Counter(int(found[1]), int(found[2]))
 
 

@@ -10,7 +10,7 @@ What must not leave is stopped in FORWARD, or by the guard in mangle POSTROUTING
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.part import Firewall
@@ -59,6 +59,8 @@ _REFUSE = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
 _ITSELF = {4: "0.0.0.0/0", 6: "::/0"}
 """NETMAP puts nothing of this in place of the source."""
 _FILTER_PODS, _EXCLUDE, _ONLY, _SOURCE = "p", "x", "o", "s"
+_FILTERED = "filtered"
+"""The pods that have a filter; with the number of groups and a group's own behind it, those of that group."""
 
 
 def render(egress: Egress, firewall: Firewall, family: Family) -> Piece:
@@ -73,11 +75,11 @@ def render(egress: Egress, firewall: Firewall, family: Family) -> Piece:
         chains={
             ("mangle", "PREROUTING"): _prerouting(family),
             ("mangle", "KNOWN"): [_map(family)],
-            ("mangle", "UNKNOWN"): _unknown(egress, family),
+            ("mangle", "UNKNOWN"): _unknown(egress, firewall, family),
             ("nat", "JUDGE"): _judge(egress, firewall, family),
             ("mangle", "FORWARD"): _forward(family),
             ("mangle", "STRAY"): _STRAY,
-            ("mangle", "EARLY"): _early(egress, family),
+            ("mangle", "EARLY"): _early(egress, firewall, family),
             ("mangle", "OUTWARD"): _outward(egress, firewall, own, family),
             ("filter", "HOLD"): list(_held(egress, family)),
             ("mangle", "OWN"): _own(firewall, family),
@@ -95,6 +97,7 @@ def render(egress: Egress, firewall: Firewall, family: Family) -> Piece:
                 f"-j NETMAP --to {_ITSELF[family]}",
             ],
             ("nat", "SOURCE"): _source(sources, egress, firewall, family),
+            **_filter_chains(egress, firewall, family),
         },
         hooks=_HOOKS if egress.pods or egress.sources or firewall.part(Transit).pod_networks else {},
         guard=tuple(guard),
@@ -134,12 +137,40 @@ def _sets(egress: Egress, firewall: Firewall, family: Family) -> dict[str, Set]:
     for source in {pod.source for pod in pods.values() if pod.source}:
         some = address_set(family, (a for a, pod in pods.items() if pod.source == source))
         found[set_of_address(family, _SOURCE, source)] = some
+    return found | _filter_sets(egress, family)
+
+
+def _filter_sets(egress: Egress, family: Family) -> dict[str, Set]:
+    found: dict[str, Set] = {}
+    pods = _filtered(egress, family)
     for key, destinations in egress.filters.items():
-        some = address_set(family, (a for a, pod in pods.items() if pod.filter == key))
-        found[set_of_key(family, _FILTER_PODS, key)] = some
+        found[set_of_key(family, _FILTER_PODS, key)] = address_set(family, pods[key])
         found[set_of_key(family, _EXCLUDE, key)] = network_set(family, destinations.exclude)
         if destinations.only:
             found[set_of_key(family, _ONLY, key)] = network_set(family, destinations.only)
+    groups = {name: [pod for key in keys for pod in pods[key]] for name, keys in _groups(egress).items()}
+    if groups:
+        groups[_FILTERED] = [pod for some in groups.values() for pod in some]
+    return found | {set_name(family, name): address_set(family, some) for name, some in groups.items()}
+
+
+def _filtered(egress: Egress, family: Family) -> dict[str, list[Address]]:
+    """The pods of each filter."""
+    found: dict[str, list[Address]] = {key: [] for key in egress.filters}
+    for address, pod in egress.pods.items():
+        if pod.filter and address.version == family:
+            found[pod.filter].append(address)
+    return found
+
+
+def _groups(egress: Egress) -> dict[str, list[str]]:
+    """The filters in groups, of which there are about as many as filters in each: a packet is compared with the groups,
+    and then with the filters of its own. Another number of groups has other names: no pod is ever in a group of one
+    division while the rules are those of another."""
+    number = 1 << len(egress.filters).bit_length() // 2
+    found: dict[str, list[str]] = {}
+    for key in sorted(egress.filters):
+        found.setdefault(f"{_FILTERED}-{number}-{int(key, 16) % number}", []).append(key)
     return found
 
 
@@ -176,29 +207,66 @@ def _prerouting(family: Family) -> list[Rule | str]:
     ]
 
 
-def _judged(egress: Egress, family: Family) -> Iterator[str]:
+def _judged(egress: Egress, firewall: Firewall, family: Family) -> Iterator[str]:
     """What is no egress is left alone."""
     yield f"{when(set_name(family, 'inside'), 'dst')} -j RETURN"
-    yield from _filters(egress, family, "src", "dst")
+    yield from _unless_filtered("FILTERS", "src", egress, firewall, family)
 
 
-def _filters(egress: Egress, family: Family, pod: str, other: str) -> Iterator[str]:
-    for key, destinations in egress.filters.items():
+def _unless_filtered(chain: str, pod: str, egress: Egress, firewall: Firewall, family: Family) -> Iterator[str]:
+    """As RETURN where the pod's filter lets it not count. The mark carries what the filter says: nothing else needs it
+    at these places."""
+    if egress.filters:
+        yield set_mark(0, firewall)
+        yield f"{when(set_name(family, _FILTERED), pod)} {jump(chain)}"
+        yield f"{marked(_spared(firewall), firewall)} {goto('UNMARK')}"
+
+
+def _spared(firewall: Firewall) -> int:
+    """The mark of what a filter lets not count."""
+    return firewall.mark_mask
+
+
+_FILTER_CHAINS = (
+    ("nat", "FILTERS", "src", "dst"),
+    ("mangle", "FILTERS", "src", "dst"),
+    ("mangle", "BACK", "dst", "src"),
+)
+"""Where they are looked at, and on which side of a packet the pod is, and the other end."""
+
+
+def _filter_chains(egress: Egress, firewall: Firewall, family: Family) -> dict[tuple[str, str], list[str]]:
+    if not egress.filters:
+        return {}
+    chains = {("nat", "UNMARK"): [set_mark(0, firewall)]}
+    pods = _filtered(egress, family)
+    groups = {name: [key for key in keys if pods[key]] for name, keys in _groups(egress).items()}
+    for table, chain, pod, other in _FILTER_CHAINS:
+        own = {name: f"{chain}-{name.rpartition('-')[2]}" for name, keys in groups.items() if keys}
+        chains[table, chain] = [f"{when(set_name(family, name), pod)} {jump(called)}" for name, called in own.items()]
+        for name, called in own.items():
+            chains[table, called] = list(_filters(groups[name], egress, family, pod, other))
+        chains[table, "SPARE"] = [set_mark(_spared(firewall), firewall)]
+    return chains
+
+
+def _filters(keys: Iterable[str], egress: Egress, family: Family, pod: str, other: str) -> Iterator[str]:
+    for key in keys:
         some = when(set_of_key(family, _FILTER_PODS, key), pod)
-        yield f"{some} {when(set_of_key(family, _EXCLUDE, key), other)} -j RETURN"
-        if destinations.only:
-            yield f"{some} {unless(set_of_key(family, _ONLY, key), other)} -j RETURN"
+        yield f"{some} {when(set_of_key(family, _EXCLUDE, key), other)} {goto('SPARE')}"
+        if egress.filters[key].only:
+            yield f"{some} {unless(set_of_key(family, _ONLY, key), other)} {goto('SPARE')}"
 
 
 def _not_outside(family: Family) -> str:
     return f"-m addrtype --dst-type {_NO_OUTSIDE[family]} -j RETURN"
 
 
-def _unknown(egress: Egress, family: Family) -> list[Rule | str]:
+def _unknown(egress: Egress, firewall: Firewall, family: Family) -> list[Rule | str]:
     """Packets of pods that belong to no connection: nobody translates their destination, and no nat table sees them."""
     return [
         _not_outside(family),
-        *_judged(egress, family),
+        *_judged(egress, firewall, family),
         *(Rule(f"{when(set_name(family, name), 'src')} -j DROP", "held") for name in ("held", "waiting")),
         drop(when(set_name(family, "elsewhere"), "src")),
         _map(family),
@@ -210,7 +278,7 @@ def _judge(egress: Egress, firewall: Firewall, family: Family) -> list[str]:
     return [
         f"{unless(set_name(family, 'pods'), 'src')} -j RETURN",
         _not_outside(family),
-        *_judged(egress, family),
+        *_judged(egress, firewall, family),
         _LABEL,
         *(f"{when(set_name(family, f'slot-{n}'), 'src')} {set_mark(firewall.mark(n), firewall)}" for n in slots),
     ]
@@ -239,7 +307,7 @@ _STRAY = (
 )
 
 
-def _early(egress: Egress, family: Family) -> list[Rule | str]:
+def _early(egress: Egress, firewall: Firewall, family: Family) -> list[Rule | str]:
     """Answers to connections of a pod that this node has forgotten, or never had: a gateway that was one until now may
     hand them to the wrong pod. An entry made of one would make the pod's own packets look like replies, which are left
     alone. A server's packet in the middle of a TCP connection is known by its flags, and conntrack makes no entry of an
@@ -252,7 +320,7 @@ def _early(egress: Egress, family: Family) -> list[Rule | str]:
         f"{_BEGINS} -j RETURN",
         drop(when(set_name(family, "moved"), "dst")),
         *(f"-p {protocol} {when(set_name(family, 'served'), 'dst')} -j RETURN" for protocol in ("udp", "sctp")),
-        *_filters(egress, family, "dst", "src"),
+        *_unless_filtered("BACK", "dst", egress, firewall, family),
         drop(when(set_name(family, "local"), "dst")),
     ]
 
@@ -263,7 +331,7 @@ def _outward(egress: Egress, firewall: Firewall, own: set[Slot], family: Family)
     steered any more. Without such a translation our rules are missing from the nat table, or somebody lets it end
     before them."""
     return [
-        *_judged(egress, family),
+        *_judged(egress, firewall, family),
         drop("-m conntrack ! --ctstate DNAT"),
         _LABEL,
         drop(when(set_name(family, "elsewhere"), "src")),
