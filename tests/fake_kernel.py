@@ -47,10 +47,6 @@ class FakePacketFilter:
         self._changed = False
         return View(firewall=self.firewall, damage=self._damage)
 
-    def cannot(self, firewall: Firewall) -> str:
-        del firewall
-        return ""
-
     def put(self, firewall: Firewall | None) -> None:
         self.firewall, self._damage, self._changed = firewall, (), False
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from metaleg_node.core.model import FAMILIES, ClusterState, Family
 from metaleg_node.kernel.errors import KernelError
+from metaleg_node.kernel.packet_filters import Backend
 from metaleg_node.lab import namespaces
 from metaleg_node.lab.namespaces import Namespace
 from metaleg_node.lab.outside import ADDRESS_FAMILY
@@ -239,7 +240,7 @@ _PODS = 'cluster.pod_cidrs = ["10.244.0.0/16", "fd00:244::/32"]\n'
 
 
 @contextlib.contextmanager
-def router_net(state_dir: Path) -> Iterator[RouterNet]:
+def router_net(state_dir: Path, backend: Backend = "nftables") -> Iterator[RouterNet]:
     """The block runs in the node's namespace. Nothing is applied yet."""
     prefix = f"{namespaces.PREFIX}-{os.getpid()}-routers{next(_NUMBERS)}"
     machines = ("node", "pod", "far", "client", "switch", *(f"r{n}" for n in ROUTERS))
@@ -258,7 +259,7 @@ def router_net(state_dir: Path) -> Iterator[RouterNet]:
             server.listen(names[name], name, PORT)
         server.start()
         stack.enter_context(names["node"].inside())
-        machine = stack.enter_context(Machine(state_dir))
+        machine = stack.enter_context(Machine(state_dir, backend))
         yield RouterNet(names=names, reconciler=Reconciler(machine, config("")), machine=machine, state=ClusterState())
 
 

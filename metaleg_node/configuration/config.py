@@ -535,10 +535,6 @@ def _relate_l2(config: Config, reader: _Reader) -> None:
             reader.add(f"{key}.name", "is used by several paths; give each its own", path.name)
         if path.name == "bgp":
             reader.add(f"{key}.name", "is what messages call the path of the BGP peers; choose another", path.name)
-        several = any(count > 1 for count in Counter(gateway.version for gateway in path.gateways).values())
-        if several and path.symmetric and config.firewall.backend == "iptables":
-            message = "cannot be with several gateways where firewall.backend is iptables; set it to false"
-            reader.add(f"{key}.symmetric", message, path.symmetric)
         if not path.pools and not path.cidrs:
             reader.add(key, "selects nothing: set pools (IPAddressPool names) or cidrs")
         for number, network in enumerate(path.cidrs):

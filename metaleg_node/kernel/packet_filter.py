@@ -57,9 +57,6 @@ class PacketFilter(Protocol):
     def observe(self) -> View:
         """What it holds of ours; of an earlier look, where nothing can have changed since."""
 
-    def cannot(self, firewall: Firewall) -> str:
-        """What of it this packet filter cannot hold, and what to do; empty: nothing. It is not to be put then."""
-
     def put(self, firewall: Firewall | None) -> None:
         """Makes it hold just this, as far as it can in one step; None: nothing of ours."""
 

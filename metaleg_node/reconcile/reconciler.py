@@ -137,8 +137,6 @@ class Reconciler:
         held = view.firewall.holders if view.firewall else {}
         lost = view.firewall is None or bool(view.damage)
         result = self._decide(known, self._machine.host(known.questions), held, lost=lost)
-        if result.state.firewall and (cannot := self._machine.packet_filter.cannot(result.state.firewall)):
-            raise KernelError(f"firewall.backend: {cannot}; nothing is changed until then")
         before = NodeState(
             routing=self._machine.routing(result.tables),
             firewall=view.firewall,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -14,19 +15,28 @@ from metaleg_node.core.firewall.return_paths import ReturnPaths
 from metaleg_node.core.model import FAMILIES, Slot
 from metaleg_node.core.return_path.node import PathDecision
 from metaleg_node.daemon import report
+from metaleg_node.kernel.iptables.backend import Iptables
+from metaleg_node.kernel.nftables.backend import Nftables
 from metaleg_node.reconcile.reconciler import Plan, carry_out, cleanup_plan
 from tests.patience import patient
 from tests.router_net import BEHIND, FAR, HOST, POD, ROUTERS, TCP, UDP, RouterNet, client, lb, router, router_net, say
 from tests.unit.test_pools import BGP
 
+FLUSH = {
+    Nftables.place: "nft delete table inet metaleg_node",
+    Iptables.place: "for p in iptables ip6tables; do $p-legacy -t mangle -F; $p-legacy -t mangle -X; done; ipset destroy",
+}
 ANY = f"{BGP}symmetric = false\n"
 ALL = dict.fromkeys(ROUTERS, 8)
 
 
-@pytest.fixture
-def net(tmp_path: Path) -> Iterator[RouterNet]:
+@pytest.fixture(params=["nftables", "iptables"])
+def net(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RouterNet]:
     """All routers are peers, and known."""
-    with router_net(tmp_path) as made:
+    # A thousand ends of connections, where a shell has 1,024 files.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with router_net(tmp_path, request.param) as made:
         made.meet()
         made.configure()
         yield made
@@ -201,7 +211,7 @@ def test_marks_of_others_stay_and_what_they_restore_leads_no_request_astray(net:
         assert say(sock)
         assert carry_out(net.machine, cleanup_plan(net.machine).steps).ok
         assert net.marks(sock) == [5]
-        assert "metaleg" not in net.node.run("nft", "list", "ruleset")
+        assert not net.machine.packet_filter.present()
 
 
 def test_an_error_about_an_answer_that_comes_by_another_router_changes_nothing(net: RouterNet) -> None:
@@ -213,7 +223,7 @@ def test_an_error_about_an_answer_that_comes_by_another_router_changes_nothing(n
         words = sum(struct.unpack(f"!{len(message) // 2}H", message))
         words = (words & 0xFFFF) + (words >> 16)
         message = message[:2] + struct.pack("!H", ~(words + (words >> 16)) & 0xFFFF) + message[4:]
-        before = net.node.run("nft", "list", "chain", "inet", "metaleg_node", "path_from_2")
+        before = net.machine.packet_filter.counters()
         related = "table inet seen { chain c { type filter hook prerouting priority 0; ct state related counter; }; }"
         net.node.run("nft", "-f", "-", stdin=related)
         raw.sendto(message, (lb(POD), 0))
@@ -237,7 +247,8 @@ def test_slots_of_routers_outlast_a_flush_of_the_ruleset(net: RouterNet) -> None
     net.configure()
     before = slots(net)
     assert len(before) == 6
-    net.node.run("nft", "delete", "table", "inet", "metaleg_node")
+    net.node.run("sh", "-c", FLUSH[net.machine.packet_filter.place])
+    assert net.plan().steps
     net.apply()
     assert slots(net) == before
 

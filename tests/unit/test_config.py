@@ -184,11 +184,6 @@ BAD_L2 = [
     (L2 + 'gateways = ["192.0.2.1/24"]', "return_path.l2[0].gateways[0]", "prefix length"),
     (L2 + 'gateways = ["fe80::1%eth0"]', "return_path.l2[0].gateways[0]", "zone"),
     (L2 + 'gateway = "192.0.2.1"', "return_path.l2[0].gateway", "did you mean gateways?"),
-    (
-        L2 + 'gateways = ["192.0.2.1", "192.0.2.2"]\n[firewall]\nbackend = "iptables"\n',
-        "return_path.l2[0].symmetric",
-        "firewall.backend is iptables",
-    ),
 ]
 
 

@@ -109,9 +109,6 @@ class Empty:
     def observe(self) -> View:
         return View(firewall=self.wall)
 
-    def cannot(self, _firewall: Firewall) -> str:
-        return ""
-
     def host(self, _questions: Questions) -> Host:
         return dataclasses.replace(self.facts)
 

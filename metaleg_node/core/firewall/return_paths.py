@@ -62,6 +62,25 @@ class ReturnPaths(Part):
         mine = self.routers[router]
         return min((slot for slot, one in self.routers.items() if one.is_the_machine_of(mine)), default=router)
 
+    def sorted_out(self) -> dict[Slot, dict[Slot, Slot]]:
+        """For each path that has routers: the slot that connections remember, and the router's own. These are two where
+        several paths, or a path twice, have one machine as a router."""
+        found: dict[Slot, dict[Slot, Slot]] = {router.path: {} for router in self.routers.values()}
+        for slot, router in sorted(self.routers.items()):
+            if router.link_address:
+                found[router.path].setdefault(self.remembered_as(slot), slot)
+        return found
+
+    def first_seen(self) -> dict[Slot, PathRouter]:
+        """The routers whose slots connections remember."""
+        firsts = {first for own in self.sorted_out().values() for first in own}
+        return {slot: self.routers[slot] for slot in sorted(firsts)}
+
+    def remembering(self, family: int) -> list[Network]:
+        """The networks that requests come to whose routers are remembered."""
+        paths = {router.path for router in self.routers.values() if router.family == family}
+        return [n for slot in paths if slot in self.paths for n in self.paths[slot].networks if n.version == family]
+
     def told(self, before: ReturnPaths, numbers: Numbers) -> Iterator[Change]:
         yield from self._told_paths(before, numbers)
         yield from self._told_routers(before, numbers)

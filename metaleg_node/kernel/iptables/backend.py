@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter as Sums
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,13 +18,12 @@ import metaleg_node
 from metaleg_node.core.compare.diff import Damage
 from metaleg_node.core.explain.locator import Locator
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.firewall.return_paths import ReturnPaths
 from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.iptables import listing, tools
 from metaleg_node.kernel.iptables.layout import ABOUT, also, maker, render, understand
 from metaleg_node.kernel.iptables.locator import RulesetLocator
-from metaleg_node.kernel.iptables.ruleset import CHAINS, COUNTERS, OWN_SET, RAW_SET, Ruleset, Set, read_notes
+from metaleg_node.kernel.iptables.ruleset import ALWAYS_COUNTED, CHAINS, OWN_SET, RAW_SET, Ruleset, Set, read_notes
 from metaleg_node.kernel.iptables.script import differ, entrances, grow, misplaced, rebuilds, rules, shrink
 from metaleg_node.kernel.packet_filter import LABELS, Counter, View
 
@@ -82,15 +82,6 @@ class Iptables:
         self._seen = seen
         return View(firewall=self._firewall, damage=tuple(damage(seen, self._rendered)) if self._firewall else ())
 
-    def cannot(self, firewall: Firewall) -> str:
-        if firewall.part(ReturnPaths).routers:
-            return (
-                "iptables cannot send answers back through the router that brought the request, which a return path "
-                "with several routers asks for: set symmetric = false for it (return_path.l2, return_path.bgp), or "
-                "firewall.backend to nftables"
-            )
-        return ""
-
     def put(self, firewall: Firewall | None) -> None:
         after = render(firewall) if firewall else _NOTHING
         self._looks += 1
@@ -147,7 +138,7 @@ class Iptables:
     def counters(self) -> Mapping[str, Counter]:
         if not self.present():
             return {}
-        sums: dict[str, Sums[str]] = {name: Sums() for name in COUNTERS}
+        sums: dict[str, Sums[str]] = defaultdict(Sums, {name: Sums() for name in ALWAYS_COUNTED})
         for family in FAMILIES:
             for table in _COUNTING:
                 for name, counter in listing.counted(tools.save(family, table, counters=True)):

@@ -89,7 +89,7 @@ def counted(lines: Iterable[str]) -> Iterator[tuple[str, Counter]]:
     for line in lines:
         if CHAINS in line and (found := _COUNTED.fullmatch(line.strip())):
             name = _comment(found[3]).partition(" ")[2]
-            if found[3].startswith(f"-A {CHAINS}") and name in COUNTERS:
+            if found[3].startswith(f"-A {CHAINS}") and COUNTERS.fullmatch(name):
                 yield name, Counter(int(found[1]), int(found[2]))
 
 

@@ -29,7 +29,9 @@ RAW_SET = "metaleg4-spared"
 COMMENT = "metaleg-node"
 """The comment of the rules that enter our chains."""
 HALVES = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}
-COUNTERS = ("steered", "translated", "held", "dropped", "unknown")
+ALWAYS_COUNTED = ("steered", "translated", "held", "dropped", "unknown")
+COUNTERS = re.compile(rf"{'|'.join(ALWAYS_COUNTED)}|(?:requests|answers)_\d+")
+"""Names of what rules count for."""
 
 _CHUNK = 180
 """A comment holds 255 bytes; longer notes are spread over several."""
@@ -44,7 +46,7 @@ class Place(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What follows the chain's name in iptables-save(8); `counter` is one of COUNTERS, or empty."""
+    """What follows the chain's name in iptables-save(8); `counter` is a name of COUNTERS, or empty."""
 
     text: str
     counter: str = ""

@@ -69,10 +69,6 @@ class Nftables:
             self._generation, self._seen = before, seen
         return View(firewall=seen.firewall, damage=damage(seen))
 
-    def cannot(self, firewall: Firewall) -> str:
-        del firewall
-        return ""
-
     def put(self, firewall: Firewall | None) -> None:
         if self._seen is None:
             self.observe()

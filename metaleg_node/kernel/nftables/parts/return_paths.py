@@ -80,7 +80,7 @@ def _chains(part: ReturnPaths, firewall: Firewall) -> dict[str, Chain]:
         chains["path_output_source"] = chain(sources, hook=base("route", "output", -95))
     for slot, path in part.paths.items():
         for match in part.match:
-            rules = _rules(match, slot, path, firewall, remembered=slot in _sorted_out(part))
+            rules = _rules(match, slot, path, firewall, remembered=slot in part.sorted_out())
             chains[_chain_of(match, slot)] = chain(rules, note=_note(path))
     return chains
 
@@ -135,36 +135,14 @@ def _came_by(firewall: Firewall) -> str:
     return f"ct mark & {firewall.mark_mask:#010x}"
 
 
-def _sorted_out(part: ReturnPaths) -> dict[Slot, dict[Slot, Slot]]:
-    """For each path that has routers: the slot that connections remember, and the router's own. These are two where
-    several paths, or a path twice, have one machine as a router: then the first slot stands for all."""
-    found: dict[Slot, dict[Slot, Slot]] = {router.path: {} for router in part.routers.values()}
-    for slot, router in sorted(part.routers.items()):
-        if router.link_address:
-            found[router.path].setdefault(part.remembered_as(slot), slot)
-    return found
-
-
-def _first_seen(part: ReturnPaths) -> dict[Slot, PathRouter]:
-    """The routers whose slots connections remember."""
-    firsts = {first for own in _sorted_out(part).values() for first in own}
-    return {slot: part.routers[slot] for slot in sorted(firsts)}
-
-
-def _networks_of(part: ReturnPaths, version: int) -> list[Network]:
-    """Those that requests come to which are remembered."""
-    paths = {router.path for router in part.routers.values() if router.family == version}
-    return [n for slot in paths if slot in part.paths for n in part.paths[slot].networks if n.version == version]
-
-
 def _request_spans(part: ReturnPaths) -> dict[int, str]:
-    found = {version: _networks_of(part, version) for version in IP}
+    found = {version: part.remembering(version) for version in IP}
     return {version: f"{IP[version]} daddr {_span(networks)}" for version, networks in found.items() if networks}
 
 
 def _router_sets(part: ReturnPaths, firewall: Firewall) -> dict[str, Set]:
     sets: dict[str, Set] = {}
-    firsts = _first_seen(part)
+    firsts = part.first_seen()
     for version in _request_spans(part):
         known: dict[str, str | None] = {
             f"{router.interface} . {router.link_address}": f"goto path_from_{slot}"
@@ -172,8 +150,8 @@ def _router_sets(part: ReturnPaths, firewall: Firewall) -> dict[str, Set]:
             if router.family == version
         }
         sets[f"path_routers{version}"] = Set(key_type="ifname . ether_addr", value_type="verdict", elements=known)
-        sets[f"path_pools{version}"] = network_set(version, _networks_of(part, version))
-    for path, own in _sorted_out(part).items():
+        sets[f"path_pools{version}"] = network_set(version, part.remembering(version))
+    for path, own in part.sorted_out().items():
         sets[f"path_back_{path}"] = by_mark(
             {firewall.mark(first): f"path_router_{slot}" for first, slot in own.items()}
         )
@@ -192,7 +170,7 @@ def _router_chains(part: ReturnPaths, firewall: Firewall) -> dict[str, Chain]:
                 f"{_remember(0, firewall)} {unmark(firewall)}",
             ]
         )
-    for slot, router in _first_seen(part).items():
+    for slot, router in part.first_seen().items():
         chains[f"path_from_{slot}"] = chain(_from_rules(slot, router, firewall))
     for slot, router in part.routers.items():
         rules = [f'counter name "{answers_counter(slot)}"', set_mark(slot, firewall)]
