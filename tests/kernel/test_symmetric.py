@@ -24,7 +24,7 @@ from tests.unit.test_pools import BGP
 
 FLUSH = {
     Nftables.place: "nft delete table inet metaleg_node",
-    Iptables.place: "for p in iptables ip6tables; do $p-legacy -t mangle -F; $p-legacy -t mangle -X; done; ipset destroy",
+    Iptables.place: "for p in iptables ip6tables; do $p-legacy -t mangle -F; $p-legacy -t mangle -X; done",
 }
 ANY = f"{BGP}symmetric = false\n"
 ALL = dict.fromkeys(ROUTERS, 8)

@@ -6,11 +6,11 @@ from metaleg_node.core.firewall.egress import Egress, Treatment
 from metaleg_node.core.firewall.external_ip import VirtualServer
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.return_paths import ReturnPaths
-from metaleg_node.core.model import Address, Match, Slot
+from metaleg_node.core.model import Address, Family, Match, Slot
 from metaleg_node.kernel.elements import network_of
 from metaleg_node.kernel.iptables.layout import render
 from metaleg_node.kernel.iptables.parts import egress, external_ip, return_paths
-from metaleg_node.kernel.iptables.ruleset import CHAINS, Place, set_name
+from metaleg_node.kernel.iptables.ruleset import CHAINS, Place, goto, set_name
 
 _PROGRAMS = {4: "iptables", 6: "ip6tables"}
 
@@ -44,13 +44,14 @@ class RulesetLocator:
         name = next((name for name in (excluded, inside) if self._containing(name, address)), "")
         if not name:
             name = only if only in self._ruleset.sets else inside
-        return self._in_set(address, "nat", "JUDGE", name, self._containing(name, address))
+        chain = "JUDGE" if name == inside else egress.filter_chain(self._firewall.part(Egress), key)
+        return self._in_set(address, "nat", chain, name, self._containing(name, address))
 
     def source(self, address: Address) -> str:
         pod = self._firewall.part(Egress).pods.get(address)
         if pod and pod.source:
             return self._in_set(address, "nat", "SOURCE", egress.source_set(pod.source), str(address))
-        return self._rule(address, "nat", "TRANSLATE", "-j NETMAP")
+        return self._rule(address.version, "nat", "TRANSLATE", "-j NETMAP")
 
     def new_pod(self, address: Address) -> str:
         name = set_name(address.version, "pod-networks")
@@ -60,18 +61,22 @@ class RulesetLocator:
         paths = self._firewall.part(ReturnPaths).paths
         for slot, network in ((slot, network) for slot, path in paths.items() for network in path.networks):
             if address in network and match is Match.CONNTRACK:
-                return self._rule(address, "mangle", "PATHS", return_paths.replies_of(network))
+                return self._rule(address.version, "mangle", "PATHS", return_paths.replies_of(network))
             if address in network:
                 name = set_name(address.version, f"path-{slot}")
                 return self._in_set(address, "mangle", "SOURCES-IN", name, self._containing(name, address))
         return ""
 
     def router(self, slot: Slot) -> str:
-        del slot
+        part = self._firewall.part(ReturnPaths)
+        router = part.routers[slot]
+        for chain in (f"PATH-{router.path}", f"SOURCE-{router.path}"):
+            if found := self._rule(router.family, "mangle", chain, goto(f"ROUTER-{slot}")):
+                return found
         return ""
 
     def external(self, server: VirtualServer) -> str:
-        return self._rule(server.address, "nat", "EXTERNAL-PODS", external_ip.match_of(server))
+        return self._rule(server.address.version, "nat", "EXTERNAL-PODS", external_ip.match_of(server))
 
     def _containing(self, name: str, address: Address) -> str:
         """The element of a set of networks that an address is in; empty where there is none."""
@@ -83,12 +88,12 @@ class RulesetLocator:
 
     def _in_set(self, address: Address, table: str, chain: str, name: str, element: str) -> str:
         """The first rule of a chain that asks a set, and the element."""
-        rule = self._rule(address, table, chain, f"--match-set {name}")
+        rule = self._rule(address.version, table, chain, f"--match-set {name}")
         return rule and f"{rule}, element {element}" if element else rule and f"{rule} (no such element)"
 
-    def _rule(self, address: Address, table: str, chain: str, words: str) -> str:
+    def _rule(self, family: Family, table: str, chain: str, words: str) -> str:
         """The first rule of a chain that has these words."""
-        place = Place(address.version, table, CHAINS + chain)
+        place = Place(family, table, CHAINS + chain)
         rules = self._ruleset.chains[place].rules if place in self._ruleset.chains else ()
         found = next((rule.text for rule in rules if f" {words} " in f" {rule.text} "), "")
         return f"{_PROGRAMS[place.family]} table {table}, chain {place.chain}: {found}" if found else ""

@@ -184,6 +184,12 @@ def filter_sets(family: Family, key: str) -> tuple[str, str]:
     return set_of_key(family, _EXCLUDE, key), set_of_key(family, _ONLY, key)
 
 
+def filter_chain(egress: Egress, key: str) -> str:
+    """The chain of the table nat that looks at a filter."""
+    (group,) = (name for name, keys in _groups(egress).items() if key in keys)
+    return _chain_of("FILTERS", group)
+
+
 def _mark_text(pod: EgressPod, firewall: Firewall) -> str:
     """What is held or another node's gets no mark: the guard lets nothing out that has the label and none."""
     return f"skbmark {firewall.mark(pod.slot) if pod.slot else 0:#x}/{firewall.mark_mask:#x}"
@@ -242,12 +248,16 @@ def _filter_chains(egress: Egress, firewall: Firewall, family: Family) -> dict[t
     pods = _filtered(egress, family)
     groups = {name: [key for key in keys if pods[key]] for name, keys in _groups(egress).items()}
     for table, chain, pod, other in _FILTER_CHAINS:
-        own = {name: f"{chain}-{name.rpartition('-')[2]}" for name, keys in groups.items() if keys}
+        own = {name: _chain_of(chain, name) for name, keys in groups.items() if keys}
         chains[table, chain] = [f"{when(set_name(family, name), pod)} {jump(called)}" for name, called in own.items()]
         for name, called in own.items():
             chains[table, called] = list(_filters(groups[name], egress, family, pod, other))
         chains[table, "SPARE"] = [set_mark(_spared(firewall), firewall)]
     return chains
+
+
+def _chain_of(chain: str, group: str) -> str:
+    return f"{chain}-{group.rpartition('-')[2]}"
 
 
 def _filters(keys: Iterable[str], egress: Egress, family: Family, pod: str, other: str) -> Iterator[str]:
