@@ -23,11 +23,21 @@ _SHAPES: Final = (
     (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"), REMOVED),
     (re.compile(r"\b(Bearer|Basic|Negotiate)\s+[^\s\"',]+", re.IGNORECASE), rf"\1 {REMOVED}"),
     (re.compile(r"(://)[^/\s@\"']+@"), rf"\1{REMOVED}@"),
-    # NAME=value, "name": "value", --name value
+    # name: and below it a list, an item on each line, as YAML has it.
+    (re.compile(rf"""(\b{_NAMES}["']?:[ \t]*)\n(?:[ \t]*-[ \t].*(?:\n|\Z))+""", re.IGNORECASE), rf"\1{REMOVED}\n"),
+    # name = [value, ...], "name": {...}
     (
-        re.compile(rf"""(\b{_NAMES}["']?\s*[:=]\s*)("(?:\\.|[^"\\\n])*"|'[^'\n]*'|[^\s,;}}]+)""", re.IGNORECASE),
+        re.compile(rf"""(\b{_NAMES}["']?\s*[:=]\s*)(\[[^]]*(?:\]|\Z)|\{{[^}}]*(?:\}}|\Z))""", re.IGNORECASE),
         rf"\1{REMOVED}",
     ),
+    # NAME=value, NAME=value,value, "name": "value", --name value
+    (
+        re.compile(rf"""(\b{_NAMES}["']?\s*[:=]\s*)("(?:\\.|[^"\\\n])*"|'[^'\n]*'|[^\s;}}]+)""", re.IGNORECASE),
+        rf"\1{REMOVED}",
+    ),
+    # curl -u user:password
+    (re.compile(r"""((?<!\S)-[uU][ =]?["']?[^\s:"']+:)[^\s"']+"""), rf"\1{REMOVED}"),
+    (re.compile(r"""(--(?:proxy-)?user[ =]["']?[^\s:"']+:)[^\s"']+"""), rf"\1{REMOVED}"),
     (re.compile(rf"(--{_NAMES} +)(?!-)\S+", re.IGNORECASE), rf"\1{REMOVED}"),
 )
 

@@ -50,8 +50,11 @@ def _beyond_files(config: Config) -> tuple[Problem, ...]:
 
 def _hook_problems(config: Config) -> tuple[Problem, ...]:
     settings = {"hooks.pre": config.hooks.pre, "hooks.post": config.hooks.post}
-    found = ((key, complaint) for key, hook in settings.items() for complaint in hooks.complaints(hook, key=key))
-    return tuple(Problem(code=Code.HOOK, subject=key, text=complaint) for key, complaint in found)
+    return tuple(
+        Problem(code=Code.HOOK, subject=config.origin.file(key), text=complaint)
+        for key, hook in settings.items()
+        for complaint in hooks.complaints(hook, key=key)
+    )
 
 
 def _source_problems(config: Config) -> tuple[Problem, ...]:

@@ -34,7 +34,9 @@ def _run(arguments: argparse.Namespace) -> int:
         scene = Scene(options=options, config=options.load())
     except ConfigError as error:
         scene = Scene(options=options, config=Config(), wrong="\n".join(map(str, error.problems)))
-    path = arguments.file or Path(f"{_FOLDER}-{node_name(scene.config)}-{time.strftime('%Y%m%dT%H%M%S')}.tar.gz")
+    path: Path = arguments.file or Path(f"{_FOLDER}-{node_name(scene.config)}-{time.strftime('%Y%m%dT%H%M%S')}.tar.gz")
+    if not path.parent.is_dir():
+        raise Failure(f"cannot write {path}: there is no directory {path.parent}; make it, or name a file elsewhere")
     known = frozenset(_secrets(scene))
     contents = {"README.txt": _README}
     for name, text, wrong in report_parts.written(scene):
@@ -50,8 +52,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _secrets(scene: Scene) -> Iterator[str]:
-    """Of the kubeconfig, and what in our own environment is called like a secret."""
-    if file := report_parts.kubeconfig(scene):
+    """Of the kubeconfig, or of those that a wrong configuration names, and what in our own environment is called like a
+    secret."""
+    for file in report_parts.kubeconfigs(scene):
         yield from secrets.of_kubeconfig(file)
     yield from (value for name, value in os.environ.items() if NAMED.fullmatch(name))
 

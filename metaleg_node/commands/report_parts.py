@@ -14,6 +14,7 @@ from pathlib import Path
 
 import metaleg_node
 from metaleg_node.commands.explain import read_state
+from metaleg_node.configuration import file as config_file
 from metaleg_node.configuration.config import Config
 from metaleg_node.configuration.options import Options, node_name
 from metaleg_node.daemon import report, status
@@ -25,12 +26,14 @@ from metaleg_node.reconcile.reconciler import Reconciler, own_tables
 _LIBRARIES = ("kubernetes", "prometheus-client", "PyYAML", "toml", "watchdog")
 _LOG_LINES = 1000
 _UNIT = "metaleg-node.service"
+_KUBECONFIG = re.compile(r"""^[^#\n]*\bkubeconfig["']?\s*=\s*["']+([^"'\n]+)""", re.MULTILINE)
 _OF_A_HOOK = re.compile(r"\]: hook \S+: ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What a report is about. `wrong` is what is wrong with the configuration, whose defaults count then."""
+    """What a report is about. `wrong` is what is wrong with the configuration; then it has its defaults, and what needs
+    it is not made."""
 
     options: Options
     config: Config
@@ -119,9 +122,16 @@ PARTS: Mapping[str, Callable[[Scene], str]] = {
 }
 
 
+_CONFIGURED = frozenset({plan, doctor, routing})
+_UNMADE = "not made: it follows from the configuration, and that is wrong, as configuration.json has it"
+
+
 def written(scene: Scene) -> Iterator[tuple[str, str, str]]:
     """Each file's name and content, and why it could not be made, which is then its content, too."""
     for name, part in PARTS.items():
+        if scene.wrong and part in _CONFIGURED:
+            yield name, _UNMADE, ""
+            continue
         try:
             text, wrong = part(scene), ""
         except Exception as error:
@@ -131,6 +141,10 @@ def written(scene: Scene) -> Iterator[tuple[str, str, str]]:
         yield name, text, wrong
 
 
-def kubeconfig(scene: Scene) -> Path | None:
-    """The file with the credentials, if there is any."""
-    return None if scene.config.cluster.state_file else Path(scene.config.cluster.kubeconfig)
+def kubeconfigs(scene: Scene) -> Iterator[Path]:
+    """The files with credentials, if there are any; of a configuration that cannot be read all that its files name."""
+    if scene.wrong:
+        for file in config_file.readable(scene.options.config_file):
+            yield from map(Path, _KUBECONFIG.findall(file.read_text(errors="replace")))
+    if not scene.config.cluster.state_file:
+        yield Path(scene.config.cluster.kubeconfig)

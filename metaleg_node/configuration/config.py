@@ -374,6 +374,15 @@ class _Reader:
         text = "" if value is None else _shown(value, hexadecimal=hexadecimal)
         self.problems.append(Problem(file=self._merged.file(key), key=key, value=text, message=message))
 
+    def relate(self, key: str, other: str, message: str, value: object, *, hexadecimal: bool = False) -> None:
+        """What is wrong with a key beside another one. Told is the file that has written it, else the other's; both
+        where they are two."""
+        mine, others = self._merged.writer(key), self._merged.writer(other)
+        where = f"; {other} is in {others}" if mine and others and mine != others else ""
+        text = _shown(value, hexadecimal=hexadecimal)
+        file = mine or others or self._merged.main
+        self.problems.append(Problem(file=file, key=key, value=text, message=f"{message}{where}"))
+
     def is_good(self, key: str) -> bool:
         """Whether nothing is wrong at this key or inside it."""
         return not any(p.key == key or p.key.startswith((f"{key}.", f"{key}[")) for p in self.problems)
@@ -521,7 +530,7 @@ def _relate(config: Config, reader: _Reader) -> None:
         if reader.is_good(key) and reader.is_good(other) and (message := check(config)):
             leaf = leaves[key]
             value = functools.reduce(getattr, leaf.path, config)
-            reader.add(key, message, value, hexadecimal=leaf.setting.kind.hexadecimal)
+            reader.relate(key, other, message, value, hexadecimal=leaf.setting.kind.hexadecimal)
     if reader.is_good("return_path.l2"):
         _relate_l2(config, reader)
 

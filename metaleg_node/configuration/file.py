@@ -25,11 +25,9 @@ _FLAWS = {
 }
 
 
-def load(path: Path | str, *, may_be_empty: bool = True) -> Config:
-    """Reads a configuration file, and its fragments. Raises ConfigError, also when one of them cannot be read.
-
-    `may_be_empty` is for the start alone: later, somebody may have emptied the file in order to rewrite it.
-    """
+def load(path: Path | str) -> Config:
+    """Reads a configuration file, and its fragments. Raises ConfigError, also when one of them cannot be read, or is
+    empty: somebody may just be writing it, or a crash has cut it off."""
     main = Path(path)
     texts, problems = {}, []
     try:
@@ -38,7 +36,7 @@ def load(path: Path | str, *, may_be_empty: bool = True) -> Config:
         files, problems = [main], [*error.problems]
     for file in files:
         try:
-            texts[str(file)] = _text(file, may_be_empty=may_be_empty)
+            texts[str(file)] = _text(file)
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -57,6 +55,15 @@ def fragments(path: Path) -> list[Path]:
     except OSError as error:
         raise ConfigError.of(str(directory), f"cannot be read: {error.strerror}; let this user read it") from error
     return [directory / name for name in names if name.endswith(".toml") and not name.startswith(".")]
+
+
+def readable(path: Path) -> list[Path]:
+    """Those of the files that are there and may be read, whatever is wrong with what they say."""
+    try:
+        found = [path, *fragments(path)]
+    except ConfigError:
+        found = [path]
+    return [file for file in found if file.is_file() and os.access(file, os.R_OK)]
 
 
 class Watch:
@@ -90,13 +97,13 @@ def _stamps(path: Path) -> dict[Path, Stamp]:
     return {file: files.stamp(file) for file in (path, *beside)}
 
 
-def _text(path: Path, *, may_be_empty: bool) -> str:
+def _text(path: Path) -> str:
     """What one file says. Raises ConfigError."""
     file = str(path)
     text = _decoded(path, file)
-    if not may_be_empty and not text.strip():
+    if not text.strip():
         raise ConfigError.of(
-            file, "is empty, as while somebody writes it; if all defaults are wanted, write a comment into it"
+            file, "is empty, as while somebody writes it; if it shall say nothing, write a comment into it"
         )
     return text
 

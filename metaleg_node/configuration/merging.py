@@ -78,9 +78,13 @@ class Merged:
 
     def file(self, key: str) -> str:
         """The file that a key, or an item of one, is from; the first one where nobody has written it."""
+        return self.writer(key) or self.main
+
+    def writer(self, key: str) -> str:
+        """The same, but empty where nobody has written it."""
         while key and key not in self.files:
             key = key[: max(key.rfind("."), key.rfind("["), 0)]
-        return self.files.get(key, self.main)
+        return self.files.get(key, "")
 
 
 def join(parent: str, name: str) -> str:

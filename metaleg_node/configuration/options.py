@@ -22,9 +22,9 @@ class Options:
     state_dir: Path
     log_level: configuration.LogLevel | None = None
 
-    def load(self, *, may_be_empty: bool = True) -> Config:
+    def load(self) -> Config:
         """The configuration, with what the command line overrides. Raises ConfigError."""
-        config = config_file.load(self.config_file, may_be_empty=may_be_empty)
+        config = config_file.load(self.config_file)
         if self.log_level:
             config = replace(config, log=replace(config.log, level=self.log_level))
         return config

@@ -39,9 +39,9 @@ replaces the one before, arrays as a whole. Every key may be left out; an unknow
 key that was renamed or removed is a warning for two minor releases. Durations are strings with units: `"20ms"`,
 `"10s"`, `"5m"`, `"1h30m"`. A CIDR without a prefix length means that one address. SIGHUP loads the
 files again at once; without it changed files are loaded when they have been left alone for two
-seconds. A file with errors, or an empty one, changes nothing: the errors are reported and the old
-configuration stays in force. `metaleg-node check` prints all of them, each with file, key and
-value, and exits with status 78.
+seconds. An empty file is an error, since somebody may just be writing it. While the service runs, a
+file with errors changes nothing: they are reported, and the old configuration stays in force.
+`metaleg-node check` prints all of them, each with file, key and value, and exits with status 78.
 """
 """What there is to know of all settings, in Markdown."""
 

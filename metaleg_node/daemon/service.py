@@ -317,7 +317,7 @@ class Service:
         self._backoff.over()
         before = self._config
         try:
-            self._config = self._options.load(may_be_empty=False)
+            self._config = self._options.load()
             self._teller.problems_of["configuration"] = ()
             self._metrics.config_loaded()
             log.info("configuration read again: %s", "changed" if self._config != before else "no change")

@@ -359,9 +359,8 @@ def _external_row(one: ExternalIpStatus) -> tuple[object, ...]:
 
 def _new_pods(new: NewPodsStatus) -> str:
     held = "held" if new["holding"] else "not held, since no egress pod starts here"
-    words = [
-        f"New pods: unknown ones are {held}; {new['known']} pod addresses without egress are known by {new['source']}"
-    ]
+    known = f"{counted(new['known'], 'pod address')} without egress {'is' if new['known'] == 1 else 'are'} known"
+    words = [f"New pods: unknown ones are {held}; {known} by {new['source']}"]
     words += [f"waiting for an address: {', '.join(new['waiting'])}"] if new["waiting"] else []
     words += [f"held: {', '.join(new['unknown'])}"] if new["unknown"] else []
     return "\n  ".join(words)

@@ -30,6 +30,9 @@ _REST = 5.0
 """Between two times that everybody is told: at least so many times as long as the last one took."""
 
 
+_LEVELS = {Severity.NOTE: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ERROR: logging.ERROR}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What there is to tell at one moment. `complete`: the kernel once held all that was asked for."""
@@ -184,8 +187,7 @@ def _log(problems: Sequence[Problem], told: Set[Problem]) -> frozenset[Problem]:
     now = frozenset(problems)
     for problem in problems:
         if problem not in told:
-            level = logging.INFO if problem.severity is Severity.NOTE else logging.WARNING
-            log.log(level, "%s", problem.line)
+            log.log(_LEVELS[problem.severity], "%s", problem.line)
     for problem in sorted(told - now):
         log.info("solved: %s", problem.line)
     return now

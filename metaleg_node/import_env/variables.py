@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from metaleg_node.configuration.settings import SYSTEM_TABLES
+from metaleg_node.configuration.settings import OBJECT_NAME, SYSTEM_TABLES
 
 Raw = str | int | bool | list[str]
 """A value as TOML has it."""
@@ -139,6 +139,17 @@ def _table(text: str) -> int:
     return _integer(text)
 
 
+def _configmap(text: str) -> str:
+    """The program asked the API for any name, and went on without the ConfigMap when there was none."""
+    try:
+        return OBJECT_NAME.read(text)
+    except ValueError:
+        raise NotTakenOver(
+            "no ConfigMap can be called so, and metallb-node-route-agent went on without one. Where MetalLB has its "
+            "configuration in a ConfigMap with another name than config, set cluster.metallb_configmap"
+        ) from None
+
+
 def _milliseconds(text: str) -> str:
     """The program takes what is not above 0 for "off", and waits for a second at least."""
     number = _integer(text)
@@ -238,6 +249,7 @@ VARIABLES = (
         "METALLB_CONFIGMAP_NAME",
         _ROUTE_AGENT,
         "cluster.metallb_configmap",
+        Reader(_configmap),
         unread_with=("METALLB_STATIC_FILE", "METALLB_USE_CRDS"),
     ),
     Variable("METALLB_STATIC_FILE", _ROUTE_AGENT, "cluster.state_file", remark=_STATIC),

@@ -99,19 +99,19 @@ def run(
 
 
 def complaints(hook: str, *, key: str) -> Iterator[str]:
-    """Why `run` would refuse it, or those of a directory; `key` is the setting that names it."""
+    """Why `run` would refuse it, or those of a directory; each names `key`, the setting that names the hook."""
     try:
         for script in _scripts(Path(hook), key=key) if hook else ():
-            yield from _refusal(script)
+            yield from _refusal(script, key)
     except HookError as error:
         yield str(error)
 
 
-def _refusal(script: Path) -> Iterator[str]:
+def _refusal(script: Path, key: str) -> Iterator[str]:
     try:
         _trusted_file(script)
     except HookError as error:
-        yield f"{script}: {error}"
+        yield f"{key}: {script}: {error}"
 
 
 def _run_one(

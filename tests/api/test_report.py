@@ -73,6 +73,12 @@ def log_lines(secrets: Secrets, known: list[str]) -> str:
         base64.b64encode(PEM.format(s("blockdata")).encode()).decode(),
         JWT,
         "token 07401b.f395accd246ae52d",
+        f"curl -u someone:{s('curl')} https://example",
+        f"curl --proxy-user 'someone:{s('proxy')}' https://example",
+        f"tokens={s('first')},{s('second')}",
+        f'"passwords": ["{s("third")}", "{s("fourth")}"], "rest": 1',
+        f"secrets: {{a: {s('fifth')}, b: {s('sixth')}}}",
+        f"tokens:\n  - {s('item')}\n  - {s('item2')}\nrest: 2",
     ]
     return "\n".join(
         ["2026-01-01 host metaleg-node[1]: harmless line", *forms, *(f"plain {k} in a line" for k in known)]
@@ -138,7 +144,8 @@ def test_what_helps_is_there(archive: dict[str, str]) -> None:
     assert "metaleg-node: " in archive["versions.txt"]
     assert "nft: " in archive["versions.txt"]
     assert "harmless line" in archive["log.txt"]
-    assert "user=x" in archive["log.txt"]
+    for kept in ("user=x", '"rest": 1', "rest: 2", "curl -u someone:", "https://example"):
+        assert kept in archive["log.txt"]
     assert re.search(r"^\d+ findings?; |^nothing found; ", archive["doctor.txt"], re.MULTILINE)
     assert archive["plan.txt"].startswith("node worker-1")
 
@@ -150,10 +157,36 @@ def test_a_broken_configuration_is_reported_and_a_file_that_cannot_be_written_is
     config.write_text('[cluster]\nkubeconfig = "none"\nnonsense = 1\n')
     words = ("--config", str(config), "--state-dir", str(tmp_path), "--runtime-dir", str(tmp_path), "report")
     assert cli.main([*words, str(file)]) == 0
-    assert "cluster.nonsense" in dict(contents(file))["configuration.json"]
+    found = dict(contents(file))
+    assert "cluster.nonsense" in found["configuration.json"]
+    for part in ("plan.txt", "doctor.txt", "routing.txt"):
+        assert found[part].startswith("not made: it follows from the configuration, and that is wrong")
     capsys.readouterr()
-    assert cli.main([*words, str(config / "x")]) == 1
-    assert capsys.readouterr().err.endswith("name a file elsewhere\n")
+    for path in (config / "x", tmp_path / "missing" / "x"):
+        assert cli.main([*words, str(path)]) == 1
+        assert capsys.readouterr().err.endswith("name a file elsewhere\n")
+    assert not (tmp_path / "missing").exists()
+
+
+def test_secrets_of_a_kubeconfig_that_only_a_wrong_configuration_names_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "plainword77"
+    kubeconfig, config, file = tmp_path / "kubeconfig", tmp_path / "config.toml", tmp_path / "report.tar.gz"
+    kubeconfig.write_text(yaml.safe_dump({"users": [{"name": "u", "user": {"token": token}}]}))
+    config.write_text("nonsense = 1\n")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "a.toml").write_text(f'[cluster]\nkubeconfig = "{kubeconfig}"\n')
+    run = process.run
+
+    def logged(argv: list[str], **more: Any) -> Completed:
+        line = Completed(returncode=0, stdout=f"refused {token}, kept", stderr="")
+        return line if argv[0] == "journalctl" else run(argv, **more)
+
+    monkeypatch.setattr(process, "run", logged)
+    words = ("--config", str(config), "--state-dir", str(tmp_path), "--runtime-dir", str(tmp_path), "report")
+    assert cli.main([*words, str(file)]) == 0
+    assert dict(contents(file))["log.txt"] == "refused (removed), kept"
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def _configuration(random: Random, directory: Path) -> None:
     good = b"".join(lines[start : start + random.choice((5, 20, 200))])
     file = directory / "config.toml"
     file.write_bytes(damaged_bytes(random, good) if random.random() < 0.5 else _edited(random, good))
-    configuration_file.load(file, may_be_empty=random.random() < 0.5)
+    configuration_file.load(file)
 
 
 def _edited(random: Random, good: bytes) -> bytes:

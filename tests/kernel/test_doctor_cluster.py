@@ -78,7 +78,7 @@ CASES = (
         code="ML-404",
         objects=SERVICE,
         then=service("web", pods={"172.30.0.5": "b"}, announced_by="b"),
-        says="1 pod addresses are in no known pod network, such as 172.30.0.5 (shop/web-b)",
+        says="1 pod address in no known pod network, such as 172.30.0.5 (shop/web-b)",
     ),
     Case(code="ML-406", objects=SERVICE, then=[*SERVICE[:2], event("web", "b")], says="by Events alone"),
     Case(code="ML-407", objects=SERVICE, then_nodes=[node("a"), labelled("b")], says="node b has the label"),

@@ -79,14 +79,13 @@ def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("text", ["", "\n", " \t\r\n\n"])
-def test_an_empty_file_is_all_defaults_but_not_for_a_program_that_runs(tmp_path: Path, text: str) -> None:
+def test_an_empty_file_is_one_that_somebody_writes_and_a_comment_is_all_defaults(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.toml"
     path.write_text(text)
-    assert load(path) == Config()
     with pytest.raises(ConfigError, match=r"config\.toml: is empty, .* write a comment"):
-        load(path, may_be_empty=False)
+        load(path)
     path.write_text(f"{text}# all defaults\n")
-    assert load(path, may_be_empty=False) == Config()
+    assert load(path) == Config()
 
 
 # --- when it is to be read again -------------------------------------------------------------------------------------
@@ -202,7 +201,7 @@ def test_files_that_cannot_be_read_are_all_named(file: Path, fragments: Path) ->
     (fragments / "c.toml").mkdir()
     (fragments / "d.toml").write_text(" \n")
     with pytest.raises(ConfigError) as caught:
-        load(file, may_be_empty=False)
+        load(file)
     assert [Path(problem.file).name for problem in caught.value.problems] == ["b.toml", "c.toml", "d.toml"]
     for name in ("b.toml", "d.toml"):
         (fragments / name).unlink()

@@ -180,7 +180,6 @@ BAD = [
     ("PRE_RECONCILE_SCRIPT_PATH", "pre.sh", "an absolute path"),
     ("POST_RECONCILE_SCRIPT_PATH", "/\udcff", "is not UTF-8"),
     ("ONESHOT", "\udcff", "is not UTF-8"),
-    ("METALLB_CONFIGMAP_NAME", "A", "DNS-1123"),
     ("METALLB_STATIC_FILE", "metallb.yaml", "an absolute path"),
     ("METALLB_STATIC_FILE_WAIT", "5s", "a whole number of milliseconds"),
     ("LOG_LEVEL", "warning", "error, warn, info"),
@@ -563,6 +562,14 @@ def test_what_helm_makes_manifests_of_is_told_in_one_line(text: str, words: str)
     (problem,) = caught.value.problems
     assert words in problem.message
     assert "`helm template`" in problem.message
+
+
+def test_a_configmap_of_an_impossible_name_is_a_note() -> None:
+    found = translate(Environment(variables={"METALLB_CONFIGMAP_NAME": "An_Odd_Name", "PEER_WEIGHT": "7"}), file="F")
+    assert found.problems == ()
+    assert (config := parse(found.text, file="F")).cluster.metallb_configmap == "config"
+    assert config.return_path.bgp.peer_weight == 7
+    assert "METALLB_CONFIGMAP_NAME: no ConfigMap can be called so" in found.text
 
 
 def test_what_the_program_did_not_read_is_a_note() -> None:

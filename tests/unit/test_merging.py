@@ -58,6 +58,25 @@ def test_a_bad_value_under_a_former_name_is_an_error_of_that_file() -> None:
         parse("", file="A", fragments={"B": 'cluster.no_egress = ["x"]'})
 
 
+TAKEN = "is the address of metrics.listen as well; change the port of one of the two"
+HEALTH, METRICS = (f'[{table}]\nlisten = "127.0.0.1:9"\n' for table in ("health", "metrics"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "problem"),
+    [
+        ((HEALTH, METRICS), f'A: health.listen = "127.0.0.1:9": {TAKEN}; metrics.listen is in B'),
+        ((METRICS, HEALTH), f'B: health.listen = "127.0.0.1:9": {TAKEN}; metrics.listen is in A'),
+        (("", HEALTH + METRICS), f'B: health.listen = "127.0.0.1:9": {TAKEN}'),
+        (("", METRICS.replace(":9", ":21794")), f'B: health.listen = "127.0.0.1:21794": {TAKEN}'),
+    ],
+)
+def test_what_two_keys_are_to_each_other_names_the_file_of_each(texts: tuple[str, str], problem: str) -> None:
+    with pytest.raises(configuration.ConfigError) as caught:
+        parse(texts[0], file="A", fragments={"B": texts[1]})
+    assert str(caught.value) == problem
+
+
 def test_a_former_key_makes_no_command_fail() -> None:
     problem = Problem(code=Code.FORMER_KEY, text="is called otherwise")
     assert not fails("check", [problem])

@@ -62,8 +62,8 @@ def _with_egress(
         why = Problem(code=obstacle.code, subject=str(service.service.ref), text=obstacle.detail)
     else:
         assert service.gateway
-        pods = counted(decision.pods, "pod address")
-        text = f"{subject}: {pods} leave through {service.gateway.node.name} with source {service.source}"
+        pods = f"{counted(decision.pods, 'pod address')} {'leaves' if decision.pods == 1 else 'leave'}"
+        text = f"{subject}: {pods} through {service.gateway.node.name} with source {service.source}"
         why = None
     if not obstacle and target.address not in (None, service.source):
         text += f", its first address, not with {target.address}"

@@ -18,6 +18,7 @@ from metaleg_node.core.networks import Membership
 from metaleg_node.doctor.diagnosis import Finding
 from metaleg_node.doctor.facts import Facts
 from metaleg_node.kernel import process
+from metaleg_node.text import counted
 
 _SOON = 14 * 86400
 """Seconds before an end that is told."""
@@ -147,7 +148,7 @@ def pod_networks(facts: Facts) -> Iterator[Finding]:
     )
     if stray:
         yield Finding(
-            seen=f"{len(stray)} pod addresses are in no known pod network, such as {', '.join(stray[:_SHOWN])}",
+            seen=f"{counted(len(stray), 'pod address')} in no known pod network, such as {', '.join(stray[:_SHOWN])}",
             follows="They get no egress: an address outside is not taken for a pod's.",
             mend=mend,
         )
