@@ -51,7 +51,7 @@ def test_what_autopkgtest_runs(quiet: Node, script: str) -> None:
     quiet.container.run("env", "AUTOPKGTEST_TMP=/tmp/autopkgtest", f"/tmp/autopkgtest/{script}")
 
 
-@pytest.mark.parametrize("file", ["test_api.py", "test_api_return_path.py", "test_drift.py"])
+@pytest.mark.parametrize("file", ["test_api_return_path.py", "test_drift.py"])
 def test_the_end_to_end_tests(quiet: Node, file: str) -> None:
     options = ["-q", "-p", "no:cacheprovider", "--confcutdir=tests/e2e", "--override-ini=addopts="]
     # Packages of a stable distribution warn about what came after them.
