@@ -26,12 +26,14 @@ class Finding:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
     """One check. `code` is for good, and a heading of docs/doctor.md; `title` says what is wrong when it finds
-    something; `look` yields what it finds, and raises NotSeenError or KernelError where it cannot tell."""
+    something; `look` yields what it finds, and raises NotSeenError or KernelError where it cannot tell. What sees
+    counters grow is made `late`, so that the other checks are what it waits for."""
 
     code: str
     severity: Severity
     title: str
     look: Callable[[Facts], Iterable[Finding]]
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +53,12 @@ class Diagnosis:
 
 
 def diagnose(checks: Iterable[Check], facts: Facts, ignored: Collection[str] = ()) -> Diagnosis:
-    """Makes checks, in their order; the worst findings come first."""
+    """Makes checks; the worst findings come first, and otherwise all in the order of their codes."""
     findings: list[tuple[Check, Finding]] = []
     passed: list[Check] = []
     unseen: list[tuple[Check, str]] = []
     left_out: list[Check] = []
-    for check in checks:
+    for check in sorted(checks, key=lambda check: check.late):
         if check.code in ignored:
             left_out.append(check)
             continue
@@ -71,7 +73,9 @@ def diagnose(checks: Iterable[Check], facts: Facts, ignored: Collection[str] = (
         else:
             findings += ((check, one) for one in found)
             passed += [] if found else [check]
-    findings.sort(key=lambda pair: -pair[0].severity)
+    findings.sort(key=lambda pair: (-pair[0].severity, pair[0].code))
+    passed.sort(key=lambda check: check.code)
+    unseen.sort(key=lambda pair: pair[0].code)
     return Diagnosis(findings=tuple(findings), passed=tuple(passed), unseen=tuple(unseen), ignored=tuple(left_out))
 
 

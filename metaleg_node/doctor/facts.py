@@ -83,6 +83,11 @@ class Facts:
         return other_filters.chains()
 
     @cached_property
+    def legacy_chains(self) -> tuple[Chain, ...]:
+        """Other programs' chains of address translation in iptables-legacy."""
+        return other_filters.legacy_chains()
+
+    @cached_property
     def devices(self) -> dict[str, Device]:
         """All interfaces, by name."""
         return {device.name: device for device in self.machine.devices()}

@@ -77,7 +77,11 @@ _ROWS = (
     (704, _NOTE, "the kernel does not use several routers well", return_path.multipath),
 )
 
+_LATE = frozenset({107, 204})
+"""Those that look at how counters grow."""
+
 CHECKS = tuple(
-    Check(code=f"ML-{code}", severity=severity, title=title, look=look) for code, severity, title, look in _ROWS
+    Check(code=f"ML-{code}", severity=severity, title=title, look=look, late=code in _LATE)
+    for code, severity, title, look in _ROWS
 )
 """In the order of their codes."""

@@ -57,13 +57,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """A chain of nftables or iptables-nft; `type` and `hook` are empty for one that others jump to."""
+    """A chain of nftables or iptables-nft, or (`program` set) of iptables-legacy; `type` and `hook` are empty for one
+    that others jump to, and in iptables-legacy."""
 
     table: str
     name: str
     type: str = ""
     hook: str = ""
     priority: int = 0
+    program: str = ""
 
 
 def look() -> Found:
@@ -97,6 +99,17 @@ def chains() -> tuple[Chain, ...]:
     )
 
 
+def legacy_chains() -> tuple[Chain, ...]:
+    """The chains of iptables-legacy's tables nat but ours; none where nobody uses it. Raises KernelError."""
+    return tuple(
+        Chain(table=f"{program}-legacy nat", name=line[1:].split(" ", 1)[0], program=f"{program}-legacy")
+        for family, program in _PROGRAMS.items()
+        if "nat" in _legacy(family)
+        for line in _saved(f"{program}-legacy-save", "nat")
+        if line.startswith(":") and not line.startswith(f":{CHAINS}")
+    )
+
+
 def flowtables() -> tuple[str, ...]:
     """Others' flowtables, as `nft list flowtable` names them. Raises KernelError."""
     found = (item["flowtable"] for item in _listing("list", "flowtables") if "flowtable" in item)
@@ -104,7 +117,9 @@ def flowtables() -> tuple[str, ...]:
 
 
 def rules_of(chain: Chain) -> tuple[str, ...]:
-    """The rules of a chain, as nft prints them. Raises KernelError."""
+    """The rules of a chain, as nft or iptables prints them. Raises KernelError."""
+    if chain.program:
+        return tuple(process.run([chain.program, "-t", "nat", "-S", chain.name]).stdout.splitlines()[1:])
     done = process.run(["nft", "list", "chain", *chain.table.split(), chain.name])
     return tuple(line.strip() for line in done.stdout.splitlines()[2:-2])
 

@@ -149,6 +149,10 @@ class Machine:
         """All interfaces. Raises KernelError."""
         return self._routing.devices()
 
+    def programs(self, devices: Iterable[Device]) -> dict[str, frozenset[str]]:
+        """The names of the eBPF programs that traffic control has on interfaces. Raises KernelError."""
+        return self._routing.programs(devices)
+
     def defaults(self, table: int) -> tuple[Default, ...]:
         """The default routes of a table. Raises KernelError."""
         return self._routing.defaults(table)

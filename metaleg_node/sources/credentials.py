@@ -31,6 +31,7 @@ from kubernetes.config import kube_config
 
 from metaleg_node.files import Stamp, stamp
 from metaleg_node.sources.exec_plugin import Issued, PluginError, Plugins
+from metaleg_node.sources.secrets import LARGEST
 from metaleg_node.text import printable
 
 _CONNECTIONS: Final = 32
@@ -78,8 +79,6 @@ _KINDS: Final[Mapping[type, str]] = {str: "a string", bool: "true or false", lis
 _CLUSTER_FILES: Final = ("certificate-authority",)
 _USER_FILES: Final = ("client-certificate", "client-key")
 _BEFORE_EXPIRY: Final = timedelta(seconds=10)
-LARGEST: Final = 4 << 20
-"""Bytes that a kubeconfig may have: one with hundreds of clusters has fewer."""
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SHOWN: Final = 300
 

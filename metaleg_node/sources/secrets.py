@@ -12,8 +12,8 @@ from typing import Final
 
 import yaml
 
-from metaleg_node.sources.credentials import LARGEST
-
+LARGEST: Final = 4 << 20
+"""Bytes that a kubeconfig may have: one with hundreds of clusters has fewer."""
 _HARMLESS: Final = frozenset(
     {"apiVersion", "command", "interactiveMode", "username", "provideClusterInfo", "installHint", "as", "as-uid"}
 )

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import platform
+import socket
+import struct
+
 import pytest
+from pyroute2 import IPRoute
 
 from tests.kernel.patient import Case, Patient, service
 
@@ -175,6 +182,14 @@ CASES = (
         says="v0, of return path p",
     ),
     Case(code="ML-307", fault=["ip link add bpfin.cali type veth peer name x0"], says="Calico"),
+    Case(
+        code="ML-307",
+        before=["ip link add cilium_host type veth peer name x0"],
+        files_before={"run/cilium/state/globals/node_config.h": "#define ENABLE_IPV4 1\n"},
+        files={"run/cilium/state/globals/node_config.h": "#define ENABLE_IPV4 1\n#define ENABLE_HOST_ROUTING 1\n"},
+        says="there is the interface cilium_host: Cilium",
+    ),
+    Case(code="ML-308", fault=["iptables-legacy -t nat -N KUBE-VIP-EGRESS"], says="kube-vip"),
     Case(code="ML-308", fault=[OTHER % ("nat hook postrouting priority 50", "masquerade")], says="at priority 50"),
     Case(code="ML-308", fault=["iptables-nft -t nat -N EGRESSGATEWAY-SNAT-EIP"], says="spidernet"),
     Case(
@@ -192,6 +207,14 @@ CASES = (
     ),
     Case(
         code="ML-310",
+        before=[
+            f"{LOCAL}; iptables-nft -t nat -I KUBE-EXT-A -s 10.244.0.0/16 -j KUBE-SVC-A".replace("-nft", "-legacy")
+        ],
+        fault=["iptables-legacy -t nat -D KUBE-EXT-A 1"],
+        says="table iptables-legacy nat chain KUBE-EXT-A",
+    ),
+    Case(
+        code="ML-310",
         before=[NFT_LOCAL % "ip saddr 10.244.0.0/16 goto service-A"],
         fault=["nft delete table ip kube-proxy", NFT_LOCAL % ""],
         says="chain external-A",
@@ -203,3 +226,37 @@ CASES = (
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.code)
 def test_a_fault_is_found_and_nothing_before(patient: Patient, case: Case) -> None:
     patient.suffers(case)
+
+
+# --- eBPF ------------------------------------------------------------------------------------------------------------
+
+SYS_BPF = {"x86_64": 321, "aarch64": 280}
+_PROG_LOAD, _SCHED_CLS = 5, 3
+PASS = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+"""r0 = 0; exit: TC_ACT_OK."""
+
+
+def loaded() -> int:
+    """The file descriptor of an eBPF program for traffic control that lets every packet pass (bpf(2))."""
+    instructions, licence, number = ctypes.create_string_buffer(PASS), ctypes.create_string_buffer(b"GPL"), 2
+    attributes = struct.pack("=IIQQ", _SCHED_CLS, number, ctypes.addressof(instructions), ctypes.addressof(licence))
+    what = ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128)
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor: int = libc.syscall(SYS_BPF[platform.machine()], _PROG_LOAD, what, len(what))
+    assert descriptor >= 0, os.strerror(ctypes.get_errno())
+    return descriptor
+
+
+def test_programs_that_carry_packets_are_told_by_their_names(patient: Patient) -> None:
+    patient.run("tc qdisc add dev v0 clsact")
+    program, number = loaded(), socket.if_nametoindex("v0")
+    try:
+        with IPRoute() as ip:
+            for name in ("watches", "cil_from_netdev"):
+                assert patient.found("ML-307") == []
+                where = {"parent": 0xFFFFFFF2, "prio": 1 + len(name), "protocol": 0x0003}
+                ip.tc("add-filter", "bpf", number, fd=program, name=name, classid=1, direct_action=True, **where)
+    finally:
+        os.close(program)
+    (finding,) = patient.found("ML-307")
+    assert finding.seen == ("the eBPF program cil_from_netdev is on the interface v0: Cilium carries packets here")

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,66 @@ def answering(interface: str, macs: Sequence[bytes]) -> Iterator[None]:
         finally:
             ended.set()
             thread.join()
+
+
+@contextmanager
+def advertising(interface: str, macs: Sequence[bytes], address: IPv6Address) -> Iterator[None]:
+    """The same for an address of IPv6, and solicitations with a hardware address in them, as MetalLB wants them."""
+    ended = threading.Event()
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x86DD)) as link:
+        link.bind((interface, 0x86DD))
+        link.settimeout(0.1)
+
+        def answer() -> None:
+            while not ended.is_set():
+                try:
+                    frame = link.recv(256)
+                except TimeoutError:
+                    continue
+                if frame[20] != 58 or frame[54] != 135 or frame[62:78] != address.packed or frame[78:80] != b"\1\1":
+                    continue
+                asker = frame[22:38]
+                for mac in macs:
+                    body = struct.pack("!I", 0x60000000) + address.packed + b"\2\1" + mac
+                    said = struct.pack("!BBH", 136, 0, checksum(address.packed, asker, b"\x88\0\0\0" + body)) + body
+                    head = struct.pack("!IHBB", 0x60000000, len(said), 58, 255) + address.packed + asker
+                    link.send(frame[80:86] + mac + b"\x86\xdd" + head + said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def checksum(source: bytes, destination: bytes, message: bytes) -> int:
+    """Of ICMPv6 (RFC 4443, 2.3)."""
+    whole = source + destination + struct.pack("!II", len(message), 58) + message
+    total: int = sum(struct.unpack(f"!{len(whole) // 2}H", whole))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def test_two_hosts_with_one_ipv6_load_balancer_address_are_told(patient: Patient) -> None:
+    patient.run("until ip -6 address show dev v0 scope link | grep -q 'fe80.*scope link *$'; do :; done")
+    address = IPv6Address("fd09::200")
+    nodes = [node("a"), node("b")]
+    for number, one in enumerate(nodes):
+        one["spec"]["podCIDRs"].append(f"fd00:244:{number}::/64")
+    objects = service("web", pods={"fd00:244:0::5": "a"}, announced_by="b", address=str(address))
+    objects[1]["addressType"] = "IPv6"
+    patient.know(*objects, nodes=nodes)
+    first, second = b"\x02\0\0\0\0\x02", b"\x02\0\0\0\0\x03"
+    with advertising("v1", [first], address):
+        assert patient.found("ML-607") == []
+    with advertising("v1", [first, second], address):
+        (finding,) = patient.found("ML-607")
+    assert finding.seen == (
+        "02:00:00:00:00:02 and 02:00:00:00:00:03 answer neighbour solicitations for fd09::200 on v0"
+    )
 
 
 def test_two_hosts_with_one_load_balancer_address_are_told(patient: Patient) -> None:

@@ -41,3 +41,12 @@ def test_a_reload_while_the_service_begins_does_not_end_it_as_a_hangup_ends_othe
 def test_the_installed_program_begins_there_too() -> None:
     scripts = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["scripts"]
     assert scripts == {"metaleg-node": "metaleg_node.__main__:main"}
+
+
+def test_the_command_line_is_read_without_the_client_of_the_api() -> None:
+    """To load it takes longer than most commands do."""
+    program = (
+        "import sys, metaleg_node.cli as cli; cli.parser(); print(sorted({'kubernetes', 'urllib3'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import http.client
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
+from typing import Any
 
 from metaleg_node.core.egress.node import ServiceDecision
 from metaleg_node.core.model import Address, NextHop, Node
 from metaleg_node.core.problems import Code
 from metaleg_node.doctor.diagnosis import Finding
 from metaleg_node.doctor.facts import KUBE_PROXY_DEVICE, Facts, NotSeenError
-from metaleg_node.kernel import arp
+from metaleg_node.kernel import arp, neighbour_solicitation
 
 _GONE = frozenset({"failed", "incomplete"})
-_ANSWER_SECONDS = 0.3
+ANSWER_SECONDS = 0.3
+"""How long answers to questions on a link are waited for."""
 _HEALTH_SECONDS = 0.5
 _MOST = 64
 """LoadBalancer addresses and nodes that are asked at most."""
@@ -54,20 +56,32 @@ def _used(facts: Facts) -> dict[NextHop, ServiceDecision]:
 
 def duplicates(facts: Facts) -> Iterator[Finding]:
     """607"""
-    sources = {one.source for one in facts.situation.survey.services if isinstance(one.source, IPv4Address)}
+    sources = {one.source for one in facts.situation.survey.services if one.source}
     interfaces, on_link = facts.machine.lookup(sources - facts.addresses)
-    by_interface: dict[str, list[IPv4Address]] = defaultdict(list)
-    for address in sorted(address for address in on_link if isinstance(address, IPv4Address))[:_MOST]:
-        by_interface[interfaces[address]].append(address)
-    for interface, addresses in by_interface.items():
-        for address, answered in arp.answers(interface, addresses, _ANSWER_SECONDS).items():
-            if len(answered) > 1:
+    links: dict[tuple[str, int], list[Address]] = defaultdict(list)
+    for address in sorted(on_link, key=lambda one: (one.version, int(one)))[:_MOST]:
+        links[interfaces[address], address.version].append(address)
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        answered = [*pool.map(_answering, links, links.values())]
+    for (interface, version), found in zip(links, answered, strict=True):
+        for address, hosts in found.items():
+            if len(hosts) > 1:
                 yield Finding(
-                    seen=f"{' and '.join(sorted(answered))} answer ARP for {address} on {interface}",
+                    seen=f"{' and '.join(sorted(hosts))} answer {_ASKED[version]} for {address} on {interface}",
                     follows="Answers from outside go now to one, now to the other: connections hang or break.",
                     mend="find the second one: kubectl get nodes, ip link; it may be a speaker that lost its leader "
                     "election, a node with the address on an interface, or a host outside the cluster",
                 )
+
+
+_ASKED = {4: "ARP", 6: "neighbour solicitations"}
+
+
+def _answering(link: tuple[str, int], addresses: list[Address]) -> Mapping[Any, set[str]]:
+    """Threads begin in the network namespace of the one that starts them."""
+    asked: Any = arp if link[1] == 4 else neighbour_solicitation
+    found: Mapping[Any, set[str]] = asked.answers(link[0], addresses, ANSWER_SECONDS)
+    return found
 
 
 def local_addresses(facts: Facts) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from shlex import quote
 
 from metaleg_node.core.problems import Code
@@ -30,6 +31,10 @@ _BPF_DEVICES = {
     "bpfin.cali": "Calico's eBPF data plane",
     "bpfout.cali": "Calico's eBPF data plane",
 }
+_BPF_PROGRAMS = {"cil_": "Cilium", "calico_": "Calico's eBPF data plane", "cali_": "Calico's eBPF data plane"}
+"""What traffic control has on interfaces, by what the programs' names begin with."""
+_CILIUM_CONFIG = "run/cilium/state/globals/node_config.h"
+"""What Cilium's agent compiles its programs with, on the host's own file system."""
 _MANAGED = ("ManageForeignRoutingPolicyRules", "ManageForeignRoutes")
 _SHOWN = 5
 """Chains that are looked at one by one."""
@@ -139,15 +144,31 @@ def bpf(facts: Facts) -> Iterator[Finding]:
             follows="Replies of pods leave by the default route.",
             mend='return_path.match = ["conntrack", "source", "rules"]',
         )
-    found = {program: name for name, program in _BPF_DEVICES.items() if name in facts.devices}
-    for program, name in found.items() if facts.config.egress.enabled else ():
+    found = _carriers(facts) if facts.config.egress.enabled else {}
+    config = facts.files.text(_CILIUM_CONFIG)
+    if config and not re.search(r"^#define ENABLE_HOST_ROUTING\b", config, re.MULTILINE):
+        found.pop("Cilium", None)
+    for program, seen in found.items():
         yield Finding(
-            seen=f"there is the interface {name}: {program} carries packets here",
+            seen=f"{seen}: {program} carries packets here",
             follows="What eBPF carries between pods and the network the packet filter does not see: no egress for "
             "pods.",
             mend="with Cilium: bpf.hostLegacyRouting=true; with Calico: linuxDataplane: Iptables or Nftables. Where "
             'that is so, doctor.ignore = ["ML-307"]; for return paths alone, egress.enabled = false',
         )
+
+
+def _carriers(facts: Facts) -> dict[str, str]:
+    """Programs that carry packets by eBPF, each with what tells of it."""
+    found = {
+        whose: f"the eBPF program {name} is on the interface {interface}"
+        for interface, names in facts.machine.programs(facts.devices.values()).items()
+        for name in sorted(names)
+        for begin, whose in _BPF_PROGRAMS.items()
+        if name.rpartition("/")[2].startswith(begin)
+    }
+    devices = {whose: f"there is the interface {name}" for name, whose in _BPF_DEVICES.items() if name in facts.devices}
+    return found | devices
 
 
 def other_translation(facts: Facts) -> Iterator[Finding]:
@@ -163,7 +184,7 @@ def other_translation(facts: Facts) -> Iterator[Finding]:
             )
     products = {
         what: chain.name
-        for chain in facts.chains
+        for chain in (*facts.chains, *facts.legacy_chains)
         for begin, what in _EGRESS_PRODUCTS.items()
         if chain.name.upper().startswith(begin)
     }
@@ -186,13 +207,18 @@ def ipvs(facts: Facts) -> Iterator[Finding]:
         )
 
 
+_SHORT_CUT = re.compile(r"^ip6? saddr \S+ .*(jump|goto)|iifname|^-A \S+ (-s|-i) .*-[jg] ")
+"""As nft and iptables print a rule for pods, by their network or interface."""
+
+
 def local_detector(facts: Facts) -> Iterator[Finding]:
     """310"""
-    for chain in [one for one in facts.chains if one.name.startswith(("KUBE-EXT-", "external-"))][:_SHOWN]:
+    chains = (one for one in (*facts.chains, *facts.legacy_chains) if one.name.startswith(("KUBE-EXT-", "external-")))
+    for chain in islice(chains, _SHOWN):
         rules = other_filters.rules_of(chain)
         # What kube-proxy writes for externalTrafficPolicy Local, and for that alone.
-        of_local = any("type local" in rule and "mark" not in rule.lower() for rule in rules)
-        short_cut = any(re.match(r"ip6? saddr \S+ .*(jump|goto)", rule) or "iifname" in rule for rule in rules)
+        of_local = any("type local" in rule.lower() and "mark" not in rule.lower() for rule in rules)
+        short_cut = any(map(_SHORT_CUT.search, rules))
         if of_local and not short_cut:
             yield Finding(
                 seen=f"table {chain.table} chain {chain.name} has no rule for pods: kube-proxy does not know which "

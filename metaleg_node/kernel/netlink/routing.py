@@ -20,7 +20,7 @@ from metaleg_node.core.explain.situation import Lookup, Way
 from metaleg_node.core.model import FAMILIES, MAIN_TABLE, ROUTE_PROTOCOL, Address, Family, Link, Network, Route, Routing
 from metaleg_node.core.others import PolicyRule
 from metaleg_node.kernel.errors import KernelError
-from metaleg_node.kernel.netlink import interfaces, routes, rtnetlink, rules
+from metaleg_node.kernel.netlink import interfaces, programs, routes, rtnetlink, rules
 from metaleg_node.kernel.netlink.socket import NETLINK_ROUTE, Message, NetlinkSocket, Request
 
 _OF_ADDRESSES = (2, 9, 16)
@@ -127,6 +127,18 @@ class RoutingControl:
         """All interfaces of the namespace."""
         bodies = self._netlink.listing(rtnetlink.GETLINK, interfaces.list_body(), "list the interfaces")
         return tuple(map(interfaces.read_device, bodies))
+
+    def programs(self, devices: Iterable[interfaces.Device]) -> dict[str, frozenset[str]]:
+        """The names of the eBPF programs that traffic control has on interfaces; only of interfaces that have any."""
+        found = {device.name: frozenset(self._programs(device.number)) for device in devices}
+        return {name: names for name, names in found.items() if names}
+
+    def _programs(self, interface: int) -> Iterator[str]:
+        for parent in (programs.INGRESS, programs.EGRESS):
+            body = programs.list_body(interface, parent)
+            for one in self._netlink.listing(programs.GETTFILTER, body, "list the filters of an interface"):
+                if name := programs.read_program(one):
+                    yield name
 
     def defaults(self, table: int) -> tuple[routes.Default, ...]:
         """The default routes of a table, of both families."""
