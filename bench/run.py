@@ -1,8 +1,9 @@
 """Measures, prints a table, and with --json the figures for programs.
 
-bench/run.py [--json] [--rounds N] [NAME…]     NAME: forwarding, rules, parts, update, compare, idle, start, api,
-                                               churn, failover, return_path, external_ip, routing,
-                                               saved_state, state_file
+bench/run.py [--json] [--plot DIR] [--rounds N] [NAME…]
+
+NAME: forwarding, rules, parts, update, compare, idle, start, api, churn, failover, return_path, external_ip, routing,
+saved_state, state_file
 """
 
 from __future__ import annotations
@@ -17,7 +18,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import api, changes, control, external_ip, forwarding, results, return_path, routing, saved_state, state_file
+from bench import (
+    api,
+    changes,
+    control,
+    external_ip,
+    forwarding,
+    plots,
+    results,
+    return_path,
+    routing,
+    saved_state,
+    state_file,
+)
 
 MEASUREMENTS: Mapping[str, Callable[[int], list[results.Figure]]] = {
     "forwarding": forwarding.measure,
@@ -43,6 +56,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(MEASUREMENTS)}; default: all")
     parser.add_argument("--rounds", type=int, default=7, help="how often each thing is measured (default: 7)")
     parser.add_argument("--json", action="store_true", help="JSON on standard output; the tables go to standard error")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw forwarding and churn as SVG files there")
     options = parser.parse_args()
     if unknown := set(options.names) - set(MEASUREMENTS):
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}; there are {', '.join(MEASUREMENTS)}")
@@ -56,6 +70,9 @@ def main() -> int:
     if options.json:
         figures = {name: [figure.as_json() for figure in some] for name, some in found.items()}
         print(json.dumps({"machine": machine, "load": os.getloadavg(), "figures": figures}, indent=1))
+    if options.plot:
+        for file in plots.draw_all(found, machine, options.plot):
+            print(f"wrote {file}", file=told)
     return 0
 
 

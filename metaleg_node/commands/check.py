@@ -4,18 +4,22 @@ cluster. What the host and the cluster are like is for `doctor`."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 from metaleg_node.commands.command import EX_CONFIG, Command, general_options, print_problems
 from metaleg_node.configuration import options as configuration
 from metaleg_node.configuration.config import Config, ConfigError
 from metaleg_node.core import external_ip
 from metaleg_node.core.egress import new_pods, survey
-from metaleg_node.core.model import ClusterState
+from metaleg_node.core.model import ClusterState, ObjectRef
 from metaleg_node.core.problems import Code, Problem, fails
 from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.daemon import report
 from metaleg_node.reconcile import hooks
-from metaleg_node.sources import once
+from metaleg_node.sources import once, state_file
 from metaleg_node.text import counted
 
 
@@ -62,7 +66,21 @@ def _source_problems(config: Config) -> tuple[Problem, ...]:
     cluster, problems = once.read(config)
     if problems:
         return tuple(Problem(code=Code.SOURCE, text=text) for text in problems)
-    return _state_problems(cluster, config)
+    return tuple(_placed(_state_problems(cluster, config), config))
+
+
+def _placed(problems: tuple[Problem, ...], config: Config) -> Iterator[Problem]:
+    """With the file and line of the object that a problem is of, where there is a state file."""
+    settings = config.cluster
+    places: dict[ObjectRef, str] = {}
+    if settings.state_file and problems:
+        # Somebody may replace it meanwhile.
+        with suppress(state_file.StateFileError):
+            places = state_file.places(Path(settings.state_file), state_file.configmap_of(config))
+    by_name = {str(ref): place for ref, place in places.items()}
+    for one in problems:
+        place = by_name.get(one.subject)
+        yield replace(one, subject=f"{place}: {one.subject}") if place else one
 
 
 def _state_problems(cluster: ClusterState, config: Config) -> tuple[Problem, ...]:

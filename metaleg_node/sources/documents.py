@@ -107,8 +107,9 @@ def read_yaml(text: str, configmap: tuple[str, str]) -> list[Parsed]:
     return [_of_file(raw, configmap) for raw in _documents(text)]
 
 
-def item_lists(document: bytes) -> Iterator[bytes]:
-    """A `kind: List`, as kubectl prints it, as one list for each of its items; nothing where a text has not that form.
+def item_lists(document: bytes) -> Iterator[tuple[int, bytes]]:
+    """A `kind: List`, as kubectl prints it, as one list for each of its items, with where each begins; nothing where a
+    text has not that form.
 
     libyaml needs 2 s for the mere events of 5,000 Services, so what did not change must not be read again. It goes by
     the beginnings of lines alone. What it takes apart wrongly, a quoted text with a line that looks like an item for
@@ -123,7 +124,7 @@ def item_lists(document: bytes) -> Iterator[bytes]:
     frame = document[: found.start() + 1] + document[end:] + b"\nitems:\n"
     begins = re.compile(b"(?m)^" + found["margin"] + b"- ").finditer(document, start, end)
     for begin, stop in pairwise([*(one.start() for one in begins), end]):
-        yield frame + document[begin:stop]
+        yield begin, frame + document[begin:stop]
 
 
 def _documents(text: str) -> Iterator[object]:

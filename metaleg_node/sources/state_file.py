@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import Final
 
 from metaleg_node import files
 from metaleg_node.configuration.config import Config
-from metaleg_node.core.model import ClusterState
+from metaleg_node.core.model import ClusterState, ObjectRef
 from metaleg_node.core.objects.manifests import Parsed, merge
 from metaleg_node.files import Flaw, FlawError
 from metaleg_node.sources.documents import (
@@ -69,12 +70,21 @@ def load(path: Path, configmap: tuple[str, str] = DEFAULT_CONFIGMAP) -> Parsed:
     return StateFile(path, configmap).read()
 
 
+def places(path: Path, configmap: tuple[str, str] = DEFAULT_CONFIGMAP) -> dict[ObjectRef, str]:
+    """Where each object of a state file stands. Raises StateFileError."""
+    return StateFile(path, configmap).places()
+
+
 def read(path: Path, configmap: tuple[str, str] = DEFAULT_CONFIGMAP) -> ClusterState:
     """What `load` gives, as one state. Raises StateFileError."""
     loaded = load(path, configmap)
     store = Store(lambda: None)
     store.replace_all(SOURCE, loaded.objects, loaded.rejections)
     return store.snapshot()
+
+
+_FIRST: Final = re.compile(rb"^(?!---|[ \t]*(#|\r?$)).", re.MULTILINE)
+"""Where an object begins in a document."""
 
 
 class StateFile:
@@ -97,6 +107,18 @@ class StateFile:
             raise
         self._good, self._attempt = attempt, {}
         return merge(parts)
+
+    def places(self) -> dict[ObjectRef, str]:
+        """Where each object stands: the file and, but for JSON, the line. Raises StateFileError."""
+        found: dict[ObjectRef, str] = {}
+        for file in self._existing_files():
+            content = _content(file).removeprefix(b"\xef\xbb\xbf")
+            for line, text in _objects(content):
+                with suppress(DocumentError):
+                    for part in self._remembered(text, {}):
+                        place = f"{file}: line {line}" if line else f"{file}"
+                        found |= dict.fromkeys((one.ref for one in (*part.objects, *part.rejections)), place)
+        return found
 
     def files(self) -> list[Path]:
         """The files to read, in their order: the path itself, or what a directory holds."""
@@ -162,7 +184,7 @@ class StateFile:
     def _read_list(self, document: bytes, attempt: _Cache) -> tuple[Parsed, ...]:
         """Nothing for what is no list as kubectl prints it, or is broken: then the whole text tells more."""
         with suppress(DocumentError):
-            found = [self._remembered(one, attempt) for one in item_lists(document)]
+            found = [self._remembered(one, attempt) for _, one in item_lists(document)]
             if found and all(len(parts) == 1 for parts in found):
                 return (merge(part for (part,) in found),)
         return ()
@@ -195,6 +217,19 @@ def _chunks(content: bytes) -> Iterator[bytes]:
             start = found + 1
         found = content.find(b"\n---", found + 4)
     yield content[start:]
+
+
+def _objects(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The texts with one object or some, each with the line that it begins in; 0 where that cannot be told."""
+    if looks_like_json(content):
+        yield 0, content
+        return
+    before = 0
+    for chunk in _chunks(content):
+        items = [*item_lists(chunk)] or [(begin.start() if (begin := _FIRST.search(chunk)) else 0, chunk)]
+        for begin_at, text in items:
+            yield before + chunk.count(b"\n", 0, begin_at) + 1, text
+        before += chunk.count(b"\n")
 
 
 def _content(file: Path) -> bytes:
