@@ -112,7 +112,15 @@ class Machine:
         command += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]
         command += ["-kernel", f"{folder}/kernel", "-initrd", f"{folder}/root"]
         # Where others have the processors, the timer may not tick while the kernel waits to see whether it does.
-        command += ["-append", "console=ttyS0 quiet panic=-1 no_timer_check", "-display", "none", "-monitor", "none", "-no-reboot"]
+        command += [
+            "-append",
+            "console=ttyS0 quiet panic=-1 no_timer_check",
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-no-reboot",
+        ]
         command += ["-nic", "none", "-serial", f"file:{console}", "-serial", "stdio"]
         command += ["-virtfs", f"local,path={shared},mount_tag=shared,security_model=none"]
         status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
