@@ -28,6 +28,7 @@ WhenUnavailable = Literal["reject", "drop", "allow"]
 TrafficPolicy = Literal["Local", "Cluster"]
 SourcePorts = Literal["preserve", "random"]
 NewPods = Literal["allow", "hold"]
+Transport = Literal["auto", "direct", "pod-network"]
 PathRpFilter = Literal["auto", "loose", "off", "filter", "keep"]
 HostRpFilter = Literal["loose", "keep"]
 LogLevel = Literal["error", "warning", "info", "debug"]
@@ -148,6 +149,9 @@ class EgressSettings:
     )
     cni_socket: str = setting(
         "/run/metaleg-node-cni/socket", s.ABSOLUTE_PATH, "where metaleg-node-cni.service tells of new pods"
+    )
+    transport: Transport = setting(
+        "auto", s.choice(Transport), "to the gateway; auto: direct to a neighbour, else the way to its pods"
     )
     source_ports: SourcePorts = setting("preserve", s.choice(SourcePorts), "random: no connection survives a failover")
 

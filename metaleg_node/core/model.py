@@ -366,7 +366,9 @@ class Host:
     """The facts of this machine that decisions need, read from the kernel before each decision.
 
     `interfaces` tells for each address that was asked about through which interface the main table reaches it, if it
-    does; `on_link` are those among them that need no router in between. `rp_filter` are the values of
+    does; `on_link` are those among them that need no router in between, and `gateways` has the next hops of the rest,
+    as far as these are of the same family. `kinds` tells of those interfaces that are made by software what they are
+    (ip-link(8)); `unnumbered` are those without an IPv4 address. `rp_filter` are the values of
     net.ipv4.conf.NAME.rp_filter (0, 1 or 2), `all` included, and `arp` those of net.ipv4.conf.all.arp_ignore and
     arp_announce, where somebody asked. `links` has the interfaces that were asked about and exist; `connected` are the
     networks that this host's own addresses lie in. `not_forwarding` tells for which families no packet is forwarded
@@ -380,6 +382,9 @@ class Host:
     addresses: frozenset[Address] = frozenset()
     interfaces: Mapping[Address, str] = field(default_factory=dict)
     on_link: frozenset[Address] = frozenset()
+    gateways: Mapping[Address, Address] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    unnumbered: frozenset[str] = frozenset()
     rp_filter: Mapping[str, int] = field(default_factory=dict)
     arp: Mapping[str, int] = field(default_factory=dict)
     links: Mapping[str, Link] = field(default_factory=dict)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from metaleg_node.configuration.config import Config
+from metaleg_node.core import reverse_path
+from metaleg_node.core.egress import transport
 from metaleg_node.core.egress.node import ServiceDecision
 from metaleg_node.core.egress.survey import Survey
 from metaleg_node.core.firewall.egress import Treatment
@@ -18,7 +20,6 @@ from metaleg_node.core.return_path.paths import rp_filter
 
 CODES = frozenset({Code.FORWARDING_OFF, Code.RP_FILTER})
 _ALL = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
-_STRICT = 1
 
 
 def judge(
@@ -67,20 +68,15 @@ def _works_here(one: ServiceDecision) -> bool:
 # --- reverse-path filters --------------------------------------------------------------------------------------------
 
 
-def _strict(name: str, host: Host) -> bool:
-    """The larger of `all` and the interface's own value counts (ip-sysctl, rp_filter)."""
-    return max(host.rp_filter.get("all", 0), host.rp_filter.get(name, 0)) == _STRICT
-
-
 def _reverse_path(
     services: Iterable[ServiceDecision], survey: Survey, config: Config, me: NodeName, host: Host
 ) -> Iterator[Problem]:
     """Where pods are reached by another interface than their nodes, such as a tunnel's: pods' packets come to the
-    gateway by the nodes' interface and would go back by the tunnel, and answers come to the pods' node by the tunnel
-    and would go back by the default route."""
+    gateway by the nodes' interface and would go back by the tunnel, unless they took that, too, and answers come to the
+    pods' node by the tunnel and would go back by the default route."""
     if config.host.rp_filter == "loose":
         return
-    dropping: dict[str, str] = {}
+    dropping: dict[str, tuple[str, str]] = {}
     for one in services:
         if one.service.family != 4 or not _works_here(one) or not one.service.gateway:
             continue
@@ -89,10 +85,28 @@ def _reverse_path(
         for peer in peers - {me}:
             node, tunnel = _interfaces(peer, survey, host)
             entered = node if gateway == me else tunnel
-            if node and tunnel and node != tunnel and _strict(entered, host):
-                dropping.setdefault(entered, str(one.service.service.ref))
-    for name, used in sorted(dropping.items()):
-        yield _problem(f"host.rp_filter = {config.host.rp_filter!r} leaves it so", name, f"packets of {used}")
+            if gateway == me and _by_tunnel(peer, survey, config, host):
+                continue
+            how = _dropping(entered, host)
+            if node and tunnel and node != tunnel and how:
+                dropping.setdefault(entered, (how, str(one.service.service.ref)))
+    for name, (how, used) in sorted(dropping.items()):
+        yield _problem(how, f"host.rp_filter = {config.host.rp_filter!r} leaves it so", name, f"packets of {used}")
+
+
+def _dropping(name: str, host: Host) -> str:
+    """What the filter of an interface is that drops what comes by another way than answers would go; empty if it does
+    not."""
+    if reverse_path.is_strict(name, host):
+        return "strict"
+    return "loose, which without an IPv4 address is strict," if reverse_path.is_useless_when_loose(name, host) else ""
+
+
+def _by_tunnel(peer: NodeName, survey: Survey, config: Config, host: Host) -> bool:
+    """Whether a node's pods come by the way that leads back to them: it goes by the same settings as this one."""
+    node = survey.nodes.get(peer)
+    way = transport.find(node, 4, host, config.egress.transport) if node else None
+    return isinstance(way, transport.Way) and way.transport == "pod-network"
 
 
 def _interfaces(peer: NodeName, survey: Survey, host: Host) -> tuple[str, str]:
@@ -100,8 +114,7 @@ def _interfaces(peer: NodeName, survey: Survey, host: Host) -> tuple[str, str]:
     node = survey.nodes.get(peer)
     if node is None:
         return "", ""
-    inside = (address for net in node.pod_cidrs for address in (net[min(1, net.num_addresses - 1)],))
-    return _by(node.internal_ips, host), _by(inside, host)
+    return _by(node.internal_ips, host), _by(transport.pod_addresses(node), host)
 
 
 def _by(addresses: Iterable[Address], host: Host) -> str:
@@ -112,11 +125,14 @@ def _reverse_path_of_paths(paths: Iterable[PathDecision], host: Host) -> Iterato
     """Requests come in where the path goes out, and would go back by the main table."""
     for one in paths:
         path = one.path
-        if 4 in path.hops and rp_filter(path.wanted, host) == "keep" and _strict(path.interface, host):
+        if 4 in path.hops and rp_filter(path.wanted, host) == "keep" and reverse_path.is_strict(path.interface, host):
             name = path.wanted.name
-            yield _problem(f'rp_filter = "keep" of return path {name} leaves it so', path.interface, "its requests")
+            yield _problem(
+                "strict", f'rp_filter = "keep" of return path {name} leaves it so', path.interface, "its requests"
+            )
 
 
-def _problem(why: str, interface: str, what: str) -> Problem:
-    text = f"rp_filter is strict on {interface}, so the kernel drops {what} there; {why}: choose loose, or set it to 2"
+def _problem(how: str, why: str, interface: str, what: str) -> Problem:
+    mend = "choose loose, or set it to 2" if how == "strict" else "choose loose, or set it and that of all to 0"
+    text = f"rp_filter is {how} on {interface}, so the kernel drops {what} there; {why}: {mend}"
     return Problem(code=Code.RP_FILTER, subject="host", text=text)

@@ -67,6 +67,7 @@ class Code(enum.StrEnum):
     NO_INTERNAL_IP = "no-internal-ip"
     OFF_LINK = "off-link"
     NO_ROUTE = "no-route"
+    NO_POD_NETWORK = "no-pod-network"
     NO_SLOT = "no-slot"
     NO_EXIT = "no-exit"
     # Egress that works, but.
@@ -122,8 +123,9 @@ _TABLE: dict[Code, tuple[Severity, str]] = {
     Code.SEVERAL_GATEWAYS: (Severity.ERROR, "Several nodes announce the Service's address by BGP."),
     Code.UNKNOWN_NODE: (Severity.ERROR, "The node that announces the address is not among the Node objects."),
     Code.NO_INTERNAL_IP: (Severity.ERROR, "The gateway has no InternalIP of this family."),
-    Code.OFF_LINK: (Severity.ERROR, "The gateway is behind a router."),
+    Code.OFF_LINK: (Severity.ERROR, "The gateway is behind a router, and no tunnel of the pod network leads to it."),
     Code.NO_ROUTE: (Severity.ERROR, "This node has no route to the gateway."),
+    Code.NO_POD_NETWORK: (Severity.ERROR, "The pod network does not lead to the gateway (egress.transport)."),
     Code.NO_SLOT: (Severity.ERROR, "All values under firewall.mark_mask are taken."),
     Code.NO_EXIT: (Severity.ERROR, "The return path by which the address must leave does not work."),
     Code.SPLIT_ADDRESS: (Severity.WARNING, "Several nodes announce one address, for several Services."),

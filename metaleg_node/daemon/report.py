@@ -8,6 +8,7 @@ from typing import NamedTuple, TypedDict
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core.egress.node import ServiceDecision
+from metaleg_node.core.egress.transport import Way
 from metaleg_node.core.firewall.egress import Egress
 from metaleg_node.core.firewall.new_pods import NewPods
 from metaleg_node.core.firewall.part import Firewall
@@ -72,7 +73,20 @@ def _service(report: ServiceDecision) -> ServiceStatus:
 
 def gateways(plan: Plan, config: Config) -> list[GatewayStatus]:
     """One entry for each gateway that has a slot here; the node itself has one, without a next hop."""
-    return [GatewayStatus(node=name, **slot) for name, slot in _slots(plan, config, HolderKind.NODE)]
+    ways = _ways(plan)
+    return [
+        GatewayStatus(node=name, transport=ways.get(name, {}), **slot)
+        for name, slot in _slots(plan, config, HolderKind.NODE)
+    ]
+
+
+def _ways(plan: Plan) -> dict[str, dict[str, str]]:
+    """How each gateway is reached, by family."""
+    ways: dict[str, dict[str, str]] = {}
+    for one in plan.desired.services:
+        if isinstance(one.way, Way) and one.service.gateway:
+            ways.setdefault(one.service.gateway.node.name, {})[str(one.service.family)] = one.way.transport
+    return ways
 
 
 def exits(plan: Plan, config: Config) -> list[ExitStatus]:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -49,13 +49,15 @@ class ServiceStatus(TypedDict):
 
 
 class GatewayStatus(TypedDict):
-    """A gateway node and its slot here; `mark` in hexadecimal, `next_hops` by family ("4", "6")."""
+    """A gateway node and its slot here; `mark` in hexadecimal, `next_hops` by family ("4", "6"), and `transport`, too:
+    "direct" or "pod-network"."""
 
     node: str
     slot: int
     mark: str
     table: int
     next_hops: dict[str, str]
+    transport: dict[str, str]
 
 
 class ExitStatus(TypedDict):
@@ -322,15 +324,16 @@ def _service_row(s: ServiceStatus) -> tuple[object, ...]:
 
 
 def _gateway_row(gateway: GatewayStatus) -> tuple[object, ...]:
-    return gateway["node"], *_slot_cells(gateway)
+    carried = {family for family, way in gateway["transport"].items() if way == "pod-network"}
+    return gateway["node"], *_slot_cells(gateway, dict.fromkeys(carried, " (pod network)"))
 
 
 def _exit_row(one: ExitStatus) -> tuple[object, ...]:
     return one["path"], *_slot_cells(one)
 
 
-def _slot_cells(one: GatewayStatus | ExitStatus) -> tuple[object, ...]:
-    hops = ", ".join(hop for _, hop in sorted(one["next_hops"].items()))
+def _slot_cells(one: GatewayStatus | ExitStatus, remarks: Mapping[str, str] | None = None) -> tuple[object, ...]:
+    hops = ", ".join(hop + (remarks or {}).get(family, "") for family, hop in sorted(one["next_hops"].items()))
     return one["slot"], one["mark"], one["table"], hops or "-"
 
 

@@ -93,17 +93,24 @@ class Machine:
 
     def host(self, questions: Questions) -> Host:
         """The facts that were asked for. Raises KernelError."""
-        interfaces, on_link = self._routing.lookup(questions.addresses)
+        ways = self._routing.ways(questions.addresses)
+        interfaces = {address: way.interface for address, way in ways.items()}
+        kinds = self._routing.kinds({*interfaces.values()})
+        addresses, numbered = self._routing.numbering()
+        unnumbered = frozenset(name for name, found in kinds.items() if found.interface not in numbered)
         names = {*interfaces.values(), *questions.links}
         # Told before they are looked at, so that no news is missed.
         self._watched = frozenset(address.packed for address, _ in questions.next_hops)
         hops = [(address, name or interfaces.get(address, "")) for address, name in questions.next_hops]
         originals = self._originals()
         return Host(
-            addresses=self._routing.addresses(),
+            addresses=addresses,
             interfaces=interfaces,
-            on_link=on_link,
-            rp_filter=self._rp_filter({*names}, questions, originals),
+            on_link=frozenset(address for address, way in ways.items() if way.direct),
+            gateways={address: way.gateway for address, way in ways.items() if way.gateway},
+            kinds={name: found.kind for name, found in kinds.items() if found.kind},
+            unnumbered=unnumbered,
+            rp_filter=self._rp_filter({*names}, questions, originals, unnumbered),
             arp=self._settings("all", ("arp_ignore", "arp_announce"), originals) if questions.arp else {},
             links=self._routing.links(questions.links),
             connected=self._routing.connected() if questions.connected else frozenset(),
@@ -187,8 +194,11 @@ class Machine:
             log.warning("status without the packet filter's counters: %s", error)
             return {}
 
-    def _rp_filter(self, names: set[str], questions: Questions, originals: Mapping[str, str]) -> dict[str, int]:
-        if questions.all_rp_filters:
+    def _rp_filter(
+        self, names: set[str], questions: Questions, originals: Mapping[str, str], unnumbered: Collection[str]
+    ) -> dict[str, int]:
+        everywhere = self._settings("all", ("rp_filter",), originals).get("rp_filter", 0)
+        if questions.all_rp_filters or (unnumbered and everywhere):
             names |= self._sysctls.rp_filter().keys()
         found = {name: self._settings(name, ("rp_filter",), originals) for name in {"all", *names}}
         return {name: values["rp_filter"] for name, values in found.items() if values}

@@ -35,7 +35,9 @@ class Flavour(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabOptions:
-    """What kind of cluster the lab imitates; `rp_filter` is set on all interfaces of the nodes."""
+    """What kind of cluster the lab imitates; `rp_filter` is set on all interfaces of the nodes. The nodes in `apart`
+    each have a network of their own: all that they send to other nodes goes by the router. `wide`: pods believe in the
+    MTU of a plain link, whatever the way between the nodes takes."""
 
     transport: PodTransport = PodTransport.HOST_GW
     attachment: Attachment = Attachment.BRIDGE
@@ -43,6 +45,8 @@ class LabOptions:
     masquerade: bool = True
     rp_filter: int = 0
     forward_drop: bool = False
+    apart: tuple[LabNode, ...] = ()
+    wide: bool = False
 
 
 def vxlan_mac(node: LabNode) -> str:

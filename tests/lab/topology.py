@@ -6,9 +6,16 @@ from collections.abc import Iterator, Mapping
 
 from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.lab import topology
-from metaleg_node.lab.plan import NODES, LabNode, LabPod
+from metaleg_node.lab.plan import NODES, ROUTER_LAN, LabNode, LabPod
 from metaleg_node.lab.topology import DEFAULT_ROUTE, Naming
-from tests.lab.plan import VXLAN_DEVICE, VXLAN_MTU, Attachment, LabOptions, PodTransport, vxlan_mac
+from tests.lab.plan import (
+    VXLAN_DEVICE,
+    VXLAN_MTU,
+    Attachment,
+    LabOptions,
+    PodTransport,
+    vxlan_mac,
+)
 
 ROUTED_GATEWAY: dict[Family, str] = {4: "169.254.1.1", 6: "fe80::1"}
 """What pods attached by a routed veth pair have as their gateway; every node's end has the same."""
@@ -26,7 +33,7 @@ def machine_sysctls(rp_filter: int, *, forwarding: bool) -> Mapping[str, int | s
 
 def node(me: LabNode, pods: tuple[LabPod, ...], options: LabOptions, naming: Naming) -> Iterator[str]:
     """A node with its end of its pods' links; the pods' own ends come from `pod`."""
-    yield from topology.uplink(me)
+    yield from _apart(me, options) if options.apart else topology.uplink(me)
     if options.attachment is Attachment.BRIDGE:
         yield from topology.pod_bridge(me, pods, naming)
     else:
@@ -34,14 +41,15 @@ def node(me: LabNode, pods: tuple[LabPod, ...], options: LabOptions, naming: Nam
             yield from _routed_pair(pod, naming)
     if options.transport is PodTransport.HOST_GW:
         yield from topology.pod_routes(me)
-    else:
+        return
+    if not options.wide:
         bridge = ["cni0"] if options.attachment is Attachment.BRIDGE else []
         yield from (f"link set {device} mtu {VXLAN_MTU}" for device in [*(f"veth{p.number}" for p in pods), *bridge])
-        yield from _overlay(me)
+    yield from _overlay(me)
 
 
 def pod(me: LabPod, options: LabOptions) -> Iterator[str]:
-    if options.transport is PodTransport.VXLAN:
+    if options.transport is not PodTransport.HOST_GW and not options.wide:
         yield f"link set eth0 mtu {VXLAN_MTU}"
     if options.attachment is Attachment.BRIDGE:
         yield from topology.pod(me)
@@ -80,3 +88,14 @@ def _overlay(me: LabNode) -> Iterator[str]:
             first = peer.pod_networks[f].network_address
             yield f"neighbour add {first} lladdr {vxlan_mac(peer)} dev {VXLAN_DEVICE} nud permanent"
             yield f"route add {peer.pod_networks[f]} via {first} dev {VXLAN_DEVICE} onlink"
+
+
+def _apart(me: LabNode, options: LabOptions) -> Iterator[str]:
+    """The node's own network holds nobody but the router; or, where others live in it, all but those that are apart."""
+    yield "link set eth0 up"
+    near = [peer for peer in _peers(me) if me not in options.apart and peer not in options.apart]
+    for f in FAMILIES:
+        yield f"address add {me.addresses[f]} dev eth0{' nodad' if f == 6 else ''}"
+        for neighbour in (ROUTER_LAN[f], *(peer.addresses[f] for peer in near)):
+            yield f"route add {neighbour} dev eth0"
+        yield f"route add {DEFAULT_ROUTE[f]} via {ROUTER_LAN[f]}"

@@ -239,6 +239,10 @@ CASES: dict[Code, tuple[Callable[[], Desired], str]] = {
         "gateway c (10.0.0.3) is behind a router",
     ),
     Code.NO_ROUTE: (with_host(lambda _: Host()), "no route to gateway c (10.0.0.3)"),
+    Code.NO_POD_NETWORK: (
+        lambda: decide(cluster(), A, 'egress.transport = "pod-network"'),
+        "the pod network does not lead to gateway c: ",
+    ),
     Code.NO_SLOT: (no_slot, "no mark is left for gateway g1: all 1 values under firewall.mark_mask are taken"),
     Code.NO_EXIT: (no_exit, "return path public, by which it must leave: interface eth1 is down"),
 }
@@ -365,6 +369,24 @@ def test_F17_strict_reverse_path_filters_are_loosened_where_steered_traffic_ente
     assert found == {f"net/ipv4/conf/{name}/rp_filter": "2" for name in expected}
     keep = config('[host]\nrp_filter = "keep"')
     assert not assembled(surveyed, keep, A, here).state.sysctls
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"all": 0, "eth0": 0}, {}),
+        ({"all": 0, "eth0": 2, "eth9": 1}, {"eth0": "0", "eth9": None}),
+        ({"all": 0, "eth0": 1}, {"eth0": "0"}),
+        ({"all": 1, "eth0": 0, "eth9": 0, "default": 2}, {"all": "0", "eth9": "1", "eth0": None, "default": None}),
+    ],
+)
+def test_the_filter_is_off_where_nodes_are_reached_by_an_interface_without_an_IPv4_address(
+    values: dict[str, int], expected: dict[str, str | None]
+) -> None:
+    surveyed = take(cluster(), config())
+    here = dataclasses.replace(host(surveyed, A), rp_filter=values, unnumbered=frozenset({"eth0"}))
+    found = assembled(surveyed, config(), A, here).state.sysctls
+    assert found == {f"net/ipv4/conf/{name}/rp_filter": value for name, value in expected.items() if value}
 
 
 def test_lookups_are_the_other_nodes_that_take_part_and_their_pod_networks() -> None:

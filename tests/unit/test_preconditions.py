@@ -75,3 +75,19 @@ STRICT: Mapping[str, tuple[NodeName, str, bool, dict[str, int], list[str]]] = {
 def test_a_strict_reverse_path_filter_that_stays_is_told_where_it_drops(name: str) -> None:
     me, text, tunnel, values, expected = STRICT[name]
     assert begin(judged(cluster(), me, text, tunnel=tunnel, rp_filter=values), expected)
+
+
+def test_a_loose_filter_that_drops_on_an_interface_without_an_address_is_told() -> None:
+    bare = frozenset({"flannel.1"})
+    found = judged(cluster(), A, KEEP, tunnel=True, rp_filter={"flannel.1": 2}, unnumbered=bare)
+    assert begin(found, ["rp_filter is loose, which without an IPv4 address is strict, on flannel.1"])
+    assert judged(cluster(), A, KEEP, tunnel=True, rp_filter={"flannel.1": 0}, unnumbered=bare) == []
+    assert judged(cluster(), A, tunnel=True, rp_filter={"flannel.1": 2}, unnumbered=bare) == []
+
+
+def test_on_the_gateway_packets_that_come_by_the_way_to_their_pods_pass_a_strict_filter() -> None:
+    text = f'{KEEP}\n[egress]\ntransport = "pod-network"\n'
+    hops = {address: ip_address("10.244.9.0") for address in TUNNEL}
+    facts = {"rp_filter": {"all": 1}, "kinds": {"flannel.1": "vxlan"}, "gateways": hops}
+    assert judged(cluster(), C, text, tunnel=True, **facts) == []
+    assert begin(judged(cluster(), A, text, tunnel=True, **facts), ["rp_filter is strict on flannel.1"])

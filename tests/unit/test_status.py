@@ -65,6 +65,7 @@ DOCUMENT: status.StatusDocument = {
             "mark": "0x1000000",
             "table": 1000001,
             "next_hops": {"6": "fd00::2", "4": "10.0.0.2"},
+            "transport": {"6": "direct", "4": "direct"},
         }
     ],
     "exits": [

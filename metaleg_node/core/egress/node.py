@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from metaleg_node.configuration.config import Config
+from metaleg_node.core import reverse_path
 from metaleg_node.core.contribution import Contribution
+from metaleg_node.core.egress import transport
 from metaleg_node.core.egress.survey import EgressService, Obstacle, PodAddress, Survey
 from metaleg_node.core.exits import Exit, ExitOf
 from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
@@ -26,7 +28,6 @@ from metaleg_node.core.model import (
     HolderKind,
     Host,
     NextHop,
-    Node,
     NodeName,
     Questions,
     Route,
@@ -42,9 +43,9 @@ _SAMPLE = 3
 """How many nodes tell by which interfaces nodes are reached, where no Service does."""
 
 
-Way = NextHop | Obstacle | None
-"""How a Service's traffic gets to its gateway from here: a next hop, not at all, or None: this node is the gateway, or
-steers none of its pods."""
+Way = transport.Way | Obstacle | None
+"""How a Service's traffic gets to its gateway from here, or why not, or None: this node is the gateway, or steers none
+of its pods."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,10 @@ class ServiceDecision:
         service = self.service
         if self.obstacle:
             return f"{service.service.ref}: {self.obstacle.detail}"
-        return f"{service.service.ref} as {service.source}" + (f": {service.gateway.why}" if service.gateway else "")
+        carried = isinstance(self.way, transport.Way) and self.way.transport == "pod-network"
+        words = [service.gateway.why] if service.gateway else []
+        words += [f"reached {self.way}"] if carried else []
+        return ": ".join([f"{service.service.ref} as {service.source}", *filter(None, ["; ".join(words)])])
 
     @property
     def problems(self) -> Iterator[Problem]:
@@ -149,7 +153,7 @@ def questions(survey: Survey, me: NodeName) -> Questions:
             address
             for name in peers - {me}
             if (node := survey.nodes.get(name))
-            for address in (*node.internal_ips, *(net[min(1, net.num_addresses - 1)] for net in node.pod_cidrs))
+            for address in (*node.internal_ips, *transport.pod_addresses(node))
         )
     )
 
@@ -174,7 +178,7 @@ def _look(service: EgressService, around: Surroundings) -> ServiceDecision:
     way = _way(service, around, exit_, steered=steered)
     claim = None
     if not isinstance(way, Obstacle) and service.pods and (steered or _gateway(service) == around.me):
-        claim = exit_.claim if exit_ else _claim(service)
+        claim = exit_.claim if exit_ else _claim(service, way)
     return ServiceDecision(service=service, way=way, claim=claim, here=here)
 
 
@@ -185,10 +189,11 @@ def _exit(service: EgressService, around: Surroundings) -> Exit | None:
     return around.exit_of(service.source)
 
 
-def _claim(service: EgressService) -> Claim:
+def _claim(service: EgressService, way: transport.Way | None) -> Claim:
     assert service.gateway
-    node = service.gateway.node
-    return Claim(holder=Holder(kind=HolderKind.NODE, name=node.name), gateways=frozenset(node.internal_ips))
+    node, hop = service.gateway.node, way.hop.gateway if way else None
+    gateways = frozenset((*node.internal_ips, hop) if hop else node.internal_ips)
+    return Claim(holder=Holder(kind=HolderKind.NODE, name=node.name), gateways=gateways)
 
 
 def _way(service: EgressService, around: Surroundings, exit_: Exit | None, *, steered: bool) -> Way:
@@ -198,22 +203,9 @@ def _way(service: EgressService, around: Surroundings, exit_: Exit | None, *, st
         return Obstacle(code=Code.NO_EXIT, detail=exit_.obstacle)
     assert service.gateway
     node = service.gateway.node
-    return None if node.name == around.me or not steered else _next_hop(node, service.family, around.host)
-
-
-def _next_hop(node: Node, family: Family, host: Host) -> NextHop | Obstacle:
-    """The way to a gateway that must be a neighbour."""
-    candidates = [a for a in node.internal_ips if a.version == family]
-    if not candidates:
-        return Obstacle(code=Code.NO_INTERNAL_IP, detail=f"gateway {node.name} has no IPv{family} InternalIP")
-    for address in candidates:
-        if address in host.on_link:
-            return NextHop(gateway=address, interface=host.interfaces[address])
-    address = candidates[0]
-    if address in host.interfaces:
-        detail = f"gateway {node.name} ({address}) is behind a router; it must be a neighbour of this node"
-        return Obstacle(code=Code.OFF_LINK, detail=detail)
-    return Obstacle(code=Code.NO_ROUTE, detail=f"this node has no route to gateway {node.name} ({address})")
+    if node.name == around.me or not steered:
+        return None
+    return transport.find(node, service.family, around.host, around.config.egress.transport)
 
 
 # --- this node's part ------------------------------------------------------------------------------------------------
@@ -330,8 +322,8 @@ def _next_hops(services: Iterable[ServiceDecision], granted: Granted) -> dict[tu
     hops: dict[tuple[Slot, Family], NextHop] = {}
     for one in services:
         steers = any(pod and pod.treatment is Treatment.STEER for pod in (one.local, one.elsewhere))
-        if steers and one.claim and isinstance(one.way, NextHop):
-            hops[granted[one.claim.holder], one.service.family] = one.way
+        if steers and one.claim and isinstance(one.way, transport.Way):
+            hops[granted[one.claim.holder], one.service.family] = one.way.hop
     return hops
 
 
@@ -379,17 +371,15 @@ def _peer_interfaces(undecided: Undecided) -> frozenset[str]:
 
 def _sysctls(undecided: Undecided) -> dict[str, str]:
     """Loose reverse-path filtering on the interfaces that steered traffic and its answers enter, where it is strict
-    now: both come by another way than the kernel would take back. The larger of `all` and the interface's own value
-    counts (ip-sysctl, rp_filter), so 2 on the interface loosens it; what is off stays off."""
+    now: both come by another way than the kernel would take back. On an interface without an IPv4 address, as many
+    tunnels are, that does not help, and it is turned off."""
     around = undecided.around
     if around.config.host.rp_filter != "loose":
         return {}
-    rp_filter = around.host.rp_filter
-    return {
-        f"net/ipv4/conf/{name}/rp_filter": "2"
-        for name in _node_interfaces(undecided)
-        if max(rp_filter.get("all", 0), rp_filter.get(name, 0)) == 1
-    }
+    interfaces = _node_interfaces(undecided)
+    entered = {name for address, name in around.host.interfaces.items() if address.version == 4} & interfaces
+    off = {name for name in entered if reverse_path.is_useless_when_loose(name, around.host)}
+    return reverse_path.settings(around.host, loose=interfaces, off=off)
 
 
 def _unnamed(undecided: Undecided) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from metaleg_node.core.egress.node import ServiceDecision
 from metaleg_node.core.egress.survey import Obstacle
+from metaleg_node.core.egress.transport import Way
 from metaleg_node.core.explain.answer import Answer, Place, Step, Verdict
 from metaleg_node.core.explain.destinations import step as destination_step
 from metaleg_node.core.explain.destinations import why_it_stays
@@ -249,7 +250,10 @@ def _handling(pod: _Pod) -> list[Step]:
     text = stays if treated.treatment is Treatment.STEER else f"becomes {treated.source}"
     rule = pod.situation.kernel.locator.source(pod.address)
     source = Step(name="source", text=text, rule=rule, kernel=decides.kernel)
-    return [decides, *routing(pod.marked(treated.slot), pod.situation), source]
+    way = pod.decision.way if pod.decision else None
+    by_pods = isinstance(way, Way) and way.transport == "pod-network"
+    carried = [Step(name="transport", text=f"{pod.gateway} is reached {way}")] if by_pods else []
+    return [decides, *carried, *routing(pod.marked(treated.slot), pod.situation), source]
 
 
 def _answers(pod: _Pod, decision: ServiceDecision) -> Step:

@@ -21,6 +21,7 @@ _LOOK_AT = {
     Code.NO_INTERNAL_IP: "kubectl get nodes -o wide",
     Code.OFF_LINK: "ip route",
     Code.NO_ROUTE: "ip route",
+    Code.NO_POD_NETWORK: "ip route; ip -d link",
     Code.NO_EXIT: "metaleg-node status",
     Code.NO_SLOT: "metaleg-node status",
 }

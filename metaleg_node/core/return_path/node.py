@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from metaleg_node.configuration.config import Config
+from metaleg_node.core import reverse_path
 from metaleg_node.core.cluster_networks import ClusterNetworks
 from metaleg_node.core.contribution import Contribution
 from metaleg_node.core.exits import Exit, ExitOf
@@ -289,24 +290,10 @@ def _check(found: Iterable[Path], host: Host) -> ReversePathCheck:
 
 
 def _sysctls(present: Sequence[Path], config: Config, host: Host) -> dict[str, str]:
-    """Reverse-path filtering as the paths need it, where it is otherwise.
-
-    The larger of `all` and the interface's own value counts (ip-sysctl, rp_filter). So to turn it off on one
-    interface `all` must be 0 too; every other interface, also a future one, then gets what `all` gave it.
-    """
+    """Reverse-path filtering as the paths need it, where it is otherwise."""
     modes = {(path.interface, rp_filter(path.wanted, host)) for path in present}
     off = {interface for interface, mode in modes if mode in ("off", "filter")} & host.rp_filter.keys()
     loose = {interface for interface, mode in modes if mode == "loose"}
     if config.host.rp_filter == "loose":
         loose |= {hop.interface for path in present if not path.interface for hop in path.next_hops}
-    everywhere = host.rp_filter.get("all", 0)
-    values: dict[str, int] = {}
-    for name, own in host.rp_filter.items():
-        strictness = max(own, everywhere)
-        if name in off or (off and name == "all"):
-            values[name] = 0
-        elif name in loose and strictness == 1:
-            values[name] = 2
-        elif off:
-            values[name] = strictness
-    return {f"net/ipv4/conf/{n}/rp_filter": str(v) for n, v in values.items() if v != host.rp_filter[n]}
+    return reverse_path.settings(host, loose=loose, off=off)

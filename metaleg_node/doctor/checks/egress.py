@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from metaleg_node.core.egress.node import ServiceDecision
+from metaleg_node.core.egress.transport import Way
 from metaleg_node.core.model import Address, NextHop, Node
 from metaleg_node.core.problems import Code
 from metaleg_node.doctor.diagnosis import Finding
@@ -27,11 +28,12 @@ _MOST = 64
 def far_gateway(facts: Facts) -> Iterator[Finding]:
     """601"""
     for one in facts.situation.desired.services:
-        if one.obstacle and one.obstacle.code in (Code.OFF_LINK, Code.NO_ROUTE):
+        if one.obstacle and one.obstacle.code in (Code.OFF_LINK, Code.NO_ROUTE, Code.NO_POD_NETWORK):
             yield Finding(
                 seen=f"{one.service.service.ref} (IPv{one.service.family}): {one.obstacle.detail}",
                 follows="Its pods here are refused, or as egress.when_unavailable says.",
-                mend="give nodes that announce its address an InternalIP in this node's network: "
+                mend="let the CNI reach pods of other networks by a tunnel (VXLAN, Geneve), which egress takes "
+                "then; or give nodes that announce its address an InternalIP in this node's network: "
                 "kubectl get nodes -o wide; or let MetalLB announce it from such nodes only (nodeSelectors of the "
                 "L2Advertisement)",
             )
@@ -51,7 +53,7 @@ def silent_gateway(facts: Facts) -> Iterator[Finding]:
 
 
 def _used(facts: Facts) -> dict[NextHop, ServiceDecision]:
-    return {one.way: one for one in facts.situation.desired.services if isinstance(one.way, NextHop)}
+    return {one.way.hop: one for one in facts.situation.desired.services if isinstance(one.way, Way)}
 
 
 def duplicates(facts: Facts) -> Iterator[Finding]:

@@ -40,6 +40,14 @@ def read_address(body: bytes) -> Address | None:
     return address(attribute_of(body, _ADDRESS.size, _IFA_LOCAL) or attribute_of(body, _ADDRESS.size, _IFA_ADDRESS))
 
 
+@lru_cache(maxsize=KEPT)
+def read_numbered(body: bytes) -> int | None:
+    """The index of the interface that a message of RTM_NEWADDR gives an IPv4 address, None where it is of another
+    family."""
+    family, _, _, _, interface = _ADDRESS.unpack_from(body)
+    return int(interface) if family == socket.AF_INET else None
+
+
 class Found(NamedTuple):
     """An interface's index, whether it is up, whether a route of IPv6 may lead to it, and the index of the VRF device
     that it belongs to, 0 for none."""
@@ -59,6 +67,13 @@ class Device(NamedTuple):
     kind: str
     mtu: int
     master: int
+
+
+class Kind(NamedTuple):
+    """An interface's index, and its kind as in `Device`."""
+
+    interface: int
+    kind: str
 
 
 def list_body() -> bytes:
@@ -83,6 +98,13 @@ def get_link_body(name: str) -> bytes:
     """The RTM_GETLINK message, without its header, that asks for an interface by its name."""
     named = attribute(_IFLA_IFNAME, name.encode() + b"\0")
     return _LINK.pack(0, 0, 0, 0, 0) + named + numeric(_IFLA_EXT_MASK, _SKIP_STATS)
+
+
+def read_kind(body: bytes) -> Kind:
+    """What the kernel answers to `get_link_body`, of the kind."""
+    _, _, interface, _, _ = _LINK.unpack_from(body)
+    about = attribute_of(body, _LINK.size, _IFLA_LINKINFO)
+    return Kind(interface=interface, kind=string(attribute_of(about, 0, _IFLA_INFO_KIND)))
 
 
 def read_link(body: bytes) -> Found:

@@ -104,10 +104,12 @@ def read_way(body: bytes, name_of: NameOf) -> Way:
 
 
 class Found(NamedTuple):
-    """The answer to a route look-up: the interface's index, and whether no router is in between."""
+    """The answer to a route look-up: the interface's index, whether no router is in between, and the next hop where it
+    is of the same family."""
 
     interface: int
     direct: bool
+    gateway: Address | None
 
 
 def read_lookup(body: bytes) -> Found | None:
@@ -115,7 +117,12 @@ def read_lookup(body: bytes) -> Found | None:
     if body[_TYPE_AT] != _UNICAST:
         return None
     found = attributes(body, ROUTING.size)
-    return Found(interface=number(found.get(_OIF, b"")), direct=not found.keys() & {_GATEWAY, _VIA})
+    gateway = found.get(_GATEWAY)
+    return Found(
+        interface=number(found.get(_OIF, b"")),
+        direct=not found.keys() & {_GATEWAY, _VIA},
+        gateway=address(gateway) if gateway else None,
+    )
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

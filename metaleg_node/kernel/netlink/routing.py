@@ -34,6 +34,15 @@ _DONE, _THERE, _GONE = {0}, {0, errno.EEXIST}, {0, errno.ENOENT, errno.ESRCH}
 """What the kernel answers to a change that was made or was not needed."""
 
 
+class Hop(NamedTuple):
+    """The way to an address: the interface, whether no router is in between, and the next hop where it is of the same
+    family."""
+
+    interface: str
+    direct: bool
+    gateway: Address | None
+
+
 class RoutingControl:
     """Rules and routes of the network namespace of the thread that calls `open`; for that thread alone.
 
@@ -106,8 +115,13 @@ class RoutingControl:
 
     def addresses(self) -> frozenset[Address]:
         """All addresses of the namespace's interfaces."""
+        return self.numbering()[0]
+
+    def numbering(self) -> tuple[frozenset[Address], frozenset[int]]:
+        """All addresses of the namespace's interfaces, and the indexes of those interfaces that have one of IPv4."""
         bodies = self._netlink.listing(rtnetlink.GETADDR, interfaces.dump_body(), "list the addresses")
-        return frozenset(address for body in bodies if (address := interfaces.read_address(body)))
+        addresses = frozenset(address for body in bodies if (address := interfaces.read_address(body)))
+        return addresses, frozenset(filter(None, map(interfaces.read_numbered, bodies)))
 
     def addresses_of(self, names: Collection[str]) -> dict[str, frozenset[Address]]:
         """The addresses of each of the interfaces that exist."""
@@ -179,18 +193,25 @@ class RoutingControl:
     def lookup(self, addresses: Collection[Address]) -> tuple[dict[Address, str], frozenset[Address]]:
         """The interface through which an unmarked packet of this host leaves to each address, and which addresses
         need no router in between. Local and unreachable addresses are left out."""
-        interface: dict[Address, str] = {}
-        on_link: set[Address] = set()
+        found = self.ways(addresses)
+        return {a: way.interface for a, way in found.items()}, frozenset(a for a, way in found.items() if way.direct)
+
+    def ways(self, addresses: Collection[Address]) -> dict[Address, Hop]:
+        """How an unmarked packet of this host leaves to each address. Local and unreachable addresses are left out."""
+        ways: dict[Address, Hop] = {}
         name_of = cache(rtnetlink.interface_name)
         answers = self._netlink.ask(rtnetlink.GETROUTE, map(routes.get_body, addresses), "look up routes")
         for address, answer in zip(addresses, answers, strict=True):
             if answer.code and answer.code not in _NO_ROUTE:
                 raise answer.refusal(f"look up the route to {address}")
             if not answer.code and (found := routes.read_lookup(answer.body)):
-                interface[address] = name_of(found.interface)
-                if found.direct:
-                    on_link.add(address)
-        return interface, frozenset(on_link)
+                ways[address] = Hop(name_of(found.interface), found.direct, found.gateway)
+        return ways
+
+    def kinds(self, names: Collection[str]) -> dict[str, interfaces.Kind]:
+        """What each of the interfaces is that exist."""
+        answers = self._netlink.ask(rtnetlink.GETLINK, map(interfaces.get_link_body, names), "look at interfaces")
+        return {n: interfaces.read_kind(one.body) for n, one in zip(names, answers, strict=True) if not one.code}
 
     def way(self, question: Lookup) -> Way:
         """Where the kernel would send such a packet."""

@@ -1,0 +1,105 @@
+"""The way from this node to a gateway: straight to it where it is a neighbour, else the one that already leads to the
+pods of that node (egress.transport).
+
+What the CNI set up for pods is used as it is: the next hop and the device of the route to the gateway node's pod
+network become those of the gateway's table. That is right where whatever is handed to that next hop, or to that device,
+arrives at the gateway, whatever destination it has. A tunnel does so; a router that stands between would send it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from metaleg_node.configuration.config import Transport
+from metaleg_node.core.egress.survey import Obstacle
+from metaleg_node.core.model import Address, Family, Host, NextHop, Node
+from metaleg_node.core.problems import Code
+
+_TUNNELS = frozenset({"vxlan", "geneve"})
+"""Tunnels whose next hops are addresses in them (ip-link(8), as all kinds)."""
+_WIREGUARD = "wireguard"
+_UNPROVEN = frozenset({"ipip", "sit", "ip6tnl", "gre", "ip6gre"})
+"""Tunnels of IP: each node may have its own, and pods that a node does not know yet could come in by any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """A next hop that leads to the gateway. `device` says what tunnel that is for people, empty for none; `why` why it
+    is this one."""
+
+    hop: NextHop
+    transport: Transport
+    device: str = ""
+    why: str
+
+    def __str__(self) -> str:
+        if self.transport == "direct":
+            return f"directly, as it is {self.why}"
+        return f"by the way to its pods ({self.device or self.hop.interface}), as {self.why}"
+
+
+def pod_addresses(node: Node) -> Iterator[Address]:
+    """One address in each of a node's pod networks: the way to it is the way to the node's pods. The first is the
+    network's own, which tunnels may have for themselves."""
+    return (net[min(1, net.num_addresses - 1)] for net in node.pod_cidrs)
+
+
+def find(node: Node, family: Family, host: Host, transport: Transport) -> Way | Obstacle:
+    """The way to a gateway that is another node."""
+    near = _neighbour(node, family, host)
+    if transport == "direct" or (transport == "auto" and isinstance(near, Way)):
+        return near
+    carried = _pod_network(node, family, host)
+    if isinstance(carried, str):
+        if isinstance(near, Obstacle) and transport == "auto":
+            return Obstacle(code=near.code, detail=f"{near.detail}, and the pod network does not lead to it: {carried}")
+        detail = f"the pod network does not lead to gateway {node.name}: {carried}"
+        return Obstacle(code=Code.NO_POD_NETWORK, detail=detail)
+    hop, device = carried
+    why = near.detail if isinstance(near, Obstacle) and transport == "auto" else "egress.transport asks for it"
+    return Way(hop=hop, transport="pod-network", device=device, why=why)
+
+
+def _neighbour(node: Node, family: Family, host: Host) -> Way | Obstacle:
+    candidates = [a for a in node.internal_ips if a.version == family]
+    if not candidates:
+        return Obstacle(code=Code.NO_INTERNAL_IP, detail=f"gateway {node.name} has no IPv{family} InternalIP")
+    for address in candidates:
+        if address in host.on_link:
+            hop = NextHop(gateway=address, interface=host.interfaces[address])
+            return Way(hop=hop, transport="direct", why="a neighbour")
+    address = candidates[0]
+    if address in host.interfaces:
+        return Obstacle(code=Code.OFF_LINK, detail=f"gateway {node.name} ({address}) is behind a router")
+    return Obstacle(code=Code.NO_ROUTE, detail=f"this node has no route to gateway {node.name} ({address})")
+
+
+def _pod_network(node: Node, family: Family, host: Host) -> tuple[NextHop, str] | str:
+    """The next hop and the device in words, or why the way to the node's pods is none for other destinations."""
+    refusals = []
+    for address in pod_addresses(node):
+        if address.version == family:
+            found = _carrying(address, node, host)
+            if not isinstance(found, str):
+                return found
+            refusals.append(found)
+    return refusals[0] if refusals else f"its Node object has no IPv{family} podCIDRs"
+
+
+def _carrying(address: Address, node: Node, host: Host) -> tuple[NextHop, str] | str:
+    device, gateway = host.interfaces.get(address, ""), host.gateways.get(address)
+    if not device:
+        return f"this node has no route to its pods ({address})"
+    kind = host.kinds.get(device, "")
+    if kind == _WIREGUARD:
+        return f"{device} is a WireGuard device, whose peers take nothing from outside (allowed-ips)"
+    if kind in _UNPROVEN:
+        return f"{device} is a tunnel of IP ({kind}), which is not used for this"
+    if gateway is None:
+        return f"the route to its pods ({address} dev {device}) has no next hop of IPv{address.version}"
+    if kind not in _TUNNELS and gateway not in {*node.addresses, *node.internal_ips}:
+        return (
+            f"the next hop to its pods, {gateway} dev {device}, is neither in a VXLAN or Geneve device nor on that node"
+        )
+    return NextHop(gateway=gateway, interface=device, onlink=True), f"{device}, {kind}" if kind else ""

@@ -1,0 +1,128 @@
+"""By which way a gateway is reached, and which ways are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from metaleg_node.core.assembly import Desired
+from metaleg_node.core.egress import survey, transport
+from metaleg_node.core.model import Host, NextHop, RouteType
+from metaleg_node.core.problems import Code
+from tests.firewalls import flat
+from tests.unit.builders import A, addresses, assembled, cluster, config, host, node
+
+C_NODE, C_PODS = "10.0.0.3", "10.244.3.1"
+(GATEWAY,) = addresses([C_NODE])
+(POD_ADDRESS,) = addresses([C_PODS])
+
+
+def seen(kind: str = "", gateway: str = "", device: str = "tun0", *, near: bool = False, **facts: Any) -> Host:
+    """Node c is behind a router, or `near`; its pods are reached through a device of this kind, by this next hop."""
+    here = host(survey.take(cluster(), config()), A, off_link=[] if near else [C_NODE])
+    far = here.on_link if gateway else here.on_link | {POD_ADDRESS}
+    facts = {
+        "interfaces": {**here.interfaces, POD_ADDRESS: device},
+        "on_link": far,
+        "gateways": dict(zip([POD_ADDRESS], addresses([gateway]), strict=True)) if gateway else {},
+        "kinds": {device: kind} if kind else {},
+        **facts,
+    }
+    return dataclasses.replace(here, **facts)
+
+
+def decided(here: Host, setting: str = "auto") -> Desired:
+    settings = config(f'egress.transport = "{setting}"')
+    return assembled(survey.take(cluster(), settings), settings, A, here)
+
+
+TAKEN: dict[str, tuple[Host, NextHop]] = {
+    **{
+        f"{kind} with a next hop": (
+            seen(kind, "10.244.3.0"),
+            NextHop(gateway=addresses(["10.244.3.0"])[0], interface="tun0", onlink=True),
+        )
+        for kind in ("vxlan", "geneve")
+    },
+    "another address of that node": (
+        seen("vlan", "10.9.0.3"),
+        NextHop(gateway=addresses(["10.9.0.3"])[0], interface="tun0", onlink=True),
+    ),
+}
+REFUSED: dict[str, tuple[Host, str]] = {
+    "a router": (seen("", "10.0.0.254", "eth0"), "10.0.0.254 dev eth0, is neither in a VXLAN or Geneve device nor on"),
+    "a router behind a device of software": (seen("bridge", "10.0.0.254"), "10.0.0.254 dev tun0, is neither in"),
+    "WireGuard": (seen("wireguard", "10.244.3.0"), "tun0 is a WireGuard device"),
+    "WireGuard without a next hop": (seen("wireguard"), "tun0 is a WireGuard device"),
+    "a next hop of the other family": (
+        seen("vxlan", "10.244.3.0", gateways={}),
+        "the route to its pods (10.244.3.1 dev tun0) has no next hop of IPv4",
+    ),
+    "VXLAN without a next hop": (seen("vxlan"), "(10.244.3.1 dev tun0) has no next hop"),
+    **{
+        f"{kind}, whatever the next hop": (seen(kind, C_NODE), f"tun0 is a tunnel of IP ({kind})")
+        for kind in ("ipip", "sit", "ip6tnl", "gre", "ip6gre")
+    },
+    "GRE to one end": (seen("gre"), "tun0 is a tunnel of IP (gre)"),
+    "pods on the nodes' own link": (seen("", device="eth0"), "(10.244.3.1 dev eth0) has no next hop"),
+}
+
+
+def c_node() -> Any:
+    return dataclasses.replace(node("c"), addresses=(*node("c").addresses, *addresses(["10.9.0.3"])))
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_ways_that_lead_to_the_gateway_whatever_the_destination(name: str) -> None:
+    here, hop = TAKEN[name]
+    way = transport.find(c_node(), 4, here, "auto")
+    assert isinstance(way, transport.Way)
+    assert (way.hop, way.transport) == (hop, "pod-network")
+    assert "gateway c (10.0.0.3) is behind a router" in str(way)
+    refused = transport.find(c_node(), 4, here, "direct")
+    assert isinstance(refused, survey.Obstacle)
+    assert refused.code is Code.OFF_LINK
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_ways_that_would_lead_elsewhere_are_refused(name: str) -> None:
+    here, why = REFUSED[name]
+    for setting, code in (("auto", Code.OFF_LINK), ("pod-network", Code.NO_POD_NETWORK)):
+        (service,) = decided(here, setting).services
+        assert service.obstacle
+        assert service.obstacle.code is code
+        assert why in service.obstacle.detail
+
+
+def test_a_neighbour_is_reached_directly_unless_the_pod_network_is_asked_for() -> None:
+    here = seen("vxlan", "10.244.3.0", near=True)
+    ways = {setting: decided(here, setting).services[0].way for setting in ("auto", "direct", "pod-network")}
+    kinds = {setting: way.transport for setting, way in ways.items() if isinstance(way, transport.Way)}
+    assert kinds == {"auto": "direct", "direct": "direct", "pod-network": "pod-network"}
+    assert decided(here).state == decided(here, "direct").state
+
+
+def test_without_an_InternalIP_of_the_family_the_pod_network_may_lead_there() -> None:
+    bare = dataclasses.replace(node("c"), internal_ips=(), addresses=())
+    way = transport.find(bare, 4, seen("vxlan", "10.244.3.0"), "auto")
+    assert isinstance(way, transport.Way)
+    assert "gateway c has no IPv4 InternalIP" in str(way)
+    for pods, why in ((bare.pod_cidrs, "no route to its pods"), ((), "no IPv4 podCIDRs")):
+        refused = transport.find(dataclasses.replace(bare, pod_cidrs=pods), 4, Host(), "auto")
+        assert isinstance(refused, survey.Obstacle)
+        assert refused.code is Code.NO_INTERNAL_IP
+        assert why in refused.detail
+
+
+def test_route_guard_and_claim_follow_the_way() -> None:
+    found = decided(seen("vxlan", "10.244.3.0"))
+    routes = [str(route) for route in found.state.routing.routes if route.type is RouteType.UNICAST]
+    assert routes == ["default (IPv4) via 10.244.3.0 dev tun0 onlink table 1000001"]
+    next_hop = addresses(["10.244.3.0"])
+    assert flat(found.state.firewall).next_hops == set(next_hop)
+    (service,) = found.services
+    assert service.claim
+    assert service.claim.gateways == {*node("c").internal_ips, *next_hop}
+    assert "reached by the way to its pods (tun0, vxlan), as gateway c (10.0.0.3) is behind a router" in service.reason
