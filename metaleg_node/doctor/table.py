@@ -62,6 +62,7 @@ _ROWS = (
     (503, _WARNING, "the service begins after the kubelet", service.order),
     (504, _ERROR, "a hook cannot be started here", service.hooks),
     (505, _WARNING, "a replaced program runs or has left something", service.predecessors),
+    (506, _WARNING, "nobody tells of CNI's results, though new pods are held", service.cni_results_missing),
     # Egress.
     (601, _ERROR, "a gateway is no neighbour", egress.far_gateway),
     (602, _ERROR, "a LoadBalancer address of another node is on this host", egress.local_addresses),

@@ -288,6 +288,28 @@ def test_a_hook_that_cannot_be_started_is_told(patient: Patient, tmp_path: Path)
         assert "begins with #!/usr/bin/lua9, which is not installed" in patient.found("ML-504")[0].seen
 
 
+def test_a_missing_unit_for_new_pods_is_told(patient: Patient, tmp_path: Path) -> None:
+    place = tmp_path / "socket"
+    assert patient.found("ML-506") == []
+    patient.configure(f'[egress]\nnew_pods = "hold"\ncni_socket = "{place}"')
+    (finding,) = patient.found("ML-506")
+    assert str(place) in finding.seen
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(place))
+        listening.listen()
+        teller = threading.Thread(target=lambda: _tell(listening))
+        teller.start()
+        assert patient.found("ML-506") == []
+        teller.join()
+
+
+def _tell(listening: socket.socket) -> None:
+    """That there is no attachment."""
+    connection, _ = listening.accept()
+    with connection:
+        connection.sendall(b"[]\n")
+
+
 def test_a_predecessor_that_runs_is_told(patient: Patient) -> None:
     assert patient.found("ML-505") == []
     with subprocess.Popen(["metaleg-agent"], executable="/bin/cat", stdin=subprocess.PIPE) as process:

@@ -8,10 +8,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from metaleg_node.core.egress import new_pods
 from metaleg_node.daemon import lock
 from metaleg_node.doctor.diagnosis import Finding
 from metaleg_node.doctor.facts import Facts
 from metaleg_node.doctor.host_files import true
+from metaleg_node.sources import cni_results
 
 _UNIT = "metaleg-node.service"
 _NET_ADMIN = 12
@@ -38,6 +40,18 @@ _PROGRAMS = {
 """What stands in their command lines."""
 _OF_METALEG = 0x00F00000
 _OF_ROUTE_AGENT = 20
+
+
+def cni_results_missing(facts: Facts) -> Iterator[Finding]:
+    """506"""
+    path = facts.config.egress.cni_socket
+    if new_pods.is_on(facts.config) and not cni_results.read(path).live:
+        yield Finding(
+            seen=f'egress.new_pods is "hold", and nobody tells of CNI\'s results at {path}',
+            follows="New pods are held only while an egress pod starts here, and until the API tells their addresses: "
+            "seconds, where a container has a postStart hook or starts beside a slow one.",
+            mend="systemctl enable --now metaleg-node-cni; journalctl -u metaleg-node-cni; or set egress.cni_socket",
+        )
 
 
 def directories(facts: Facts) -> Iterator[Finding]:
