@@ -17,12 +17,14 @@ import pytest
 from metaleg_node.core.explain.following import Followed, Outcome, Traced
 from metaleg_node.core.explain.targets import Destination
 from metaleg_node.core.firewall.egress import EgressPod, Treatment
+from metaleg_node.core.firewall.return_paths import PathRouter, ReturnPath
+from metaleg_node.core.model import Holder, Match, Slot
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.nftables import trace_words
 from metaleg_node.kernel.nftables.layout import render
 from metaleg_node.kernel.nftables.trace import PREFIX, Tracer
 from metaleg_node.lab.daemons import wait_until
-from tests.firewalls import FIREWALLS
+from tests.firewalls import FIREWALLS, networks
 from tests.kernel.packet_net import (
     HOLD,
     LB,
@@ -87,6 +89,22 @@ def test_a_packets_way_is_told_in_words_with_its_end(net: Net, way: str) -> None
     assert any(meeting.text.startswith(words) for meeting in told.meetings), told.meetings
     masquerade = [meeting for meeting in told.meetings if meeting.place == "table inet cni, chain post"]
     assert bool(masquerade) == (way in ("no egress pod", "inside")), "chains of others are told by their names"
+
+
+def test_an_answer_that_leaves_by_the_router_of_its_request_is_told(net: Net) -> None:
+    link = net.world.run("cat", "/sys/class/net/eth0/address").stdout.strip()
+    path = ReturnPath(holder=Holder.read("path:p"), networks=networks("192.0.2.0/24"))
+    router = PathRouter(holder=Holder.read("router:p:r"), path=Slot(3), family=4, interface="eth0", link_address=link)
+    net.put_all(paths={Slot(3): path}, routers={Slot(5): router}, match=frozenset({Match.CONNTRACK}))
+    rules = f"chain pre {{ type nat hook prerouting priority dstnat; ip daddr {LB} dnat to {POD}; }}"
+    net.node.run("nft", "-f", "-", stdin=f"table ip proxy {{ {rules}\n}}\n")
+    server, client = net.open(net.pod, POD, port=PORT), net.open(net.world, WEB)
+    with Tracer(traced(POD)) as tracer:
+        client.sendto(b"question", (LB, PORT))
+        server.sendto(b"answer", server.recvfrom(9)[1])
+        told = next(tracer.follow(patient(10)))
+    assert "a reply: marked for the router that brought its request" in {meeting.text for meeting in told.meetings}
+    assert told.text == f"leaves by eth0 with source {LB}"
 
 
 def test_what_routing_drops_is_told_as_lost(net: Net) -> None:
@@ -200,3 +218,8 @@ def test_every_chain_that_has_words_is_one_of_ours() -> None:
     chains = {name for firewall in FIREWALLS.values() for name in render(firewall).chains}
     missing = [name for name, _ in trace_words._WORDS if not any(c == name or c.startswith(f"{name}_") for c in chains)]
     assert missing == []
+    # Those of no end of their own.
+    unsaid = {"path_prerouting", "path_output", "path_prerouting_source", "path_output_source", "path_replies"}
+    named = [name for name, _ in trace_words._WORDS]
+    paths = {c for c in chains - unsaid if c.startswith("path_")}
+    assert [c for c in sorted(paths) if not any(c == name or c.startswith(f"{name}_") for name in named)] == []

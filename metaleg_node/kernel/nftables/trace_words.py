@@ -5,6 +5,8 @@ from __future__ import annotations
 from metaleg_node.kernel.nftables.trace_events import Event
 
 _DECIDING = frozenset({"accept", "drop"})
+_BY_NO_ROUTER = "came by no router of a return path"
+_BY_ANOTHER = "a request of a return path, by no router of it: its connection forgets the one that it came by until now"
 _WORDS = {
     ("prerouting", "accept"): "no egress: a reply, or a connection that began before its Service opted in",
     ("prerouting", "drop"): "dropped: began as egress of a pod that is none any more",
@@ -30,6 +32,13 @@ _WORDS = {
     ("harmless", "accept"): "passed by the guard; its mark is taken off",
     ("path_conntrack", "continue"): "a reply: marked for its return path",
     ("path_conntrack", "accept"): "a reply to inside the cluster or to a neighbour: no return path",
+    ("path_router", "continue"): "a reply: marked for the router that brought its request",
+    ("path_from", "accept"): "a request of a return path, by the router that its connection remembers",
+    ("path_from", "continue"): "a request of a return path: its connection remembers the router that it came by",
+    ("path_requests4", "accept"): _BY_NO_ROUTER,
+    ("path_requests6", "accept"): _BY_NO_ROUTER,
+    ("path_requests4", "continue"): _BY_ANOTHER,
+    ("path_requests6", "continue"): _BY_ANOTHER,
     ("path_source", "continue"): "its source is a return path's: marked",
     ("external_translate", "accept"): "External-IP: its destination becomes the ClusterIP",
     ("path_check", "drop"): "dropped: it came in by another interface than answers leave by",
