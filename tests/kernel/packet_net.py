@@ -6,16 +6,19 @@ The world is the gateway's neighbour, the default router and a server in one.
 from __future__ import annotations
 
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
 from metaleg_node.core.firewall.egress import EgressPod, Treatment
 from metaleg_node.core.model import NodeName, Slot
+from metaleg_node.kernel import process
 from metaleg_node.kernel.iptables.backend import Iptables
 from metaleg_node.kernel.nftables.backend import Nftables
 from metaleg_node.kernel.packet_filter import Counter, PacketFilter
@@ -27,8 +30,9 @@ POD, PLAIN, NODE, LB, WEB, NEAR = "10.244.1.2", "10.244.1.77", "10.0.0.1", "192.
 POD6, WEB6 = "fd00:10:244:1::2", "2001:db8::7"
 PORT = 5000
 
-IPTABLES = "iptables"
-"""The name of that packet filter; the other one is nftables. What others do on the node is done with the same."""
+IPTABLES, IPTABLES_NFT = "iptables", "iptables-nft"
+"""The names of that packet filter, by the variants of its programs; the other one is nftables. What others do on the
+node is done with the same."""
 MASQUERADE = """\
 table inet cni {
     chain post {
@@ -67,6 +71,8 @@ class Net:
     """The pod's, the node's and the world's namespace. The test itself is in the node's."""
 
     backend: str
+    variant: str
+    """Of the programs of iptables."""
     filter: PacketFilter
     pod: Netns
     node: Netns
@@ -85,9 +91,9 @@ class Net:
         """Packets."""
         return self.filter.counters().get(name, Counter(0, 0)).packets
 
-    def iptables(self, words: str, *, program: str = "iptables-legacy") -> None:
+    def iptables(self, words: str, *, program: str = "iptables") -> None:
         """What somebody else does on the node."""
-        self.node.run(program, "-w", *words.split())
+        self.node.run(f"{program}-{self.variant}", "-w", *words.split())
 
     def offer_node_port(self) -> None:
         """What kube-proxy does: UDP to the node's port 30080 comes to the pod's port 80."""
@@ -169,8 +175,12 @@ def packet_net(netns: Netns, backend: str = "nftables") -> Iterator[Net]:
             "route add fd00:10:244:1::/64 via fd00::1",
         )
         netns.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        variant = "nft" if backend == IPTABLES_NFT else "legacy"
+        if backend == IPTABLES_NFT:
+            backend = IPTABLES
+            stack.enter_context(without_legacy_programs())
         ours: PacketFilter = Iptables(watch_seconds=0) if backend == IPTABLES else Nftables()
-        net = Net(backend=backend, filter=ours, pod=pod, node=netns, world=world, stack=stack)
+        net = Net(backend=backend, variant=variant, filter=ours, pod=pod, node=netns, world=world, stack=stack)
         if backend == IPTABLES:
             net.iptables(MASQUERADE_IPTABLES)
         else:
@@ -179,7 +189,21 @@ def packet_net(netns: Netns, backend: str = "nftables") -> Iterator[Net]:
             yield net
 
 
+@contextmanager
+def without_legacy_programs() -> Iterator[None]:
+    """Where iptables is the variant that is made of nf_tables, and no other is installed."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        (Path(folder) / "ipset").symlink_to(process.find("ipset"))
+        for name in ("iptables", "ip6tables"):
+            for suffix in ("", "-save", "-restore"):
+                (Path(folder) / f"{name}{suffix}").symlink_to(process.find(f"{name}-nft{suffix}"))
+        patch.setattr(process, "SEARCH_PATH", folder)
+        yield
+
+
 BACKENDS = ("nftables", IPTABLES)
+every_variant = pytest.mark.parametrize("net", [*BACKENDS, IPTABLES_NFT], indirect=True)
+"""For a test of the fixture `net` that runs with the programs of iptables that are made of nf_tables, too."""
 
 
 def nftables_only(reason: str) -> pytest.MarkDecorator:

@@ -129,7 +129,7 @@ def test_K4_the_host_reaches_other_nodes_with_an_address_that_they_can_answer(ne
     """No chain of kube-proxy is needed; where a mark is asked for, whoever masquerades by it does."""
     put(net, {f"{LB} UDP 80": target(WEB), f"{LB6} UDP 80": target(WEB6)}, masquerade_mark=mark)
     if mark and net.backend == IPTABLES:
-        for program in ("iptables-legacy", "ip6tables-legacy"):
+        for program in ("iptables", "ip6tables"):
             net.iptables("-t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE", program=program)
     elif mark:
         net.node.run("nft", "-f", "-", stdin=KUBE_PROXY)

@@ -24,8 +24,8 @@ from metaleg_node.kernel.iptables.backend import Iptables
 from metaleg_node.kernel.nftables.backend import Nftables
 from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.reconciler import carry_out, cleanup_plan
-from tests.firewalls import FULL, addresses, but, networks
-from tests.kernel.packet_net import BASE, IPTABLES, LB, NODE, POD, SNAT, STEER, Net, packet_net
+from tests.firewalls import FIREWALLS, FULL, addresses, but, networks
+from tests.kernel.packet_net import BASE, IPTABLES, LB, NODE, POD, SNAT, STEER, Net, packet_net, without_legacy_programs
 from tests.netns import Netns
 
 PROGRAMS = {4: "iptables-legacy", 6: "ip6tables-legacy"}
@@ -121,6 +121,26 @@ def test_the_lock_of_others_is_waited_for(here: Netns, tmp_path: Path) -> None:
     started = time.monotonic()
     here.run("sh", "-c", script)
     assert time.monotonic() - started > 4
+
+
+@pytest.mark.parametrize("name", ["full", "routers", "external-ips", "63-slots"])
+def test_the_programs_made_of_nf_tables_do_as_well(here: Netns, name: str) -> None:
+    """Others' rules among ours are seen, and all of ours goes."""
+    with without_legacy_programs():
+        ours = Iptables(watch_seconds=0)
+        ours.put(FIREWALLS[name])
+        ours.forget()
+        assert (ours.observe().firewall, ours.observe().damage) == (FIREWALLS[name], ())
+        here.run("iptables-nft", "-t", "mangle", "-I", "POSTROUTING", "-j", "ACCEPT")
+        assert ours.changed()
+        assert len(ours.observe().damage) == 1
+        ours.put(FIREWALLS[name])
+        ours.forget()
+        assert ours.observe().damage == ()
+        ours.put(None)
+        assert not ours.present()
+        assert "METALEG" not in here.run("nft", "list", "ruleset").stdout
+    assert "METALEG" not in saved(here)
 
 
 # --- what is peculiar ------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from tests.kernel.packet_net import (
     WEB6,
     Net,
     batch,
+    every_variant,
     nftables_only,
     packet_net,
     wait_for_drop,
@@ -67,6 +68,7 @@ def test_without_us_the_pod_is_masqueraded(net: Net) -> None:
     assert net.seen(net.server(), net.open(net.pod, POD)) == [NODE]
 
 
+@every_variant
 def test_a_steered_pod_leaves_with_its_own_address_whatever_the_CNI_masquerades(net: Net) -> None:
     net.put(STEER)
     assert net.seen(net.server(), net.open(net.pod, POD)) == [POD]
@@ -133,6 +135,7 @@ def test_S5_F12_answers_of_a_node_port_are_left_alone(net: Net, held: EgressPod)
     assert client.recvfrom(9) == (b"answer", (NODE, 30080))
 
 
+@every_variant
 def test_connections_that_began_before_keep_their_way(net: Net) -> None:
     server = net.server(socket.SOCK_STREAM)
     early = net.open(net.pod, POD, kind=socket.SOCK_STREAM)
@@ -152,6 +155,7 @@ def test_connections_that_began_before_keep_their_way(net: Net) -> None:
 
 
 @pytest.mark.parametrize("ports", ["preserve", "random"])
+@every_variant
 def test_the_gateway_translates_to_the_load_balancer_address(net: Net, ports: str) -> None:
     net.put(SNAT, source_ports=ports)
     server, sender = net.server(), net.open(net.pod, POD, port=4321)
@@ -163,6 +167,7 @@ def test_the_gateway_translates_to_the_load_balancer_address(net: Net, ports: st
     assert sender.recv(9) == b"answer"
 
 
+@every_variant
 def test_S9_packets_that_conntrack_does_not_know_do_not_leave_untranslated(net: Net) -> None:
     net.node.run("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_loose=0")
     net.put(SNAT)
@@ -340,6 +345,7 @@ def test_a_packet_that_leaves_has_no_mark_any_more(net: Net, pod: EgressPod) -> 
 
 
 @pytest.mark.parametrize("egress", [True, False])
+@every_variant
 def test_a_reply_that_leaves_by_its_path_has_no_mark_any_more(net: Net, egress: bool) -> None:
     path = ReturnPath(holder=Holder.read("path:x"), networks=networks(f"{PLAIN}/32"))
     off: dict[str, object] = {} if egress else {"sources": frozenset(), "pod_networks": frozenset()}
@@ -395,6 +401,7 @@ def test_F33_destinations_that_come_and_go_let_nothing_out_in_between(net: Net, 
 # --- holding ---------------------------------------------------------------------------------------------------------
 
 
+@every_variant
 def test_held_pods_are_told_at_once_and_reach_the_inside(net: Net) -> None:
     net.put(EgressPod(treatment=Treatment.HOLD))
     for source, target in ((POD, WEB), (POD6, WEB6)):
@@ -500,6 +507,7 @@ def test_a_datagram_of_no_known_connection_does_not_reach_the_pod(net: Net) -> N
 
 
 @pytest.mark.parametrize("field", ["exclude", "only"])
+@every_variant
 def test_datagrams_from_destinations_that_do_not_count_as_egress_reach_the_pod(net: Net, field: str) -> None:
     here = networks("203.0.113.0/24") if field == "exclude" else networks("198.18.0.0/15")
     destinations = DestinationFilter(**{field: here})
@@ -540,7 +548,7 @@ ONLY: dict[str, tuple[str, ...]] = {
 }
 
 
-@nftables_only("with iptables each filter is a rule of its own")
+@nftables_only("for iptables there is a test of many filters in test_iptables.py")
 @pytest.mark.parametrize("other", ONLY)
 @pytest.mark.parametrize("one", ONLY)
 def test_F22_no_network_of_a_service_hides_another_of_its_own_or_of_another_service(
