@@ -85,9 +85,10 @@ class Daemon:
         base = {"node": {"name": "node1"}, "cluster": {"state_file": str(self.state_file)}}
         (self._directory / "config.toml").write_text(toml.dumps({**base, **sections}))
 
-    def apply(self, cluster: Cluster) -> None:
-        """Brings the node into the state that the cluster asks for, without leaving a daemon behind."""
-        self.configure()
+    def apply(self, cluster: Cluster, **sections: Mapping[str, Any]) -> None:
+        """Brings the node into the state that the cluster asks for, without leaving a daemon behind; `sections` as in
+        `configure`."""
+        self.configure(**sections)
         replace_file(self.state_file, documents(cluster.objects()).encode())
         with self.node.inside():
             subprocess.run(self._command("apply"), check=True, stdout=subprocess.DEVNULL)

@@ -1,5 +1,5 @@
-"""What a packet costs on its way through a node: with nothing of ours, with metaleg-node, with the least that steers or
-translates when written by hand, and with the layout of one ipset and one rule per Service.
+"""What a packet costs on its way through a node: with nothing of ours, with metaleg-node and either packet filter, with
+the least that steers or translates when written by hand, and with the layout of one ipset and one rule per Service.
 
 Every layout stands in a namespace of its own. In each round every one is measured once, each right after the node with
 nothing of ours, since a virtual machine is now faster and now slower; the ratios are those of such pairs. Connections
@@ -34,6 +34,20 @@ _FORGET_CONNECTIONS = 0x0102
 """IPCTNL_MSG_CT_DELETE of ctnetlink; without a tuple: all."""
 
 
+_TITLES = {
+    "plain": "nothing of ours",
+    "plain-again": "the same node a second time (the method's error)",
+    "steer": "metaleg-node",
+    "gateway": "metaleg-node as the gateway",
+    "iptables-steer": "metaleg-node with iptables",
+    "iptables-gateway": "metaleg-node with iptables as the gateway",
+    "hand-steer": "the least by hand",
+    "hand-gateway": "the least by hand as the gateway",
+    "ipset-steer": "one ipset and rule per Service",
+    "ipset-gateway": "one ipset and rule per Service as the gateway",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """Packets of one kind through one layout; `answers` come back from the servers. What is measured is either."""
@@ -48,10 +62,11 @@ class Case:
 def measure(rounds: int, *, services: int = 1000, others: int = 2) -> list[Figure]:
     """Ratios of packets per second, layout by layout, to the node with nothing of ours; `others` nodes are gateways."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    names = ("plain", "plain-again", "steer", "gateway", "hand-steer", "hand-gateway", "ipset-steer", "ipset-gateway")
-    with nodes(names, others + 1) as spaces, workspace() as directory:
+    with nodes(_TITLES, others + 1) as spaces, workspace() as directory:
         for name, cluster in _clusters(services, others).items():
             Daemon(spaces[name], directory / name).apply(cluster)
+            other = f"iptables-{name}"
+            Daemon(spaces[other], directory / other).apply(cluster, firewall={"backend": "iptables"})
         for gateway in (False, True):
             role = "gateway" if gateway else "steer"
             _by_hand(spaces[f"hand-{role}"], gateway=gateway)
@@ -151,11 +166,11 @@ def _clusters(services: int, others: int) -> Mapping[str, Cluster]:
 def _cases(share: int) -> Iterator[Case]:
     masqueraded = to_address(IPv4Address(ADDRESS), share=_PODS)
     translated = to_address(FIRST_LOAD_BALANCER, share=share)
-    others = ("plain", "plain-again", "steer", "gateway", "hand-steer", "hand-gateway", "ipset-steer")
+    others = (name for name in _TITLES if name != "ipset-gateway")
     egress = {
         "plain": masqueraded,
-        **dict.fromkeys(("steer", "hand-steer", "ipset-steer"), to_address(FIRST_POD)),
-        **dict.fromkeys(("gateway", "ipset-gateway"), translated),
+        **dict.fromkeys(("steer", "iptables-steer", "hand-steer", "ipset-steer"), to_address(FIRST_POD)),
+        **dict.fromkeys(("gateway", "iptables-gateway", "ipset-gateway"), translated),
         "hand-gateway": to_address(FIRST_LOAD_BALANCER, share=_PODS),
     }
     for layout in others:
@@ -237,23 +252,13 @@ def _ipset_layout(node: Namespace, services: int, *, gateway: bool) -> None:
 
 
 def _figures(pairs: Mapping[Case, Sequence[tuple[float, float]]]) -> Iterator[Figure]:
-    titles = {
-        "plain": "nothing of ours",
-        "plain-again": "the same node a second time (the method's error)",
-        "steer": "metaleg-node",
-        "gateway": "metaleg-node as the gateway",
-        "hand-steer": "the least by hand",
-        "hand-gateway": "the least by hand as the gateway",
-        "ipset-steer": "one ipset and rule per Service",
-        "ipset-gateway": "one ipset and rule per Service as the gateway",
-    }
     plain: dict[str, list[float]] = {}
     for case, found in pairs.items():
         plain.setdefault(case.kind, []).extend(before for before, _ in found)
     for kind, values in plain.items():
-        yield _nanoseconds(f"{titles['plain']}: {kind}", values)
+        yield _nanoseconds(f"{_TITLES['plain']}: {kind}", values)
         for case, found in pairs.items():
             if case.kind == kind:
-                name = f"{titles[case.layout]}: {kind}"
+                name = f"{_TITLES[case.layout]}: {kind}"
                 yield _nanoseconds(name, [after for _, after in found])
                 yield _rate(name, found, aim=case.layout in ("steer", "gateway"))

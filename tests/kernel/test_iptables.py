@@ -173,6 +173,22 @@ def test_connections_that_nobody_judged_do_not_leave(net: Net, pod: EgressPod, f
     assert net.counted("dropped") == 1
 
 
+@pytest.mark.parametrize(("pod", "source"), [(STEER, POD), (SNAT, LB)], ids=["steered", "translated"])
+def test_a_flush_of_mangle_is_seen_and_what_was_open_goes_on_after_it(net: Net, pod: EgressPod, source: str) -> None:
+    net.put(pod)
+    server, sender = net.server(), net.open(net.pod, POD)
+    assert net.seen(server, sender) == [source]
+    with net.filter.watched() as disturbed:
+        assert not disturbed()
+        net.iptables("-t mangle -F")
+        net.iptables("-t mangle -X")
+        assert disturbed()
+    assert net.filter.changed()
+    assert net.filter.observe().damage
+    net.put(pod)
+    assert net.seen(server, sender, net.open(net.pod, POD)) == [source, source]
+
+
 @pytest.mark.parametrize(("pod", "seen"), [(STEER, []), (SNAT, [LB])], ids=["steered", "translated"])
 def test_a_service_with_an_endpoint_outside_leads_out_where_its_gateway_is(
     net: Net, pod: EgressPod, seen: list[str]
