@@ -104,7 +104,10 @@ def test_damage_is_seen_told_and_put_right_by_putting_the_same_again(case: Case)
     view = case.ours.observe()
     assert view.damage
     assert all(one.what and one.reason == "somebody changed it" for one in view.damage)
+    assert case.ours.present()
+    assert case.ours.observe() == view, "until it is put right, whoever looked first"
     case.ours.put(FULL)
+    assert case.ours.observe().damage == ()
     case.ours.forget()
     assert case.ours.observe().damage == ()
 

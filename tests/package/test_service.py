@@ -16,7 +16,6 @@ from tests.e2e.scenario import NODE3, SETTLED, egress_service, sources, texts
 from tests.package.node import Node
 from tests.unit.test_new_pods import cached
 
-IPTABLES = "/usr/share/doc/metaleg-node/examples/iptables.conf"
 KUBECONFIG = "/etc/metaleg-node/kubeconfig"
 KUBELET = """
 [Service]
@@ -67,23 +66,6 @@ def test_it_is_not_root_has_one_capability_and_little_else(running: Node) -> Non
     assert {facts[f"Cap{kind}"] for kind in ("Eff", "Prm", "Bnd", "Amb")} == {net_admin}
     assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2")
     container.run("systemd-analyze", "security", "--threshold=20", "--no-pager", "metaleg-node")
-
-
-def test_with_the_example_drop_in_it_holds_its_rules_in_iptables_and_puts_them_back(fresh: Node) -> None:
-    container = fresh.container
-    container.run("install", "-D", "--mode=644", IPTABLES, "/etc/systemd/system/metaleg-node.service.d/iptables.conf")
-    container.run("systemctl", "daemon-reload")
-    fresh.configure(firewall={"backend": "iptables"})
-    fresh.start()
-    fresh.expect(fresh.address)
-    assert "metaleg_node" not in container.run("nft", "list", "tables").stdout
-    # A script that "resets the firewall".
-    for flush in ("--flush", "--delete-chain"):
-        container.run("iptables-legacy", "--table", "mangle", flush)
-    container.wait("iptables-legacy", "--table", "mangle", "--list-rules", "METALEG-NODE-PREROUTING", timeout=SETTLED)
-    fresh.expect(fresh.address)
-    assert fresh.status().returncode == 0
-    container.run("metaleg-node", "cleanup")
 
 
 def test_everybody_may_ask_for_the_status_but_the_state_is_its_own(running: Node) -> None:

@@ -31,7 +31,7 @@ _PLAIN_INTERFACE = re.compile(r"[-A-Za-z0-9_.@+]{0,14}[-A-Za-z0-9_.@]")
 """Names that iptables takes as they are; one that ends in + means all that begin so."""
 _NOTHING = Ruleset()
 _WATCH_SECONDS = 1.0
-_SELDOM = 10
+_SELDOM = 4
 """Of large rulesets: the time from one look to the next is this times what a look takes, where that is more."""
 _NEEDED = {
     "connection tracking": ("mangle", "-m conntrack --ctstatus CONFIRMED --ctdir ORIGINAL"),
@@ -61,6 +61,8 @@ class Iptables:
         self._watch_seconds = watch_seconds
         self._seen: Ruleset | None = None
         self._firewall: Firewall | None = None
+        self._damage: tuple[Damage, ...] = ()
+        """Of what was seen: told until it is put right, whoever looks first."""
         self._rendered = _NOTHING
         """What makes what was seen; the same but for damage."""
         self._looks = 0
@@ -68,7 +70,7 @@ class Iptables:
 
     def observe(self) -> View:
         if self._seen is not None:
-            return View(firewall=self._firewall)
+            return View(firewall=self._firewall, damage=self._damage)
         self._looks += 1
         try:
             return self._look()
@@ -79,8 +81,9 @@ class Iptables:
         seen = read()
         self._firewall = understand(seen) if seen else None
         self._rendered = render(self._firewall) if self._firewall else _NOTHING
+        self._damage = tuple(damage(seen, self._rendered)) if self._firewall else ()
         self._seen = seen
-        return View(firewall=self._firewall, damage=tuple(damage(seen, self._rendered)) if self._firewall else ())
+        return View(firewall=self._firewall, damage=self._damage)
 
     def put(self, firewall: Firewall | None) -> None:
         after = render(firewall) if firewall else _NOTHING
@@ -93,7 +96,7 @@ class Iptables:
             now = read()
             # Otherwise others changed something meanwhile, and the next look must be a real one.
             if not any(differences(now, after)):
-                self._seen, self._firewall, self._rendered = now, firewall, after
+                self._seen, self._firewall, self._rendered, self._damage = now, firewall, after, ()
         finally:
             self._looks += 1
 

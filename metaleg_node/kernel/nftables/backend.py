@@ -53,6 +53,8 @@ class Nftables:
 
     def __init__(self) -> None:
         self._seen: Observed | None = None
+        self._damage: tuple[Damage, ...] = ()
+        """Of what was seen: told until it is put right, whoever looks first."""
         self._generation: int | None = None
         self._busy = False
         self._nft = Nft()
@@ -62,12 +64,12 @@ class Nftables:
 
     def observe(self) -> View:
         if self._seen is not None:
-            return View(firewall=self._seen.firewall)
+            return View(firewall=self._seen.firewall, damage=self._damage)
         with self._at_work():
             before = self._now()
             seen = observe()
-            self._generation, self._seen = before, seen
-        return View(firewall=seen.firewall, damage=damage(seen))
+            self._generation, self._seen, self._damage = before, seen, damage(seen)
+        return View(firewall=seen.firewall, damage=self._damage)
 
     def put(self, firewall: Firewall | None) -> None:
         if self._seen is None:
@@ -80,7 +82,7 @@ class Nftables:
             # When somebody committed since the last look, or between our own commit and now, our idea of the table may
             # be wrong: the next look must be a real one.
             if before == known and self._now() == before + committed:
-                self._generation, self._seen = before + committed, written
+                self._generation, self._seen, self._damage = before + committed, written, ()
 
     def present(self) -> bool:
         try:
