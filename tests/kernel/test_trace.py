@@ -171,7 +171,8 @@ def test_the_table_is_gone_after_the_block_and_after_an_error_in_it(net: Net) ->
 @contextmanager
 def tracing(net: Net) -> Iterator[subprocess.Popen[str]]:
     """The command, once it says that it waits."""
-    with tempfile.NamedTemporaryFile(suffix=".toml") as config, ExitStack() as stack:
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as config, ExitStack() as stack:
+        print("# as it comes", file=config, flush=True)
         argv = [sys.executable, "-m", "metaleg_node", "--config", config.name, "trace", POD, "--seconds", "600"]
         command = stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True))
         assert command.stdout
