@@ -10,6 +10,7 @@ from metaleg_node.configuration.config import ClusterSettings, FirewallSettings
 from metaleg_node.configuration.settings import SLOTS
 from metaleg_node.configuration.text import SHIPPED, reference, sample
 from metaleg_node.core.model import ROUTE_PROTOCOL
+from metaleg_node.daemon import journal
 from metaleg_node.sources import access_rights
 from tools import completion, manual, schemas
 
@@ -59,6 +60,7 @@ FILES = {
     "etc/metaleg-node/kubernetes/rbac-events.yaml": rbac_events,
     "etc/iproute2/rt_protos.d/metaleg-node.conf": route_protocols,
     "etc/iproute2/rt_tables.d/metaleg-node.conf": route_tables,
+    "systemd/metaleg-node.catalog": journal.catalogue,
     "completion/metaleg-node": completion.script,
     "completion/_metaleg-node": completion.zsh,
     "completion/metaleg-node.fish": completion.fish,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
@@ -14,6 +15,7 @@ Kind = Literal["rule", "route", "sysctl", "firewall", "gateway", "exit", "destin
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SHOWN = 6
+_OBJECT = re.compile(r"(Service|Pod) ([-a-z0-9.]+/[-a-z0-9.]+)(?=[ :]|\Z)")
 
 
 class Action(enum.StrEnum):
@@ -33,8 +35,21 @@ class Change:
     text: str
     reason: str
 
+    @property
+    def about(self) -> dict[str, str]:
+        """The pod's address and the Service, by the names that the journal has for them."""
+        if self.kind != "pod":
+            return {}
+        return {"POD": self.text.partition(" ")[0], **about(self.reason)}
+
     def __str__(self) -> str:
         return f"{self.action} {self.kind} {self.text}" + (f"  # {self.reason}" if self.reason else "")
+
+
+def about(text: str) -> dict[str, str]:
+    """The object that a text begins with, by the names that the journal has for Services and pods."""
+    found = _OBJECT.match(text)
+    return {found[1].upper(): found[2]} if found else {}
 
 
 def change(action: Action, kind: Kind, what: object, reason: str = "") -> Change:

@@ -1,7 +1,8 @@
 """Where log lines go and what they look like.
 
 Into the journal each line goes with its priority in front (sd-daemon(3)), which the journal takes away again, so that
-`journalctl -p` works. Cluster objects cannot forge lines: what is not printable is escaped.
+`journalctl -p` works; what tells of a kind of thing goes there with fields, see `journal`. Cluster objects cannot forge
+lines: what is not printable is escaped.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TextIO
 
+from metaleg_node.daemon.journal import PRIORITIES, JournalHandler
 from metaleg_node.text import printable, rfc3339
 
 _OWN = "metaleg_node"
-_PRIORITIES = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
-"""syslog(3) priorities: err, warning, info, debug."""
 
 
 def setup(*, level: str, form: str, stream: TextIO | None = None, environ: Mapping[str, str] = os.environ) -> None:
@@ -30,8 +30,10 @@ def setup(*, level: str, form: str, stream: TextIO | None = None, environ: Mappi
     and level of its own.
     """
     stream = sys.stderr if stream is None else stream
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(_formatter(form, stream, environ))
+    journal = is_journal(stream, environ)
+    plain = JsonFormatter() if form == "json" else BareFormatter() if form == "auto" and journal else TextFormatter()
+    handler = JournalHandler(stream, plain) if journal else logging.StreamHandler(stream)
+    handler.setFormatter(JournalFormatter(plain) if journal else plain)
     wanted = getattr(logging, level.upper())
     logging.basicConfig(level=max(wanted, logging.WARNING), handlers=[handler], force=True)
     logging.getLogger(_OWN).setLevel(wanted)
@@ -54,14 +56,8 @@ def complain(lines: Iterable[str], stream: TextIO | None = None, environ: Mappin
     print(*(f"{start}{line}" for text in lines for line in text.split("\n")), sep="\n", file=stream)
 
 
-def _formatter(form: str, stream: TextIO, environ: Mapping[str, str]) -> logging.Formatter:
-    journal = is_journal(stream, environ)
-    plain = JsonFormatter() if form == "json" else BareFormatter() if form == "auto" and journal else TextFormatter()
-    return JournalFormatter(plain) if journal else plain
-
-
 def _priority(level: int) -> str:
-    return f"<{_PRIORITIES.get(level, _PRIORITIES[logging.ERROR])}>"
+    return f"<{PRIORITIES.get(level, PRIORITIES[logging.ERROR])}>"
 
 
 class JournalFormatter(logging.Formatter):

@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 import metaleg_node
 from metaleg_node.configuration.config import Config
 from metaleg_node.configuration.options import Options, former_keys
+from metaleg_node.core.changes import about
 from metaleg_node.core.model import ClusterState, NodeName
 from metaleg_node.core.problems import Code, Problem, Severity, fails
-from metaleg_node.daemon import report, status
+from metaleg_node.daemon import journal, report, status
 from metaleg_node.daemon.cluster_source import ClusterSource
 from metaleg_node.daemon.metrics import Metrics
 from metaleg_node.daemon.notify import Notifier
@@ -187,9 +188,11 @@ def _log(problems: Sequence[Problem], told: Set[Problem]) -> frozenset[Problem]:
     now = frozenset(problems)
     for problem in problems:
         if problem not in told:
-            log.log(_LEVELS[problem.severity], "%s", problem.line)
+            more = {"kind": journal.problem_kind(problem.code), "about": about(problem.subject)}
+            log.log(_LEVELS[problem.severity], "%s", problem.line, extra=more)
     for problem in sorted(told - now):
-        log.info("solved: %s", problem.line)
+        more = {"kind": journal.solved_kind(), "about": about(problem.subject)}
+        log.info("solved: %s", problem.line, extra=more)
     return now
 
 

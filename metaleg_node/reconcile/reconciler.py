@@ -377,6 +377,6 @@ def _failed(error: KernelError) -> Problem:
 def log_changes(changes: tuple[Change, ...]) -> None:
     """Tells the log what is about to be done."""
     for change in changes[:_SHOWN]:
-        log.info("%s", change)
+        log.info("%s", change, extra={"kind": change.kind, "about": change.about})
     if len(changes) > _SHOWN:
         log.info("… and %d more changes", len(changes) - _SHOWN)

@@ -49,6 +49,10 @@ def test_enable_now_with_a_state_file(fresh: Node) -> None:
     own = f"_SYSTEMD_INVOCATION_ID={container.property('InvocationID')}"
     assert "runs for node node1" in container.run("journalctl", "--output=cat", "--priority=info", own).stdout
     assert container.run("journalctl", "--output=cat", "--priority=warning", own).stdout == ""
+    of_pod = (own, "SERVICE=default/web", f"POD={fresh.pod.addresses[4]}")
+    told = container.run("journalctl", "--catalog", *of_pod).stdout
+    assert f"metaleg-node[{container.property('MainPID')}]: + pod {fresh.pod.addresses[4]} leaves through" in told
+    assert " Subject: metaleg-node: pod changed" in told
 
 
 def test_it_may_set_what_it_needs_of_the_kernel(running: Node) -> None:

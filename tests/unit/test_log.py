@@ -4,6 +4,9 @@ import io
 import json
 import logging
 import os
+import re
+import socket
+import struct
 import subprocess
 import sys
 import warnings
@@ -12,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from metaleg_node.daemon import log
+from metaleg_node.core.changes import KINDS, Action, about, change
+from metaleg_node.core.problems import Code, Problem
+from metaleg_node.daemon import journal, log
+from metaleg_node.daemon.journal import JournalHandler
 
 OURS = logging.getLogger("metaleg_node.test")
 
@@ -174,6 +180,107 @@ log.complain(["first\\nsecond", "third"])
 @pytest.mark.parametrize(("where", "start"), [("journal", "<3>"), ("elsewhere", "")])
 def test_why_a_command_failed_is_an_error_in_the_journal(tmp_path: Path, where: str, start: str) -> None:
     assert run_script(tmp_path, where, script=COMPLAINT) == [f"{start}{word}" for word in ("first", "second", "third")]
+
+
+class Journald:
+    """Takes what is sent to it, as journald's socket does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        self.socket.setblocking(False)
+
+    def fields(self) -> dict[str, str]:
+        """Of the message that came next."""
+        data, found = self.socket.recv(65536), {}
+        while data:
+            name, _, rest = data.partition(b"\n")
+            if b"=" in name:
+                key, _, value = name.partition(b"=")
+                data = rest
+            else:
+                key, length = name, struct.unpack_from("<Q", rest)[0]
+                value, data = rest[8 : 8 + length], rest[9 + length :]
+            found[key.decode()] = value.decode()
+        return found
+
+
+@pytest.fixture
+def journald(tmp_path: Path) -> Iterator[Journald]:
+    found = Journald(tmp_path / "socket")
+    yield found
+    found.socket.close()
+
+
+def test_what_is_told_of_an_object_has_fields_in_the_journal(journald: Journald) -> None:
+    stream = io.StringIO()
+    handler = JournalHandler(stream, log.BareFormatter(), journald.path)
+    logger = logging.Logger("test")
+    logger.addHandler(handler)
+    problem = Problem(code=Code.NO_GATEWAY, subject="Service shop/web", text="first\nsecond")
+    more = {"kind": journal.problem_kind(problem.code), "about": about(problem.subject)}
+    logger.error("%s", problem.line, extra=more)
+    assert journald.fields() == {
+        "MESSAGE": "Service shop/web: first\\nsecond [no-gateway]",
+        "MESSAGE_ID": journal.message_id("problem no-gateway"),
+        "PRIORITY": "3",
+        "SYSLOG_IDENTIFIER": "metaleg-node",
+        "SERVICE": "shop/web",
+    }
+    pod = change(Action.ADD, "pod", "10.244.1.5 leaves here", "Service shop/web as 192.0.2.1: b announces it")
+    logger.info("%s", pod, extra={"kind": pod.kind, "about": pod.about})
+    told = journald.fields()
+    assert (told["POD"], told["SERVICE"], told["PRIORITY"]) == ("10.244.1.5", "shop/web", "6")
+    try:
+        raise ValueError("why")
+    except ValueError:
+        logger.exception("broken", extra={"kind": "solved"})
+    assert journald.fields()["MESSAGE"].endswith("\n    ValueError: why")
+    assert stream.getvalue() == ""
+    logger.info("of nothing")
+    assert stream.getvalue() == "of nothing\n"
+    handler.close()
+
+
+def test_a_journal_that_takes_nothing_gets_the_line_like_any_other(journald: Journald) -> None:
+    stream = io.StringIO()
+    logger = logging.Logger("test")
+    handler = JournalHandler(stream, log.BareFormatter(), journald.path)
+    logger.addHandler(handler)
+    for number in range(10000):
+        logger.info("%d", number, extra={"kind": "solved"})
+        if stream.getvalue():
+            break
+    assert stream.getvalue() == f"{number}\n", "it is full"
+    journald.path.unlink()
+    logger.info("gone", extra={"kind": "solved"})
+    assert stream.getvalue().endswith("\ngone\n")
+    handler.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("Service shop/web", {"SERVICE": "shop/web"}),
+        ("Service shop/web as 192.0.2.1", {"SERVICE": "shop/web"}),
+        ("Pod shop/web-0: x", {"POD": "shop/web-0"}),
+        ("Service shop/WEB", {}),
+        ("Service shop/web\u2028x", {}),
+        ("return path p", {}),
+        ("", {}),
+    ],
+)
+def test_fields_are_of_objects_alone(text: str, fields: dict[str, str]) -> None:
+    assert about(text) == fields
+
+
+def test_every_kind_has_an_id_and_an_entry_of_the_catalogue() -> None:
+    kinds = [*map(journal.problem_kind, Code), journal.solved_kind(), *KINDS]
+    ids = re.findall(r"^-- ([0-9a-f]{32})$", journal.catalogue(), re.MULTILINE)
+    assert ids == [journal.message_id(kind) for kind in kinds]
+    assert len(set(ids)) == len(ids)
+    assert journal.message_id("solved") == "880faac4a7ac5504a371284998b5b572", "it never changes"
 
 
 def test_warnings_of_python_go_to_the_log() -> None:
