@@ -81,9 +81,9 @@ def archive_of(suite: str) -> Archive:
 
 @pytest.fixture(scope="session")
 def booted(directory: Path, archive: Archive, package: Path) -> Iterator[Node]:
-    """A node with all that the package depends on, but without the package."""
+    """A node with all that the package depends on or suggests, but without the package."""
     root = directory / "node"
-    archive.make_root(root, tree.dependencies(package))
+    archive.make_root(root, [*tree.dependencies(package), "iptables", "ipset"])
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(LabOptions(flavour=Flavour.NFT, rp_filter=1)))
         try:

@@ -13,9 +13,10 @@ from metaleg_node.lab.daemons import wait_until
 from tests.api.harness import write_kubeconfig
 from tests.e2e.api_lab import api_lab
 from tests.e2e.scenario import NODE3, SETTLED, egress_service, sources, texts
-from tests.package.node import Node
+from tests.package.node import DROP_INS, Node
 from tests.unit.test_new_pods import cached
 
+IPTABLES = "/usr/share/doc/metaleg-node/examples/iptables.conf"
 KUBECONFIG = "/etc/metaleg-node/kubeconfig"
 KUBELET = """
 [Service]
@@ -70,6 +71,27 @@ def test_it_is_not_root_has_one_capability_and_little_else(running: Node) -> Non
     assert {facts[f"Cap{kind}"] for kind in ("Eff", "Prm", "Bnd", "Amb")} == {net_admin}
     assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2")
     container.run("systemd-analyze", "security", "--threshold=20", "--no-pager", "metaleg-node")
+
+
+def test_with_the_example_drop_in_it_holds_its_rules_in_iptables_and_puts_them_back(fresh: Node) -> None:
+    """What the nodes do for kube-proxy is in nftables: beside that no packet can be tried here (docs/iptables.md)."""
+    container = fresh.container
+    container.run("install", "-D", "--mode=644", IPTABLES, f"{DROP_INS}/iptables.conf")
+    container.run("systemctl", "daemon-reload")
+    fresh.configure(firewall={"backend": "iptables"})
+    fresh.start()
+    for flush in ("--list", "--flush", "--delete-chain"):
+        for program in ("iptables-legacy", "ip6tables-legacy"):
+            # At first it is there, and then a script "resets the firewall".
+            container.wait(program, "--table", "mangle", "--list", "METALEG-NODE-FORWARD", timeout=SETTLED)
+            container.run(program, "--table", "mangle", flush)
+    container.wait("iptables-legacy", "--table", "mangle", "--list", "METALEG-NODE-FORWARD", timeout=SETTLED)
+    assert fresh.status().returncode == 0
+    assert container.property("NRestarts") == "0"
+    assert "metaleg_node" not in container.run("nft", "list", "tables").stdout
+    assert "refused" not in container.log()
+    container.run("systemctl", "stop", "metaleg-node")
+    container.run("metaleg-node", "cleanup")
 
 
 def test_everybody_may_ask_for_the_status_but_the_state_is_its_own(running: Node) -> None:
