@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-OLDEST = {"Linux": "6.1", "nft": "1.0.6", "iptables": "1.8.9", "ipset": "7.17"}
-"""Debian 12's: the tests run there."""
+OLDEST = {"Linux": "5.10", "nft": "1.0.6", "iptables": "1.8.9", "ipset": "7.17"}
+"""Debian 11's kernel, and the programs of Debian 12."""
 
 
 def older(versions: Mapping[str, str]) -> Iterator[str]:
