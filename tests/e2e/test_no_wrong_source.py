@@ -366,6 +366,18 @@ def test_established_connections_survive_a_failover_when_the_pod_sends(running: 
     assert after == before
 
 
+def test_an_established_connection_survives_a_failover_and_the_way_back(running: Lab, web: LabService) -> None:
+    """The first gateway has seen nothing of what went by the second."""
+    ends = [(web.pods[0], f, 19000 + f) for f in FAMILIES]
+    with ExitStack() as stack:
+        connections = [stack.enter_context(_open_from_port(running, *end)) for end in ends]
+        before = [_say(sock, b"before\n") for sock in connections]
+        for gateway in (NODE3, NODE2, NODE3):
+            running.failover("web", gateway)
+            expect(running, web.pods[0], texts(web.addresses))
+            assert [_say(sock, b"there\n") for sock in connections] == before
+
+
 def _own_ports(pod: int, family: Family) -> range:
     """25 ports below the ephemeral ones, which no other flow has: on every gateway they are free."""
     first = 20000 + 1000 * family + 100 * pod

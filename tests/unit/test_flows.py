@@ -53,6 +53,7 @@ STALE = {
     "UDP that began before": (flow(STEERED, ours=False, protocol="udp"), "before the Service opted in"),
     "ICMP that began before": (flow(STEERED, ours=False, protocol="icmp"), "before the Service opted in"),
     "was translated, is steered": (flow(STEERED, seen_as=LB), "another gateway"),
+    "was translated, is another node's": (flow(ELSEWHERE, seen_as=LB), "another gateway"),
     "was steered, is translated": (flow(TRANSLATED), f"must leave as {LB}, not as {TRANSLATED}"),
     "another source": (flow(TRANSLATED, seen_as="192.0.2.9"), f"must leave as {LB}, not as 192.0.2.9"),
     "F31 no longer an egress pod": (flow(PLAIN), "no longer egress traffic"),

@@ -60,7 +60,9 @@ def _why_stale(flow: Flow, egress: Egress, *, leaves: bool) -> str:
         return "no longer egress traffic" if flow.ours else ""
     if not flow.ours:
         return "" if flow.protocol in LONG_LIVED else "began before the Service opted in"
-    if pod.treatment is Treatment.STEER and flow.reply_destination != flow.source:
+    # Should this node become the gateway again, what the other one saw meanwhile would be unknown to such an entry: the
+    # kernel takes an acknowledgement of that for invalid (nf_conntrack_proto_tcp).
+    if pod.treatment in (Treatment.STEER, Treatment.ELSEWHERE) and flow.reply_destination != flow.source:
         return "was translated here, but now belongs to another gateway"
     if pod.treatment is Treatment.SNAT and flow.reply_destination != pod.source:
         return f"must leave as {pod.source}, not as {flow.reply_destination}"
