@@ -221,9 +221,9 @@ def test_pruning_writes_nothing_when_all_is_as_we_left_it(sysctls: Sysctls, tmp_
     sysctls.prune()
     assert list(tmp_path.iterdir()) == []
     put(sysctls, NAME, "2")
-    before = (tmp_path / "sysctls.json").stat()
+    before = files.stamp(tmp_path / "sysctls.json")
     sysctls.prune()
-    assert (tmp_path / "sysctls.json").stat() == before
+    assert files.stamp(tmp_path / "sysctls.json") == before
 
 
 def test_a_cleanup_forgets_interfaces_that_are_gone_and_a_plan_does_not_mention_them(
