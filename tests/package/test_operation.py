@@ -169,9 +169,9 @@ def test_hooks_run_as_the_service_in_its_sandbox(fresh: Node) -> None:
     write_hook(fresh, "id -un; touch /etc/hook-was-here || echo read-only; touch /run/metaleg-node/hook-was-here")
     fresh.start()
     container.wait("test", "-e", "/run/metaleg-node/hook-was-here")
-    log = container.log().splitlines()
-    assert "hook test: metaleg-node" in log
-    assert "hook test: read-only" in log
+    # What it said is told once it has ended.
+    container.wait("sh", "-c", "journalctl --output=cat --unit=metaleg-node | grep --line-regexp 'hook test: read-only'")
+    assert "hook test: metaleg-node" in container.log().splitlines()
 
 
 def test_hooks_that_need_root_have_it_with_the_documented_drop_in(fresh: Node) -> None:
@@ -182,7 +182,7 @@ def test_hooks_that_need_root_have_it_with_the_documented_drop_in(fresh: Node) -
     fresh.start()
     container.wait("test", "-e", "/etc/frr/hook-was-here")
     assert container.run("stat", "-c", "%U", "/etc/frr/hook-was-here").stdout == "nobody\n"
-    assert "hook test: root" in container.log().splitlines()
+    container.wait("sh", "-c", "journalctl --output=cat --unit=metaleg-node | grep --line-regexp 'hook test: root'")
     fresh.expect(fresh.address)
     container.run("rm", "--recursive", "/etc/frr", HOOK)
 
