@@ -164,13 +164,18 @@ def write_hook(node: Node, script: str) -> None:
     node.configure(hooks={"post": "/etc/metaleg-node/hooks"})
 
 
+def wait_for_line(node: Node, line: str) -> None:
+    """What a hook says is told once it has ended."""
+    log = "journalctl --output=cat --unit=metaleg-node"
+    node.container.wait("sh", "-c", f"{log} | grep --line-regexp '{line}'")
+
+
 def test_hooks_run_as_the_service_in_its_sandbox(fresh: Node) -> None:
     container = fresh.container
     write_hook(fresh, "id -un; touch /etc/hook-was-here || echo read-only; touch /run/metaleg-node/hook-was-here")
     fresh.start()
     container.wait("test", "-e", "/run/metaleg-node/hook-was-here")
-    # What it said is told once it has ended.
-    container.wait("sh", "-c", "journalctl --output=cat --unit=metaleg-node | grep --line-regexp 'hook test: read-only'")
+    wait_for_line(fresh, "hook test: read-only")
     assert "hook test: metaleg-node" in container.log().splitlines()
 
 
@@ -182,7 +187,7 @@ def test_hooks_that_need_root_have_it_with_the_documented_drop_in(fresh: Node) -
     fresh.start()
     container.wait("test", "-e", "/etc/frr/hook-was-here")
     assert container.run("stat", "-c", "%U", "/etc/frr/hook-was-here").stdout == "nobody\n"
-    container.wait("sh", "-c", "journalctl --output=cat --unit=metaleg-node | grep --line-regexp 'hook test: root'")
+    wait_for_line(fresh, "hook test: root")
     fresh.expect(fresh.address)
     container.run("rm", "--recursive", "/etc/frr", HOOK)
 
