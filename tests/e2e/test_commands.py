@@ -349,7 +349,7 @@ def test_a_damaged_record_of_sysctls_is_a_problem_that_is_told_once(node: Node) 
     record.write_text(content)
     _wake(node)
     assert node.daemon.status()["problems"] == []
-    assert f"solved: {problem}" in node.daemon.log()
+    assert wait_until(lambda: f"solved: {problem}" in node.daemon.log(), SETTLED)
     assert node.daemon.stop() == 0
     record.write_text(content[:-3])
     done = node.run("cleanup")

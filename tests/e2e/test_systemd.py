@@ -168,9 +168,9 @@ def test_from_the_start_over_reloads_to_the_stop(manager: Manager) -> None:
     assert manager.end() == 0
     assert has_table(manager)
     lines = manager.log().splitlines()
-    assert {line[:3] for line in lines} == {"<4>", "<6>"}
+    assert {line[:3] for line in lines} == {"<3>", "<6>"}
     assert f"<6>metaleg-node {metaleg_node.__version__} runs for node worker-1" in lines
-    assert any(line.startswith("<4>") and "egress.enabeld" in line for line in lines)
+    assert any(line.startswith("<3>") and "egress.enabeld" in line for line in lines)
 
 
 def test_half_a_configuration_and_an_empty_one_are_not_taken(manager: Manager) -> None:
