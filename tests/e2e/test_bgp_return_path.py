@@ -140,9 +140,12 @@ def test_what_others_put_into_the_table_or_point_at_it_goes_and_is_logged(bgp: S
     assert wait_until(lambda: (table_20(bgp), rules_to_20(bgp)) == before, SETTLED)
     assert "198.18.0.0/15" in node.run("ip", "route", "show", "table", "main")
     assert "lookup 21" in node.run("ip", "rule")
-    log = bgp.lab.daemons[NODE1].log()
-    assert "- route 198.18.0.0/15 via 192.0.2.1" in log
-    assert "leads into a table that is ours alone" in log
+    for line in ("- route 198.18.0.0/15 via 192.0.2.1", "leads into a table that is ours alone"):
+        assert wait_until(partial(_is_told, bgp, line), SETTLED), line
+
+
+def _is_told(here: Scene, text: str) -> bool:
+    return text in here.lab.daemons[NODE1].log()
 
 
 def test_what_others_take_away_comes_back(bgp: Scene) -> None:
