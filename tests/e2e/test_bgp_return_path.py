@@ -61,9 +61,15 @@ def rules_to_20(here: Scene) -> list[str]:
     return [line for f in FAMILIES for line in _shown(node.run("ip", f"-{f}", "rule"), "lookup 20")]
 
 
-def routers_known(here: Scene) -> int:
-    """How many next hops the node tells apart by their link-layer address: it learns them with the first packets."""
-    return len(re.findall(r'eth1 [0-9a-f:]{17}"', ours(here.lab, NODE1)["nftables"]))
+def held(here: Scene) -> dict[str, str]:
+    """What the node holds of ours, once it tells its four next hops apart by their link-layer addresses, which it
+    learns with the first packets."""
+
+    def known() -> bool:
+        return len(re.findall(r'eth1 [0-9a-f:]{17}"', ours(here.lab, NODE1)["nftables"])) == 4
+
+    assert wait_until(known, SETTLED), ours(here.lab, NODE1)
+    return ours(here.lab, NODE1)
 
 
 def _shown(listing: str, word: str) -> list[str]:
@@ -110,8 +116,7 @@ def _is_answered_and_has_hops(bgp: Scene, service: LabService, count: int) -> bo
 
 def test_F37_a_state_that_is_broken_or_cannot_be_read_changes_nothing(bgp: Scene) -> None:
     bgp.settle(ALL)
-    assert wait_until(lambda: routers_known(bgp) == 4, SETTLED), ours(bgp.lab, NODE1)
-    before = ours(bgp.lab, NODE1)
+    before = held(bgp)
     state = bgp.lab.daemons[NODE1].state_file
     state.write_text("kind: [")
     assert wait_until(lambda: bool(bgp.lab.daemons[NODE1].status()["problems"]), SETTLED)
@@ -150,8 +155,7 @@ def _is_told(here: Scene, text: str) -> bool:
 
 def test_what_others_take_away_comes_back(bgp: Scene) -> None:
     bgp.settle(ALL)
-    node = bgp.lab.namespace(NODE1)
-    before = ours(bgp.lab, NODE1)
+    node, before = bgp.lab.namespace(NODE1), held(bgp)
     for words in ("route flush table 20", "rule del priority 20"):
         for f in FAMILIES:
             node.run("ip", f"-{f}", *words.split())
