@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import is_
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core import external_ip, host_settings, preconditions, slots
@@ -14,6 +15,7 @@ from metaleg_node.core.contribution import Contribution
 from metaleg_node.core.egress import node as egress
 from metaleg_node.core.egress.new_pods import Starting
 from metaleg_node.core.egress.survey import Survey
+from metaleg_node.core.exits import ExitOf
 from metaleg_node.core.external_ip import ExternalAddress, WantedAddresses
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import MAIN_TABLE, Address, Holder, Host, NodeName, Questions, Rejection, Routing, Slot
@@ -29,9 +31,25 @@ Held = Mapping[Slot, Holder]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What a decision was worked out from, for the next one to build upon: `asked` are the facts that return paths and
+    External-IP rest on."""
+
+    asked: tuple[object, ...]
+    host: Host
+    found: tuple[paths.Path, ...]
+    exit_of: ExitOf
+    egress: egress.Decided
+    back: return_path.Decided
+    inward: external_ip.Decided
+    own: Contribution
+    lacking: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
     """What this node's kernel should hold, and what there is to say about it. `owners` tells for each pod address what
-    was decided about it; `tables` are ours alone."""
+    was decided about it; `tables` are ours alone. `work` is what the next decision can build upon."""
 
     state: NodeState = field(default_factory=NodeState)
     services: tuple[egress.ServiceDecision, ...] = ()
@@ -42,6 +60,7 @@ class Desired:
     rejections: tuple[Rejection, ...] = ()
     problems: tuple[Problem, ...] = ()
     tables: frozenset[int] = frozenset()
+    work: _Work | None = field(default=None, compare=False, repr=False)
 
 
 def questions(
@@ -62,25 +81,33 @@ def assemble(
     external: WantedAddresses,
     held: Callable[[Iterable[Claim]], Held],
     starting: Starting = Starting(),  # noqa: B008 - it is frozen
+    before: Desired | None = None,
 ) -> Desired:
-    """This node's part of everything. `held` tells which slots the kernel gives to which of these claims now."""
-    found = paths.find(wanted.paths, config, host, survey.networks.cluster)
-    undecided = egress.look(survey, config, me, host, return_path.exits(found))
-    claims = (*return_path.claims(found, config), *undecided.claims)
-    routers = symmetric.claims(found)
-    granted = slots.assign(
-        held((*claims, *routers)),
-        [claim.holder for claim in claims],
-        yielding=[claim.holder for claim in routers],
-        slots=slots.count(config.firewall.mark_mask),
-    )
-    out = egress.decide(undecided, granted)
-    back = return_path.decide(found, granted, asked=wanted, config=config, host=host, networks=survey.networks)
-    inward = external_ip.decide(external, config.external_ip, survey.nodes.get(me), host, survey.networks)
-    own = host_settings.decide(config.host, host)
+    """This node's part of everything. `held` tells which slots the kernel gives to which of these claims now. What
+    `before` found for objects that are still the very same is taken from there: the result is equal in any case."""
+    asked = (wanted, external, config, me, survey.networks, survey.nodes.get(me))
+    was = before.work if before else None
+    if was and not (all(map(is_, asked, was.asked)) and was.host == host):
+        was = None
+    found = was.found if was else paths.find(wanted.paths, config, host, survey.networks.cluster)
+    exit_of = was.exit_of if was else return_path.exits(found)
+    undecided = egress.look(survey, config, me, host, exit_of, before=was.egress.undecided if was else None)
+    granted = _granted(found, undecided.claims, config, held)
+    out = egress.decide(undecided, granted, was.egress if was else None)
+    if was and was.egress.granted == granted:
+        back, inward, own = was.back, was.inward, was.own
+    else:
+        back = return_path.decide(found, granted, asked=wanted, config=config, host=host, networks=survey.networks)
+        inward = external_ip.decide(external, config.external_ip, survey.nodes.get(me), host, survey.networks)
+        own = host_settings.decide(config.host, host)
     parts = (out.contribution, starting.contribution, back.contribution, inward.contribution, own)
     state = _state(parts, config)
-    lacking = preconditions.judge(out.services, back.paths, survey=survey, config=config, me=me, host=host)
+    # Where reverse-path filters are loose it does not matter where pods are.
+    same = was and back is was.back and out.shared is was.egress.shared and config.host.rp_filter == "loose"
+    if not (was and same):
+        lacking = preconditions.judge(out.services, back.paths, survey=survey, config=config, me=me, host=host)
+    else:
+        lacking = was.lacking
     return Desired(
         state=state,
         services=out.services,
@@ -91,6 +118,30 @@ def assemble(
         rejections=tuple(rejection for part in parts for rejection in part.rejections),
         problems=(*(problem for part in parts for problem in part.problems), *lacking, *_gaps(back.paths, survey, me)),
         tables=frozenset({route.table for route in state.routing.routes} | back.tables) - {MAIN_TABLE},
+        work=_Work(
+            asked=asked,
+            host=host,
+            found=found,
+            exit_of=exit_of,
+            egress=out,
+            back=back,
+            inward=inward,
+            own=own,
+            lacking=lacking,
+        ),
+    )
+
+
+def _granted(
+    found: tuple[paths.Path, ...], of_egress: Iterable[Claim], config: Config, held: Callable[[Iterable[Claim]], Held]
+) -> slots.Granted:
+    claims = (*return_path.claims(found, config), *of_egress)
+    routers = symmetric.claims(found)
+    return slots.assign(
+        held((*claims, *routers)),
+        [claim.holder for claim in claims],
+        yielding=[claim.holder for claim in routers],
+        slots=slots.count(config.firewall.mark_mask),
     )
 
 

@@ -45,13 +45,13 @@ def judge(
 def _forwarding(
     family: Family, services: Iterable[ServiceDecision], paths: Iterable[PathDecision], host: Host
 ) -> Iterator[Problem]:
-    used = [str(one.service.service.ref) for one in services if one.service.family == family and _works_here(one)]
-    used += [f"return path {one.path.wanted.name}" for one in paths if one.slot is not None and family in one.path.hops]
-    if not used:
-        return
     entered = {name for address, name in host.interfaces.items() if address.version == family}
     off = sorted(name for name in entered or {"all"} if (family, name) in host.not_forwarding)
     if not off:
+        return
+    used = [str(one.service.service.ref) for one in services if one.service.family == family and _works_here(one)]
+    used += [f"return path {one.path.wanted.name}" for one in paths if one.slot is not None and family in one.path.hops]
+    if not used:
         return
     one_by_one = ", ".join(f"net.ipv{family}.conf.{name}.forwarding" for name in off)
     where = _ALL[family] if (family, "all") in host.not_forwarding else one_by_one

@@ -24,6 +24,7 @@ class Event(enum.StrEnum):
     CONFIGURATION = "configuration changed"
     RETRY = "retry"
     GATEWAY = "a gateway stays away"
+    DIFFERENCE = "from scratch it is different"
     STOP = "stop"
 
 

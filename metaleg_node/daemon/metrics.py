@@ -94,6 +94,9 @@ class Metrics:
         self._drift = self._counter("drift_repaired", "What others had changed and was put back.", "kind")
         self._flushed = self._counter("conntrack_flushed", "Conntrack entries deleted.")
         self._gateway_changes = self._counter("gateway_changes", "Moves of a Service's address to another node.")
+        self._differences = self._counter(
+            "increment_differences", "Times that from scratch something else came out than from what had changed."
+        )
         self._config_failures = self._counter("config_reload_failures", "Reloads refused because of a bad file.")
         self._hook_failures = self._counter("hook_failures", "Hooks that failed.", "hook")
         # A series that begins with its first event has no increase then, so that no alert sees it.
@@ -116,6 +119,10 @@ class Metrics:
     def drift(self, kind: str, count: int = 1) -> None:
         """Something that others had changed was put back."""
         self._drift.labels(kind).inc(count)
+
+    def different(self) -> None:
+        """What followed from changes was not what comes out from scratch."""
+        self._differences.inc()
 
     def conntrack_flushed(self, entries: int) -> None:
         """So many conntrack entries were deleted."""

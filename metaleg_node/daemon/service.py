@@ -34,6 +34,7 @@ from metaleg_node.kernel.netlink.monitor import Hint, Monitor
 from metaleg_node.reconcile import hooks, sequence
 from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.reconciler import IncompleteError, Outcome, Plan, Reconciler, own_tables
+from metaleg_node.reconcile.second_opinion import SecondOpinion
 from metaleg_node.reconcile.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class Service:
             dropped=dropped,
         )
         self._sweeper = Sweeper(self._metrics.conntrack_flushed)
+        self._second_opinion = SecondOpinion(lambda: self._events.put(Event.DIFFERENCE))
         self._notifier = notify.Notifier()
         self._readiness = notify.Readiness(self._notifier)
         self._heartbeat = notify.Heartbeat(self._notifier)
@@ -179,8 +181,11 @@ class Service:
         if events and events <= _OF_OTHERS and (pause := self._company.fight.pause(time.monotonic())) > 0:
             self._events.schedule(Event.INTERVAL if Event.INTERVAL in events else Event.PUT_OFF, pause)
             return False
+        if Event.DIFFERENCE in events:
+            self._teller.differed(self._second_opinion.found())
+            self._reconciler.start_over()
         if Event.INTERVAL in events:
-            self._company.due = True
+            self._company.due = self._second_opinion.due = True
             self._machine.packet_filter.forget()
             self._events.schedule(Event.INTERVAL, self._config.reconcile.interval)
         try:
@@ -225,6 +230,7 @@ class Service:
         self._outcome = outcome
         if outcome.ok:
             self._complete_once = True
+            self._second_opinion.ask(self._reconciler.second_opinion)
             self._backoff.over()
             self._events.schedule(Event.RETRY, 0)
         self._teller.reconciled(outcome, reason=reason, seconds=time.monotonic() - started)
@@ -248,7 +254,7 @@ class Service:
             outcome = _failure(code, str(error))
         except Exception as error:
             log.exception("a reconcile met something unexpected")
-            self._machine.packet_filter.forget()
+            self._reconciler.start_over()
             text = f"unexpected {type(error).__name__}: {error}; please report it, with the log"
             outcome = _failure(Code.UNEXPECTED, text)
         self._left_alone(self._backoff.failed(state=state))
@@ -351,13 +357,8 @@ class Service:
         return self._ready_and_told, f"{applied}; {report.in_short(texts)}" if texts else applied
 
     def _publish(self) -> None:
-        facts = Facts(
-            config=self._config,
-            node=self._reconciler.node,
-            plan=self._plan,
-            outcome=self._outcome,
-            complete=self._complete_once,
-        )
+        node, complete = self._reconciler.node, self._complete_once
+        facts = Facts(config=self._config, node=node, plan=self._plan, outcome=self._outcome, complete=complete)
         self._teller.publish(facts, self._source, at_once=self._readiness.expected)
 
 

@@ -87,6 +87,13 @@ class Teller:
             self._repaired[change.kind] += 1
             self._metrics.drift(change.kind)
 
+    def differed(self, found: str) -> None:
+        """What followed from changes was not what comes out from scratch, in the parts that were found."""
+        text = f"what followed from changes was not what comes out from scratch, in: {found}; it was worked out anew"
+        problem = Problem(code=Code.UNEXPECTED, subject="metaleg-node", text=f"{text}; please report it, with the log")
+        self.problems_of["increments"] = (problem,)
+        self._metrics.different()
+
     def has(self, part: str, problems: tuple[Problem, ...]) -> bool:
         """What is wrong with one of the service's own parts now. Returns whether that is news."""
         before, self.problems_of[part] = self.problems_of.get(part, ()), problems

@@ -3,10 +3,13 @@ their claims on pods while it is away for seconds."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Set
 
-from metaleg_node.core.egress.survey import Recent, Survey
+from metaleg_node.core.egress.requests import Recent
+from metaleg_node.core.egress.survey import Survey
+from metaleg_node.core.increments import Evolving
 from metaleg_node.core.model import NodeName, ObjectRef
 
 GATEWAY_AWAY = 10.0
@@ -26,6 +29,9 @@ class Patience:
         self._quiet = quiet
         self._had: dict[ObjectRef, NodeName] = {}
         self._lost: dict[ObjectRef, tuple[NodeName, float]] = {}
+        self._seen: Evolving[ObjectRef, NodeName | None] = Evolving()
+        self._recent: Recent | None = None
+        self._recent_until = math.inf
 
     @property
     def awaited(self) -> Set[ObjectRef]:
@@ -34,12 +40,15 @@ class Patience:
 
     @property
     def recent(self) -> Recent:
-        """All that counts for the next survey."""
-        return Recent(
-            awaited=self.awaited,
-            kept={**self._had, **self._for(self._grace)} if self._grace else {},
-            quiet=self._had.keys() | self._for(self._grace + self._quiet).keys() if self._quiet else frozenset(),
-        )
+        """All that counts for the next survey; the very same object while nothing is lost or found."""
+        if self._recent is None or self._clock() >= self._recent_until:
+            self._recent_until = self._clock() + (math.inf if (wait := self.wait) is None else wait)
+            self._recent = Recent(
+                awaited=self.awaited,
+                kept={**self._had, **self._for(self._grace)} if self._grace else {},
+                quiet=self._had.keys() | self._for(self._grace + self._quiet).keys() if self._quiet else frozenset(),
+            )
+        return self._recent
 
     @property
     def wait(self) -> float | None:
@@ -51,13 +60,20 @@ class Patience:
 
     def look(self, survey: Survey) -> None:
         """Learns from a survey which Services have a gateway now."""
+        if not (changed := survey.announcers.difference(self._seen)):
+            return
         now = self._clock()
-        served = [(one.service.ref, one.gateway) for one in survey.services]
-        has = {ref: gateway.node.name for ref, gateway in served if gateway and not gateway.away}
-        lacks = {ref for ref, _ in served} - has.keys()
-        before = {**{ref: (node, now) for ref, node in self._had.items()}, **self._lost}
-        self._lost = {ref: before[ref] for ref in lacks if ref in before}
-        self._had = has
+        for ref in changed:
+            node = survey.announcers.get(ref)
+            if node:
+                self._had[ref] = node
+                self._lost.pop(ref, None)
+            elif ref not in survey.announcers:
+                self._had.pop(ref, None)
+                self._lost.pop(ref, None)
+            elif ref in self._had:
+                self._lost[ref] = self._had.pop(ref), now
+        self._seen, self._recent = survey.announcers, None
 
     def _for(self, seconds: float) -> dict[ObjectRef, NodeName]:
         """Those that have been lost for less."""

@@ -12,22 +12,20 @@ from itertools import groupby
 from metaleg_node.configuration.config import Config
 from metaleg_node.configuration.options import node_name
 from metaleg_node.configuration.settings import SLOTS
-from metaleg_node.core import assembly, external_ip, others, slots
+from metaleg_node.core import assembly, others, slots
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
-from metaleg_node.core.egress import new_pods, survey
 from metaleg_node.core.explain.situation import Kernel, Situation
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import ClusterState, Host, NextHop, Questions
+from metaleg_node.core.model import ClusterState, Host, NextHop
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
-from metaleg_node.core.return_path import wanted as pools
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink import neighbours
 from metaleg_node.kernel.packet_filter import Counter as Count
+from metaleg_node.reconcile.knowledge import Facts, Knowledge, Known
 from metaleg_node.reconcile.machine import Machine
-from metaleg_node.reconcile.patience import QUIET, Patience
 
 log = logging.getLogger(__name__)
 
@@ -93,22 +91,6 @@ class Outcome:
         return not self.problems
 
 
-@dataclass(slots=True, kw_only=True)
-class _Known:
-    """What follows from one state of the cluster and what was so a moment ago (`recent`); `early` is the state with
-    what is known early of new pods, `decided` the last decision, with the facts that it rests on."""
-
-    cluster: ClusterState
-    early: ClusterState
-    recent: survey.Recent
-    survey: survey.Survey
-    paths: pools.WantedPaths
-    external: external_ip.WantedAddresses
-    starting: new_pods.Starting
-    questions: Questions
-    decided: tuple[tuple[Host, assembly.Held, bool], Desired] | None = None
-
-
 class Reconciler:
     """Plans and applies for one configuration."""
 
@@ -116,21 +98,19 @@ class Reconciler:
         self._machine = machine
         self._config = config
         self.node = node_name(config)
-        self._known: _Known | None = None
-        rejecting = config.egress.when_unavailable == "reject"
-        self._patience = Patience(grace=config.egress.gateway_grace, quiet=QUIET if rejecting else 0.0)
+        self._knowledge = Knowledge(config, self.node, self._not_answering)
         self._passed: Mapping[str, Count] = {}
         self._looks = 0
 
     @property
     def wait(self) -> float | None:
         """Seconds until the same facts may lead to another plan, since a gateway is no longer awaited; None: never."""
-        return self._patience.wait
+        return self._knowledge.wait
 
     def plan(self, cluster: ClusterState) -> Plan:
         """Compares the kernel with what this state of the cluster asks for. Raises KernelError, and IncompleteError
         when the state does not tell enough to change anything."""
-        known = self._know(cluster)
+        known = self._knowledge.of(cluster)
         if self._config.egress.enabled and (gap := known.survey.gap(self.node)):
             raise IncompleteError(f"{gap}; nothing is changed until then")
         view = self._machine.packet_filter.observe()
@@ -162,7 +142,7 @@ class Reconciler:
     def situation(self, cluster: ClusterState) -> Situation:
         """What explanations follow from. Nothing is changed, and what this user may not see is left open. Raises
         KernelError."""
-        known, machine = self._know(cluster), self._machine
+        known, machine = self._knowledge.of(cluster), self._machine
         gap = known.survey.gap(self.node) if self._config.egress.enabled else ""
         unread, view = "", None
         try:
@@ -191,6 +171,15 @@ class Reconciler:
             kernel=kernel,
             gap=gap,
         )
+
+    def second_opinion(self) -> Callable[[], str] | None:
+        """See `Knowledge.second_opinion`."""
+        return self._knowledge.second_opinion()
+
+    def start_over(self) -> None:
+        """Rests nothing on what was seen or worked out before."""
+        self._knowledge.forget()
+        self._machine.packet_filter.forget()
 
     def collisions(self) -> tuple[Problem, ...]:
         """What other programs do that collides with ours. Raises KernelError."""
@@ -235,73 +224,19 @@ class Reconciler:
         swept = carry_out(self._machine, (diff.Step(operation=diff.sweep(None, firewall)),), beat)
         return replace(swept, flushed=swept.flushed + outcome.flushed, done=outcome.done)
 
-    def _know(self, cluster: ClusterState) -> _Known:
-        recent = self._patience.recent
-        known = self._known
-        if known is None or known.cluster is not cluster or known.recent != recent:
-            early = new_pods.completed(cluster, self._config, self.node)
-            surveyed = self._survey(early, recent)
-            self._patience.look(surveyed)
-            paths = pools.read(cluster, self._config, self.node)
-            external = external_ip.read(cluster, self._config)
-            questions = assembly.questions(surveyed, paths, external, self._config, self.node)
-            known = _Known(
-                cluster=cluster,
-                early=early,
-                recent=self._patience.recent,
-                survey=surveyed,
-                paths=paths,
-                external=external,
-                starting=new_pods.read(early, surveyed, self._config, self.node),
-                questions=questions,
-            )
-            self._known = known
-        return known
+    def _not_answering(self, hops: Iterable[NextHop]) -> set[NextHop]:
+        return {hop for hop, state in self._machine.neighbours(hops).items() if state == "failed"}
 
-    def _survey(self, cluster: ClusterState, recent: survey.Recent) -> survey.Survey:
-        """A gateway that is away is not waited for where its node does not answer any more."""
-        found = survey.take(cluster, self._config, recent=recent)
-        away = {one.gateway.node.name: one.gateway.node for one in found.services if one.gateway and one.gateway.away}
-        host = self._known.decided[0][0] if away and self._known and self._known.decided else Host()
-        hops = {
-            NextHop(gateway=address, interface=host.interfaces[address]): name
-            for name, node in away.items()
-            for address in node.internal_ips
-            if address in host.on_link
-        }
-        lost = {hops[hop] for hop, state in self._machine.neighbours(hops).items() if state == "failed"}
-        if lost:
-            kept = {ref: name for ref, name in recent.kept.items() if name not in lost}
-            found = survey.take(cluster, self._config, recent=replace(recent, kept=kept))
-        return found
+    def _decide(self, known: Known, host: Host, held: assembly.Held, *, lost: bool) -> Desired:
+        settings = self._config.firewall
 
-    def _decide(self, known: _Known, host: Host, held: assembly.Held, *, lost: bool) -> Desired:
-        """The same facts lead to the same decision, and most events change none: a route of others, for example.
-        `lost`: the packet filter does not tell reliably who has which slot."""
-        facts = host, held, lost
-        if lost or known.decided is None or known.decided[0] != facts:
-            settings = self._config.firewall
+        def told(claims: Iterable[slots.Claim]) -> assembly.Held:
+            if not lost:
+                return held
+            routing = self._machine.routing(())
+            return {**slots.read_back(routing, claims, settings.mark_mask, settings.route_table_base), **held}
 
-            def told(claims: Iterable[slots.Claim]) -> assembly.Held:
-                if not lost:
-                    return held
-                routing = self._machine.routing(())
-                return {**slots.read_back(routing, claims, settings.mark_mask, settings.route_table_base), **held}
-
-            known.decided = facts, self._assembled(known, host, told)
-        return known.decided[1]
-
-    def _assembled(self, known: _Known, host: Host, held: Callable[[Iterable[slots.Claim]], assembly.Held]) -> Desired:
-        return assembly.assemble(
-            known.survey,
-            known.paths,
-            self._config,
-            self.node,
-            host,
-            external=known.external,
-            held=held,
-            starting=known.starting,
-        )
+        return self._knowledge.decide(known, Facts(host=host, held=held, lost=lost), told)
 
 
 def carry_out(machine: Machine, steps: tuple[diff.Step, ...], beat: Callable[[], object] = lambda: None) -> Outcome:

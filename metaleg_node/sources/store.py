@@ -6,7 +6,9 @@ Sources write from their own threads; the daemon reads from its own. Both see wh
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain
+from operator import attrgetter, is_
 from typing import Any
 
 from metaleg_node.core.model import (
@@ -57,6 +59,10 @@ class Store:
         self._parts: dict[str, dict[object, Parsed]] = {}
         self._problems: dict[str, str] = {}
         self._snapshot: ClusterState | None = ClusterState()
+        # What each source gave, by field of the state, until it gives something else; and the fields as put together
+        # last. What does not change stays the very same object, by which everybody else knows it.
+        self._given: dict[str, _Fields] = {}
+        self._together: dict[str, tuple[list[tuple[Any, ...]], tuple[Any, ...]]] = {}
 
     @property
     def loaded(self) -> bool:
@@ -103,8 +109,10 @@ class Store:
             before = self._parts.get(source)
             same = before is not None and list(before.items()) == list(parts.items())
             if not same:
-                self._parts[source] = dict(parts)
-                self._snapshot = None
+                old = before or {}
+                # The very same object where nothing changed: mostly that is all of a list.
+                self._parts[source] = {k: old[k] if k in old and old[k] == part else part for k, part in parts.items()}
+                self._forget(source)
             had_problem = ends_problem and self._problems.pop(source, None) is not None
         if had_problem or not same:
             self._changed()
@@ -126,7 +134,7 @@ class Store:
             same = parts.get(key) == part
             if not same:
                 parts[key] = part
-                self._snapshot = None
+                self._forget(source)
         if not same:
             self._changed()
 
@@ -135,7 +143,7 @@ class Store:
         with self._lock:
             known = self._parts.get(source, {}).pop(key, None) is not None
             if known:
-                self._snapshot = None
+                self._forget(source)
         if known:
             self._changed()
 
@@ -150,18 +158,48 @@ class Store:
         if not same:
             self._changed()
 
+    def _forget(self, source: str) -> None:
+        self._given.pop(source, None)
+        self._snapshot = None
+
     def _build(self) -> ClusterState:
-        groups: dict[str, list[ClusterObject]] = {field: [] for field in _FIELDS.values()}
-        parts = self._all_parts()
-        for part in parts:
-            for one in part.objects:
-                groups[_FIELDS[type(one)]].append(one)
-        fields: dict[str, Any] = {field: tuple(group) for field, group in groups.items()}
-        return ClusterState(**fields, rejections=tuple(one for part in parts for one in part.rejections))
+        found: dict[str, list[tuple[Any, ...]]] = {name: [] for name in (*_FIELDS.values(), "rejections")}
+        for source in self._order():
+            if source not in self._given:
+                self._given[source] = _fields(self._parts[source].values())
+            for name, objects in self._given[source].items():
+                found[name].append(objects)
+        fields: dict[str, Any] = {name: self._joined(name, objects) for name, objects in found.items()}
+        return ClusterState(**fields)
+
+    def _joined(self, name: str, objects: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+        before, together = self._together.get(name, ([], ()))
+        if len(before) != len(objects) or not all(map(is_, before, objects)):
+            together = objects[0] if len(objects) == 1 else tuple(chain.from_iterable(objects))
+            self._together[name] = objects, together
+        return together
+
+    def _order(self) -> list[str]:
+        order = [*self._needed, *(source for source in self._parts if source not in self._needed)]
+        return [source for source in order if source in self._parts]
 
     def _all_parts(self) -> list[Parsed]:
-        order = [*self._needed, *(source for source in self._parts if source not in self._needed)]
-        return [part for source in order for part in self._parts.get(source, {}).values()]
+        return [part for source in self._order() for part in self._parts[source].values()]
+
+
+_Fields = dict[str, tuple[Any, ...]]
+
+
+def _fields(parts: Collection[Parsed]) -> _Fields:
+    """What one source gave, by field of the state; mostly that is one kind of objects."""
+    objects = tuple(chain.from_iterable(map(attrgetter("objects"), parts)))
+    rejections = tuple(chain.from_iterable(map(attrgetter("rejections"), parts)))
+    kinds = dict.fromkeys(map(type, objects))
+    if len(kinds) == 1:
+        found: _Fields = {_FIELDS[kind]: objects for kind in kinds}
+    else:
+        found = {_FIELDS[kind]: tuple(one for one in objects if type(one) is kind) for kind in kinds}
+    return {**found, "rejections": rejections} if rejections else found
 
 
 def _by_ref(objects: Iterable[ClusterObject]) -> tuple[dict[ObjectRef, ClusterObject], list[Rejection]]:

@@ -7,13 +7,8 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from metaleg_node.core.egress.survey import (
-    EgressService,
-    Gateway,
-    Obstacle,
-    choose_gateway,
-    take,
-)
+from metaleg_node.core.egress.requests import Gateway, Obstacle, choose_gateway
+from metaleg_node.core.egress.survey import EgressService, take
 from metaleg_node.core.firewall.egress import Egress
 from metaleg_node.core.model import (
     AnnouncedBy,

@@ -8,21 +8,23 @@ follows from that Service and from `Surroundings`, the few facts that all of the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from metaleg_node.configuration.config import Config
 from metaleg_node.core import reverse_path
 from metaleg_node.core.contribution import Contribution
 from metaleg_node.core.egress import transport
-from metaleg_node.core.egress.survey import EgressService, Obstacle, PodAddress, Survey
+from metaleg_node.core.egress.claims import PodAddress
+from metaleg_node.core.egress.requests import Obstacle
+from metaleg_node.core.egress.survey import EgressService, Survey
 from metaleg_node.core.exits import Exit, ExitOf
 from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.local_answers import LocalAnswers
 from metaleg_node.core.firewall.transit import Transit
+from metaleg_node.core.increments import Evolving, exchanged, remade
 from metaleg_node.core.model import (
     Address,
-    DestinationFilter,
     Family,
     Holder,
     HolderKind,
@@ -123,19 +125,33 @@ class Undecided:
     survey: Survey
     around: Surroundings
     services: tuple[ServiceDecision, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
-    @property
-    def claims(self) -> tuple[Claim, ...]:
-        return tuple(one.claim for one in self.services if one.claim)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shared:
+    """What follows from all Services together, but not from their pods; `egress` has none."""
+
+    rules: frozenset[Rule]
+    routes: frozenset[Route]
+    egress: Egress
+    local_answers: LocalAnswers
+    transit: Transit
+    sysctls: Mapping[str, str]
+    problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
     """This node's part of the egress. `owners` tells for each pod address the Service that it was decided with."""
 
+    undecided: Undecided
+    granted: Granted = field(default_factory=dict)
     contribution: Contribution = field(default_factory=Contribution)
     services: tuple[ServiceDecision, ...] = ()
-    owners: Mapping[Address, ServiceDecision] = field(default_factory=dict)
+    pods: Evolving[Address, EgressPod] = field(default_factory=Evolving)
+    owners: Evolving[Address, ServiceDecision] = field(default_factory=Evolving)
+    shared: _Shared | None = None
 
 
 # --- what the host must be asked -------------------------------------------------------------------------------------
@@ -145,9 +161,7 @@ def questions(survey: Survey, me: NodeName) -> Questions:
     """The addresses whose way through the main table decisions need to know: those of the nodes that egress traffic
     passes between, and for each of their pod networks its first address. A few other nodes are among them in any case:
     the first traffic of a Service that this node does not know yet comes in by the same interfaces."""
-    peers = {s.gateway.node.name for s in survey.services if s.gateway}
-    peers |= {pod.node for s in survey.services for pod in s.pods if pod.node}
-    peers |= set(sorted(survey.nodes.keys() - {me})[:_SAMPLE])
+    peers = survey.peers | set(sorted(survey.nodes.keys() - {me})[:_SAMPLE])
     return Questions(
         addresses=frozenset(
             address
@@ -161,14 +175,40 @@ def questions(survey: Survey, me: NodeName) -> Questions:
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 
-def look(survey: Survey, config: Config, me: NodeName, host: Host, exit_of: ExitOf) -> Undecided:
-    """Each Service's way from here, and what it claims a slot for."""
+def look(
+    survey: Survey, config: Config, me: NodeName, host: Host, exit_of: ExitOf, *, before: Undecided | None = None
+) -> Undecided:
+    """Each Service's way from here, and what it claims a slot for. What `before` found for the very same Service under
+    the same circumstances is taken from there."""
     node = survey.nodes.get(me)
-    around = Surroundings(
-        config=config, me=me, host=host, own_pods=Membership(node.pod_cidrs if node else ()), exit_of=exit_of
-    )
-    services = survey.services if config.egress.enabled else ()
-    return Undecided(survey=survey, around=around, services=tuple(_look(one, around) for one in services))
+    around = before.around if before else None
+    same = before is not None and before.survey.nodes.get(me) is node
+    if not (
+        same
+        and around
+        and (around.config, around.exit_of) == (config, exit_of)
+        and (around.me, around.host) == (me, host)
+    ):
+        around, before = (
+            Surroundings(
+                config=config, me=me, host=host, own_pods=Membership(node.pod_cidrs if node else ()), exit_of=exit_of
+            ),
+            None,
+        )
+    if not config.egress.enabled:
+        return Undecided(survey=survey, around=around)
+    if before is None:
+        services = tuple(_look(one, around) for one in survey.services)
+        return Undecided(survey=survey, around=around, services=services, claims=_claims(services))
+    services = remade(before.survey.services, before.services, survey.services, lambda one: _look(one, around))
+    gone, came = exchanged(before.services, services)
+    same_claims = {one.service.key: one.claim for one in gone} == {one.service.key: one.claim for one in came}
+    claims = before.claims if same_claims else _claims(services)
+    return Undecided(survey=survey, around=around, services=services, claims=claims)
+
+
+def _claims(services: Iterable[ServiceDecision]) -> tuple[Claim, ...]:
+    return tuple(one.claim for one in services if one.claim)
 
 
 def _look(service: EgressService, around: Surroundings) -> ServiceDecision:
@@ -211,44 +251,97 @@ def _way(service: EgressService, around: Surroundings, exit_: Exit | None, *, st
 # --- this node's part ------------------------------------------------------------------------------------------------
 
 
-def decide(undecided: Undecided, granted: Granted) -> Decided:
-    """This node's part of the egress, with the slots that it got."""
+def decide(undecided: Undecided, granted: Granted, before: Decided | None = None) -> Decided:
+    """This node's part of the egress, with the slots that it got. What `before` decided for the very same Services
+    under the same circumstances is taken from there."""
     survey, around = undecided.survey, undecided.around
     if not around.config.egress.enabled:
-        return Decided()
-    services = tuple(_treat(one, granted, around) for one in undecided.services)
-    pods: dict[Address, EgressPod] = {}
-    owners: dict[Address, ServiceDecision] = {}
-    filters: dict[str, DestinationFilter] = {}
-    for one in services:
-        owners.update(dict.fromkeys((pod.address for pod in one.service.pods), one))
-        for addresses, treated in one.treated():
-            pods.update(dict.fromkeys(addresses, treated))
-            if treated.filter:
-                filters[treated.filter] = one.service.filter
+        return Decided(undecided=undecided)
+    had = before or Decided(undecided=Undecided(survey=survey, around=around))
+    stays = before is not None and had.undecided.around is around and had.granted == granted
+    if stays:
+        services = remade(
+            had.undecided.services, had.services, undecided.services, lambda one: _treat(one, granted, around)
+        )
+    else:
+        services = tuple(_treat(one, granted, around) for one in undecided.services)
+    gone, came = exchanged(had.services, services)
+    shared = had.shared
+    if (
+        shared is None
+        or not stays
+        or not _same_places(had.undecided.survey, survey)
+        or _essence(gone) != _essence(came)
+    ):
+        shared = _shared(undecided, services, granted)
+    pods = had.pods.changed(_treatments(came), _addresses(gone))
+    egress = replace(shared.egress, pods=pods, served=survey.served)
+    contribution = Contribution(
+        rules=shared.rules,
+        routes=shared.routes,
+        parts=(egress, shared.local_answers, shared.transit),
+        sysctls=shared.sysctls,
+        rejections=survey.rejections,
+        problems=shared.problems,
+    )
+    return Decided(
+        undecided=undecided,
+        granted=granted,
+        contribution=contribution,
+        services=services,
+        pods=pods,
+        owners=had.owners.changed({pod.address: one for one in came for pod in one.service.pods}, _addresses(gone)),
+        shared=shared,
+    )
+
+
+def _same_places(one: Survey, other: Survey) -> bool:
+    return one.networks is other.networks and one.peers is other.peers and one.nodes is other.nodes
+
+
+def _essence(services: Iterable[ServiceDecision]) -> Mapping[object, object]:
+    """What `_shared` looks at of each Service."""
+    return {
+        one.service.key: (one.claim, one.way, one.local, one.elsewhere, *_of_service(one.service)) for one in services
+    }
+
+
+def _of_service(one: EgressService) -> tuple[object, ...]:
+    return one.source, one.filter, one.split, one.obstacle, one.service.ports
+
+
+def _treatments(services: Iterable[ServiceDecision]) -> dict[Address, EgressPod]:
+    return {address: pod for one in services for addresses, pod in one.treated() for address in addresses}
+
+
+def _addresses(services: Iterable[ServiceDecision]) -> Iterator[Address]:
+    return (pod.address for one in services for pod in one.service.pods)
+
+
+def _shared(undecided: Undecided, services: tuple[ServiceDecision, ...], granted: Granted) -> _Shared:
+    survey, around = undecided.survey, undecided.around
+    treated = [(one, pod) for one in services for pod in (one.local, one.elsewhere) if pod]
     hops = _next_hops(services, granted)
     rules, routes = _routing(hops, survey, around.config)
+    used = {pod.slot for _, pod in treated}
     egress = Egress(
-        pods=pods,
-        gateways=_used(granted, pods),
-        filters=filters,
+        gateways={slot: holder for holder, slot in granted.items() if slot in used},
+        filters={pod.filter: one.service.filter for one, pod in treated if pod.filter},
         hold="drop" if around.config.egress.when_unavailable == "drop" else "reject",
         source_ports=around.config.egress.source_ports,
-        sources=frozenset(one.local.source for one in services if one.local and one.local.source)
-        | frozenset(one.elsewhere.source for one in services if one.elsewhere and one.elsewhere.source),
+        sources=frozenset(pod.source for _, pod in treated if pod.source),
         inside=survey.networks.inside,
-        served=survey.served,
         next_hops=frozenset(hop.gateway for hop in hops.values() if hop.gateway),
     )
-    contribution = Contribution(
+    return _Shared(
         rules=rules,
         routes=routes,
-        parts=(egress, _local_answers(survey), _transit(undecided)),
+        egress=egress,
+        local_answers=_local_answers(survey),
+        transit=_transit(undecided),
         sysctls=_sysctls(undecided),
-        rejections=survey.rejections,
         problems=(*_unnamed(undecided), *(problem for one in services for problem in one.problems)),
     )
-    return Decided(contribution=contribution, services=services, owners=owners)
 
 
 def _treat(one: ServiceDecision, granted: Granted, around: Surroundings) -> ServiceDecision:
@@ -308,11 +401,6 @@ def _no_slot(service: EgressService, config: Config) -> Obstacle:
 def _gateway(service: EgressService) -> NodeName:
     assert service.gateway, "only asked about services without an obstacle"
     return service.gateway.node.name
-
-
-def _used(granted: Granted, pods: Mapping[Address, EgressPod]) -> dict[Slot, Holder]:
-    used = {pod.slot for pod in pods.values()}
-    return {slot: holder for holder, slot in granted.items() if slot in used}
 
 
 # --- routes, packet filter, sysctls ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from metaleg_node.configuration.config import Transport
-from metaleg_node.core.egress.survey import Obstacle
+from metaleg_node.core.egress.requests import Obstacle
 from metaleg_node.core.model import Address, Family, Host, NextHop, Node
 from metaleg_node.core.problems import Code
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from metaleg_node.core.egress.node import ServiceDecision
-from metaleg_node.core.egress.survey import Obstacle
+from metaleg_node.core.egress.requests import Obstacle
 from metaleg_node.core.egress.transport import Way
 from metaleg_node.core.explain.answer import Answer, Place, Step, Verdict
 from metaleg_node.core.explain.destinations import step as destination_step

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from metaleg_node.core.changes import Action, Change, Kind, between, change, listed
 from metaleg_node.core.firewall.part import Numbers, Part, collection, option
+from metaleg_node.core.increments import Evolving
 from metaleg_node.core.model import Address, DestinationFilter, Holder, HolderKind, Network, Slot
 
 
@@ -61,18 +63,15 @@ class Egress(Part):
     def holders(self) -> Mapping[Slot, Holder]:
         return self.gateways
 
+    @property
+    def treatments(self) -> Collection[EgressPod]:
+        """Each that a pod has, once."""
+        return (self.pods.distinct() if isinstance(self.pods, Evolving) else Counter(self.pods.values())).keys()
+
     def moved(self, before: Egress) -> set[Address]:
         """The pod addresses that are treated otherwise than before, or no longer at all."""
-        old, new = before.pods, self.pods
-        changed: set[Address] = set()
-        stayed = 0
-        for address, pod in new.items():
-            had = old.get(address)
-            stayed += had is not None
-            # Mostly the very same object: that costs less to see than to compare two, or to look for pairs in a set.
-            if had is not pod and had != pod:
-                changed.add(address)
-        return changed if stayed == len(old) else changed | (old.keys() - new.keys())
+        pods = self.pods if isinstance(self.pods, Evolving) else Evolving(self.pods)
+        return pods.difference(before.pods)
 
     def told(self, before: Egress, numbers: Numbers) -> Iterator[Change]:
         yield from self._pods(before, numbers)

@@ -21,7 +21,7 @@ from metaleg_node.kernel import process
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
 from metaleg_node.kernel.nftables import probe
-from metaleg_node.kernel.nftables.layout import also, maker, render, understand
+from metaleg_node.kernel.nftables.layout import Renderer, also, maker, understand
 from metaleg_node.kernel.nftables.listing import parse
 from metaleg_node.kernel.nftables.locator import TableLocator
 from metaleg_node.kernel.nftables.nft import Nft, by_program
@@ -57,6 +57,7 @@ class Nftables:
         """Of what was seen: told until it is put right, whoever looks first."""
         self._generation: int | None = None
         self._busy = False
+        self._renderer = Renderer()
         self._nft = Nft()
         # Kept open: to close one after a delete takes until the kernel is done with that.
         self._netlink = NetlinkSocket(NETLINK_NETFILTER)
@@ -68,7 +69,7 @@ class Nftables:
         with self._at_work():
             before = self._now()
             seen = observe()
-            self._generation, self._seen, self._damage = before, seen, damage(seen)
+            self._generation, self._seen, self._damage = before, seen, damage(seen, self._renderer)
         return View(firewall=seen.firewall, damage=self._damage)
 
     def put(self, firewall: Firewall | None) -> None:
@@ -78,7 +79,7 @@ class Nftables:
         with self._at_work():
             seen, known, self._seen = self._seen, self._generation, None
             before = self._now()
-            written, committed = apply(seen, firewall, self._nft.complaint)
+            written, committed = apply(seen, firewall, self._nft.complaint, self._renderer)
             # When somebody committed since the last look, or between our own commit and now, our idea of the table may
             # be wrong: the next look must be a real one.
             if before == known and self._now() == before + committed:
@@ -161,7 +162,7 @@ def observe() -> Observed:
     return Observed(table=table, firewall=understand(table))
 
 
-def damage(observed: Observed) -> tuple[Damage, ...]:
+def damage(observed: Observed, renderer: Renderer | None = None) -> tuple[Damage, ...]:
     """The chains, sets and counters that are not as this program makes them for what the table means: others changed
     them, or another version made them."""
     if observed.table is None or observed.firewall is None:
@@ -170,7 +171,7 @@ def damage(observed: Observed) -> tuple[Damage, ...]:
     version = maker(here)
     if not version:
         return (Damage(what=f"table {TABLE}", reason="another version of metaleg-node, or somebody, made it"),)
-    ours = render(observed.firewall)
+    ours = (renderer or Renderer()).render(observed.firewall)
     chains = sorted(n for n in {*here.chains, *ours.chains} if differ(here.chains.get(n), ours.chains.get(n)))
     sets = sorted(n for n in {*here.sets, *ours.sets} if here.sets.get(n) != ours.sets.get(n))
     names = (
@@ -186,7 +187,10 @@ def damage(observed: Observed) -> tuple[Damage, ...]:
 
 
 def apply(
-    observed: Observed, desired: Firewall | None, carry_out: Callable[[str], str | None] = by_program
+    observed: Observed,
+    desired: Firewall | None,
+    carry_out: Callable[[str], str | None] = by_program,
+    renderer: Renderer | None = None,
 ) -> tuple[Observed, int]:
     """Makes the kernel hold `desired`, given what was observed; see `transactions`. `carry_out` is given scripts and
     returns what is said against them.
@@ -194,7 +198,7 @@ def apply(
     Returns what the kernel holds now, and how many transactions there were. Raises KernelError; what packets meet is
     then unchanged, unless the sets that were used until now could not be taken away.
     """
-    after = render(desired) if desired else None
+    after = (renderer or Renderer()).render(desired) if desired else None
     scripts = transactions(observed.table, after)
     moved = "".join(f"{line}\n" for line in also(observed.firewall, desired)) if observed.firewall and desired else ""
     for number, script in enumerate(scripts):

@@ -7,7 +7,7 @@ no packet comes to, whose comment says with which mask and by which version the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,17 +44,27 @@ def _nothing(_before: Any, _after: Any) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rendering:
-    """How this packet filter holds one kind of part. `also` gives further lines of the transaction that changes it;
-    `needs` are kinds whose sets its rules ask, too."""
+    """How this packet filter holds one kind of part: `render` looks at the part, at the mark mask and at the parts that
+    it `reads`. `again` does the same, given what was rendered last. `also` gives further lines of the transaction that
+    changes it; `needs` are kinds whose sets its rules ask, too."""
 
     render: Callable[[Any, Firewall], Piece]
+    again: Callable[[Any, Firewall, Any, Piece], Piece] | None = None
+    reads: tuple[type[Part], ...] = ()
     understand: Callable[[Table, int], Part]
     also: Callable[[Any, Any], Iterator[str]] = _nothing
     needs: tuple[type[Part], ...] = ()
 
 
 _PARTS: dict[type[Part], _Rendering] = {
-    Egress: _Rendering(render=egress.render, understand=egress.understand, also=egress.also, needs=(LocalAnswers,)),
+    Egress: _Rendering(
+        render=egress.render,
+        again=egress.render_again,
+        reads=(Transit,),
+        understand=egress.understand,
+        also=egress.also,
+        needs=(LocalAnswers,),
+    ),
     LocalAnswers: _Rendering(render=local_answers.render, understand=local_answers.understand),
     Transit: _Rendering(render=transit.render, understand=transit.understand, needs=(Egress, LocalAnswers)),
     NewPods: _Rendering(render=new_pods.render, understand=new_pods.understand, needs=(Egress, LocalAnswers, Transit)),
@@ -65,11 +75,39 @@ _PARTS: dict[type[Part], _Rendering] = {
 }
 
 
+class Renderer:
+    """Renders one firewall after another: what is the very same as the last time stays so."""
+
+    def __init__(self) -> None:
+        self._last: dict[type[Part], tuple[tuple[object, ...], Part, Piece]] = {}
+
+    def render(self, firewall: Firewall) -> Table:
+        """The table for a firewall."""
+        present = [type(part) for part in firewall.parts]
+        kinds = {kind: None for one in present for kind in (one, *_PARTS[one].needs)}
+        return _put_together(firewall, {kind: self._piece(kind, firewall) for kind in kinds})
+
+    def _piece(self, kind: type[Part], firewall: Firewall) -> Piece:
+        one, part = _PARTS[kind], firewall.part(kind)
+        beside = (firewall.mark_mask, *(firewall.part(other) for other in one.reads))
+        last = self._last.get(kind)
+        if last is None or last[0] != beside:
+            piece = one.render(part, firewall)
+        elif last[1] == part:
+            return last[2]
+        else:
+            piece = one.again(part, firewall, *last[1:]) if one.again else one.render(part, firewall)
+        self._last[kind] = beside, part, piece
+        return piece
+
+
 def render(firewall: Firewall) -> Table:
     """The table for a firewall."""
-    present = [type(part) for part in firewall.parts]
-    kinds = {kind: None for one in present for kind in (one, *_PARTS[one].needs)}
-    pieces = [_PARTS[kind].render(firewall.part(kind), firewall) for kind in kinds]
+    return Renderer().render(firewall)
+
+
+def _put_together(firewall: Firewall, kinds: Mapping[type[Part], Piece]) -> Table:
+    pieces = [*kinds.values()]
     sets: dict[str, Set] = {}
     chains = {_ABOUT: chain(["return"], note=f"{firewall.mark_mask:#x} {metaleg_node.__version__}")}
     for piece in pieces:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from metaleg_node.core.increments import Evolving
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.nftables.table import TABLE, Chain, Set, Table
 
@@ -94,10 +95,12 @@ def _elements(before: Table, after: Table) -> Iterator[str]:
     """Removes before it adds: an element with another value must go before the new one can come."""
     for name, wanted in after.sets.items():
         have = before.elements(name)
-        if have == wanted.elements:
+        if have is wanted.elements:
             continue
-        stale = {k: v for k, v in have.items() if wanted.elements.get(k, "") != v}
-        fresh = {k: v for k, v in wanted.elements.items() if have.get(k, "") != v}
+        elements = wanted.elements if isinstance(wanted.elements, Evolving) else Evolving(wanted.elements)
+        differing = sorted(elements.difference(have))
+        stale = [key for key in differing if key in have]
+        fresh = {key: elements[key] for key in differing if key in elements}
         if stale:
             yield f"delete element {TABLE} {name} {{"
             yield from (f"{_key(wanted, key)}," for key in stale)

@@ -9,13 +9,16 @@ should have is dropped). Other packets of established connections cost four comp
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
+from operator import itemgetter
 
 from metaleg_node.core.firewall.egress import Egress, EgressPod, Treatment
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.transit import Transit
-from metaleg_node.core.model import CONNTRACK_LABEL, Address, DestinationFilter, Holder, Network, Slot
+from metaleg_node.core.increments import Evolving
+from metaleg_node.core.model import CONNTRACK_LABEL, Address, DestinationFilter, Holder, Slot
 from metaleg_node.kernel.elements import HOLDER, address_of, has_slot
 from metaleg_node.kernel.nftables.table import (
     DROP,
@@ -41,7 +44,20 @@ _MOVED_SECONDS = 30
 
 def render(egress: Egress, firewall: Firewall) -> Piece:
     """Its sets and chains. Where there is nothing to look for no packet comes to them."""
-    slots = {(pod.treatment, pod.slot) for pod in egress.pods.values() if pod.slot}
+    frame = _frame(egress, firewall)
+    return replace(frame, sets={**frame.sets, **_pod_sets(egress)})
+
+
+def render_again(egress: Egress, firewall: Firewall, before: Egress, piece: Piece) -> Piece:
+    """The same, given what was rendered before: pods that come and go cost what they are."""
+    same = replace(egress, pods={}) == replace(before, pods={}) and egress.treatments == before.treatments
+    frame = piece if same else _frame(egress, firewall)
+    return replace(frame, sets={**frame.sets, **dict(_pod_sets_again(egress, before, piece))})
+
+
+def _frame(egress: Egress, firewall: Firewall) -> Piece:
+    """All but the maps of pods."""
+    slots = {(pod.treatment, pod.slot) for pod in egress.treatments if pod.slot}
     marks = {firewall.mark(slot): treatment for treatment, slot in sorted(slots)}
     transit = firewall.part(Transit)
     hooked = bool(egress.pods or egress.sources or transit.pod_networks)
@@ -76,34 +92,43 @@ def render(egress: Egress, firewall: Firewall) -> Piece:
 
 def _sets(egress: Egress) -> dict[str, Set]:
     sets: dict[str, Set] = {}
-    words = {id(pod): _words(pod) for pod in _each_once(egress)}
     for version in IP:
-        steer, snat, local = (dict[str, str | None]() for _ in range(3))
-        for pod_address, pod in egress.pods.items():
-            if pod_address.version == version:
-                key = str(pod_address)
-                steer[key], source, forgotten = words[id(pod)]
-                if source:
-                    snat[key] = source
-                if forgotten:
-                    local[key] = forgotten
-        address = f"ipv{version}_addr"
-        sets[f"pods{version}"] = Set(key_type=address, value_type="verdict", elements=steer)
-        sets[f"snat{version}"] = Set(key_type=address, value_type=address, elements=snat)
-        sets[f"local_pods{version}"] = Set(key_type=address, value_type="verdict", elements=local)
-        sets[f"moved{version}"] = Set(key_type=address, elements={}, timeout=True)
-        sets[f"sources{version}"] = address_set(version, egress.sources)
-        sets[f"next_hops{version}"] = address_set(version, egress.next_hops)
-        sets[f"inside{version}"] = network_set(version, egress.inside)
+        sets[f"moved{version}"] = Set(key_type=f"ipv{version}_addr", elements={}, timeout=True)
+        sets[f"sources{version}"] = _address_set(version, egress.sources)
+        sets[f"next_hops{version}"] = _address_set(version, egress.next_hops)
+        sets[f"inside{version}"] = _network_set(version, egress.inside)
         for key, destinations in egress.filters.items():
-            sets[f"exclude{version}_f{key}"] = _filter_set(version, destinations.exclude)
-            sets[f"only{version}_f{key}"] = _filter_set(version, destinations.only)
+            sets[f"exclude{version}_f{key}"] = _network_set(version, destinations.exclude)
+            sets[f"only{version}_f{key}"] = _network_set(version, destinations.only)
     return sets
 
 
-def _each_once(egress: Egress) -> Iterable[EgressPod]:
-    """The treatments: all pods of a Service share one object."""
-    return {id(pod): pod for pod in egress.pods.values()}.values()
+_OF_PODS = (("pods", "verdict"), ("snat", "ipv{}_addr"), ("local_pods", "verdict"))
+"""The maps by pod address, with the types of their values, in the order of `_words`."""
+
+
+def _pod_sets(egress: Egress) -> dict[str, Set]:
+    words = {pod: _words(pod) for pod in egress.treatments}
+    sets: dict[str, Set] = {}
+    for version in IP:
+        told = [(str(address), words[pod]) for address, pod in egress.pods.items() if address.version == version]
+        for place, (name, kind) in enumerate(_OF_PODS):
+            elements = {key: said[place] for key, said in told if said[place]}
+            sets[f"{name}{version}"] = Set(
+                key_type=f"ipv{version}_addr", value_type=kind.format(version), elements=Evolving(elements)
+            )
+    return sets
+
+
+def _pod_sets_again(egress: Egress, before: Egress, piece: Piece) -> Iterator[tuple[str, Set]]:
+    moved = egress.moved(before)
+    for version in IP:
+        words = {str(a): _words(pod) if (pod := egress.pods.get(a)) else None for a in moved if a.version == version}
+        for place, (name, _) in enumerate(_OF_PODS):
+            had = piece.sets[f"{name}{version}"]
+            put = {key: said[place] for key, said in words.items() if said and said[place]}
+            assert isinstance(had.elements, Evolving)
+            yield f"{name}{version}", replace(had, elements=had.elements.changed(put, words.keys() - put.keys()))
 
 
 def _words(pod: EgressPod) -> tuple[str, str, str]:
@@ -113,10 +138,9 @@ def _words(pod: EgressPod) -> tuple[str, str, str]:
     return f"goto {chain_of(pod)}", str(pod.source) if pod.source else "", forgotten
 
 
-@lru_cache(1 << 9)
-def _filter_set(version: int, networks: frozenset[Network]) -> Set:
-    """Remembered: one Service's change does not cost what all others' annotations name."""
-    return network_set(version, networks)
+# Remembered: a change does not cost what stays.
+_address_set = lru_cache(1 << 4)(address_set)
+_network_set = lru_cache(1 << 9)(network_set)
 
 
 def _prerouting(transit: Transit) -> Iterator[str]:
@@ -215,9 +239,9 @@ def _filter(key: str, field: str, verdict: str, *, restricted: bool) -> list[str
 
 def _pod_chains(egress: Egress, firewall: Firewall) -> dict[str, Chain]:
     chains: dict[str, Chain] = {}
-    for pod in set(_each_once(egress)):
-        name = str(egress.gateways.get(pod.slot, "")) if pod.slot else ""
-        chains.setdefault(chain_of(pod), chain(_pod_rules(pod, egress, firewall), note=name))
+    for name, pod in sorted({chain_of(pod): pod for pod in egress.treatments}.items(), key=itemgetter(0)):
+        holder = str(egress.gateways.get(pod.slot, "")) if pod.slot else ""
+        chains[name] = chain(_pod_rules(pod, egress, firewall), note=holder)
     return chains
 
 
@@ -265,7 +289,7 @@ def _settings(egress: Egress) -> str:
 
 def also(before: Egress, after: Egress) -> Iterator[str]:
     """For a while answers to the connections that these pods had until now make no new entries; see `_EARLY`."""
-    for address in sorted(after.moved(before) & before.pods.keys(), key=str):
+    for address in sorted((address for address in after.moved(before) if address in before.pods), key=str):
         old, new = before.pods[address], after.pods.get(address)
         bound = old.local and old.treatment in (Treatment.STEER, Treatment.SNAT)
         if bound and (new is None or (new.treatment, new.source) != (old.treatment, old.source)):
