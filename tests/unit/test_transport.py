@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metaleg_node.core.assembly import Desired
-from metaleg_node.core.egress import survey, transport
+from metaleg_node.core.egress import requests, survey, transport
 from metaleg_node.core.model import Host, NextHop, RouteType
 from metaleg_node.core.problems import Code
 from tests.firewalls import flat
@@ -82,7 +82,7 @@ def test_ways_that_lead_to_the_gateway_whatever_the_destination(name: str) -> No
     assert (way.hop, way.transport) == (hop, "pod-network")
     assert "gateway c (10.0.0.3) is behind a router" in str(way)
     refused = transport.find(c_node(), 4, here, "direct")
-    assert isinstance(refused, survey.Obstacle)
+    assert isinstance(refused, requests.Obstacle)
     assert refused.code is Code.OFF_LINK
 
 
@@ -111,7 +111,7 @@ def test_without_an_InternalIP_of_the_family_the_pod_network_may_lead_there() ->
     assert "gateway c has no IPv4 InternalIP" in str(way)
     for pods, why in ((bare.pod_cidrs, "no route to its pods"), ((), "no IPv4 podCIDRs")):
         refused = transport.find(dataclasses.replace(bare, pod_cidrs=pods), 4, Host(), "auto")
-        assert isinstance(refused, survey.Obstacle)
+        assert isinstance(refused, requests.Obstacle)
         assert refused.code is Code.NO_INTERNAL_IP
         assert why in refused.detail
 
