@@ -87,7 +87,7 @@ def catalogue() -> str:
     ]
     return "\n".join(
         f"-- {message_id(kind)}\nSubject: metaleg-node: {subject}\nDefined-By: metaleg-node\n"
-        f"Documentation: file:///usr/share/doc/metaleg-node/operation.md\n\n{text}\n"
+        f"Documentation: file:///usr/share/doc/metaleg-node/docs/operation.md\n\n{text}\n"
         for kind, subject, text in entries
     )
 
