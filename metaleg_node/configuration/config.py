@@ -234,7 +234,9 @@ class HostSettings:
     drop_invalid_input: bool = setting(False, s.BOOLEAN, "drop conntrack INVALID in INPUT")
     strict_arp: bool = setting(False, s.BOOLEAN, "arp_ignore=1, arp_announce=2")
     rp_filter: HostRpFilter = setting(
-        "loose", s.choice(HostRpFilter), "loose: 2 where it is 1 (0 without an IPv4 address), on the interfaces that steered traffic enters"
+        "loose",
+        s.choice(HostRpFilter),
+        "loose: 2 where it is 1 (0 without an IPv4 address), on the interfaces that steered traffic enters",
     )
 
 
