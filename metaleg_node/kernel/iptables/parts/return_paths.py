@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.return_paths import PathRouter, ReturnPath, ReturnPaths
 from metaleg_node.core.model import FAMILIES, MARKING, Family, Holder, Match, Network, Slot
-from metaleg_node.kernel.elements import HOLDER, has_slot
+from metaleg_node.kernel.elements import HOLDER, has_slot, router_note, router_of
 from metaleg_node.kernel.iptables.ruleset import (
     Hook,
     Piece,
@@ -34,7 +34,6 @@ from metaleg_node.kernel.iptables.ruleset import (
 from metaleg_node.kernel.packet_filter import answers_counter, requests_counter
 
 _NOTE = re.compile(rf"({HOLDER.pattern})(?: (0x[0-9a-f]{{1,8}}))?")
-_ROUTER_NOTE = re.compile(rf"({HOLDER.pattern}) (\d+) (4|6) (\S+)(?: ([0-9a-f:]{{17}}))?")
 _POOLS = "path-pools"
 _FIRST = "-m conntrack ! --ctstatus CONFIRMED"
 
@@ -78,7 +77,7 @@ def render(part: ReturnPaths, firewall: Firewall, family: Family) -> Piece:
         notes={
             "paths": " ".join(sorted(part.match)),
             **{f"path-{slot}": _note(path) for slot, path in sorted(part.paths.items())},
-            **{f"router-{slot}": _router_note(router) for slot, router in sorted(part.routers.items())},
+            **{f"router-{slot}": router_note(router) for slot, router in sorted(part.routers.items())},
         },
     )
 
@@ -176,11 +175,6 @@ def _router_chains(part: ReturnPaths, firewall: Firewall, family: Family) -> dic
     return chains
 
 
-def _router_note(router: PathRouter) -> str:
-    link = f" {router.link_address}" if router.link_address else ""
-    return f"{router.holder} {router.path} {router.family} {router.interface}{link}"
-
-
 # --- reading back ----------------------------------------------------------------------------------------------------
 
 
@@ -207,15 +201,6 @@ def _paths(ruleset: Ruleset, mask: int) -> Iterator[tuple[Slot, ReturnPath]]:
 
 def _routers(ruleset: Ruleset, mask: int) -> Iterator[tuple[Slot, PathRouter]]:
     for key, text in ruleset.notes.items():
-        number, note = re.fullmatch(r"router-(\d+)", key), _ROUTER_NOTE.fullmatch(text)
-        if number and note and has_slot(slot := Slot(int(number[1])), mask):
-            yield (
-                slot,
-                PathRouter(
-                    holder=Holder.read(note[1]),
-                    path=Slot(int(note[2])),
-                    family=4 if note[3] == "4" else 6,
-                    interface=note[4],
-                    link_address=note[5] or "",
-                ),
-            )
+        number, router = re.fullmatch(r"router-(\d+)", key), router_of(text)
+        if number and router and has_slot(slot := Slot(int(number[1])), mask):
+            yield slot, router

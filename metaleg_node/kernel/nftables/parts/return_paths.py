@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.return_paths import PathRouter, ReturnPath, ReturnPaths
 from metaleg_node.core.model import MARKING, Holder, Match, Network, Slot
-from metaleg_node.kernel.elements import HOLDER, has_slot, network_of, network_text
+from metaleg_node.kernel.elements import HOLDER, has_slot, network_of, network_text, router_note, router_of
 from metaleg_node.kernel.nftables.table import (
     IP,
     Chain,
@@ -35,7 +35,6 @@ from metaleg_node.kernel.nftables.table import (
 from metaleg_node.kernel.packet_filter import answers_counter, requests_counter
 
 _NOTE = re.compile(rf"({HOLDER.pattern})(?: (0x[0-9a-f]{{1,8}}))?")
-_ROUTER_NOTE = re.compile(rf"({HOLDER.pattern}) (\d+) (4|6) (\S+)(?: ([0-9a-f:]{{17}}))?")
 
 
 def render(part: ReturnPaths, firewall: Firewall) -> Piece:
@@ -174,7 +173,7 @@ def _router_chains(part: ReturnPaths, firewall: Firewall) -> dict[str, Chain]:
         chains[f"path_from_{slot}"] = chain(_from_rules(slot, router, firewall))
     for slot, router in part.routers.items():
         rules = [f'counter name "{answers_counter(slot)}"', set_mark(slot, firewall)]
-        chains[f"path_router_{slot}"] = chain(rules, note=_router_note(router))
+        chains[f"path_router_{slot}"] = chain(rules, note=router_note(router))
     return chains
 
 
@@ -197,11 +196,6 @@ def _from_rules(slot: Slot, router: PathRouter, firewall: Firewall) -> list[str]
 def _remember(mark: int, firewall: Firewall) -> str:
     keep = ~firewall.mark_mask & 0xFFFFFFFF
     return f"ct mark set ct mark & {keep:#010x} | {mark:#010x}" if mark else f"ct mark set ct mark & {keep:#010x}"
-
-
-def _router_note(router: PathRouter) -> str:
-    link = f" {router.link_address}" if router.link_address else ""
-    return f"{router.holder} {router.path} {router.family} {router.interface}{link}"
 
 
 # --- reading back ----------------------------------------------------------------------------------------------------
@@ -236,18 +230,9 @@ def _paths(table: Table, mask: int) -> Iterator[tuple[Slot, ReturnPath]]:
 def _routers(table: Table, mask: int) -> Iterator[tuple[Slot, PathRouter]]:
     for name in table.chains:
         named = re.fullmatch(r"path_router_(\d+)", name)
-        note = _ROUTER_NOTE.fullmatch(table.note(name))
-        if named and note and has_slot(slot := Slot(int(named[1])), mask):
-            yield (
-                slot,
-                PathRouter(
-                    holder=Holder.read(note[1]),
-                    path=Slot(int(note[2])),
-                    family=4 if note[3] == "4" else 6,
-                    interface=note[4],
-                    link_address=note[5] or "",
-                ),
-            )
+        router = router_of(table.note(name))
+        if named and router and has_slot(slot := Slot(int(named[1])), mask):
+            yield slot, router
 
 
 def _slot_of(verdict: str) -> Slot | None:
