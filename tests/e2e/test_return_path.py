@@ -226,6 +226,8 @@ def test_an_interface_that_appears_goes_down_comes_up_and_goes_away(plain: Scene
     for service in plain.services:
         plain.second.announce(service, NODE1)
     plain.settle(ALL)
+    # It was down for a moment when it appeared, too, and the status is told some time after what it tells of.
+    assert wait_until(lambda: status_of(plain, NODE1)["state"] == "active", SETTLED)
     node = plain.lab.namespace(NODE1)
     node.ip(["link set eth1 down"])
     assert wait_until(lambda: status_of(plain, NODE1)["reason"] == "interface eth1 is down", SETTLED)
