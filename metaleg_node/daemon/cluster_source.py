@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -73,7 +73,7 @@ class ClusterSource:
         self._feed: _Feed
         self._saver: SavedState | None = None
         self._writer: _Writer | None = None
-        self._standings: dict[news.Key, news.Standing] | None = None
+        self._followed = news.Followed()
         if config.cluster.state_file:
             self._store = Store(changed, (STATE_FILE,))
             self._feed = StateFileSource(Path(config.cluster.state_file), self._store, configmap=configmap_of(config))
@@ -150,11 +150,11 @@ class ClusterSource:
             self._seen = state, found if found != self._seen[1] else self._seen[1]
         return self._seen[1]
 
-    def tell(self, services: Iterable[ServiceDecision], me: NodeName) -> None:
+    def tell(self, services: Sequence[ServiceDecision], me: NodeName) -> None:
         """Has the owners of Services told what has changed for them, where that is wanted and the state is live."""
         if self._writer and self._freshness is Freshness.LIVE:
-            before, self._standings = self._standings, news.standings(services, self._standings, me)
-            self._writer.tell(news.news(before, self._standings, me, self._store.snapshot().nodes), me)
+            self._followed, told = self._followed.then(services, me, self._store.snapshot().nodes)
+            self._writer.tell(told, me)
 
     @property
     def problems(self) -> tuple[Problem, ...]:

@@ -21,6 +21,8 @@ from prometheus_client.registry import Collector
 
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.changes import KINDS
+from metaleg_node.core.egress.node import ServiceDecision
+from metaleg_node.core.increments import exchanged
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon import report
 from metaleg_node.daemon.web import Response, WebServer
@@ -39,6 +41,8 @@ _LANDING = Response(
     body=b"<!DOCTYPE html>\n<html lang=en><title>metaleg-node</title>\n<h1>metaleg-node</h1>\n"
     b'<p><a href="/metrics">Metrics</a>, explained in docs/operation.md.</p></html>\n',
 )
+_Address = tuple[str, str, str]
+"""Namespace and name of a Service, and an address of it."""
 _NOTHING = Plan(desired=Desired(), steps=())
 """What is shown before the first plan."""
 
@@ -61,7 +65,7 @@ class Metrics:
     ) -> None:
         self._registry = CollectorRegistry()
         self._source_seen = time.monotonic()
-        self._last_gateways: dict[tuple[str, ...], str] = {}
+        self._last_gateways: dict[_Address, str] = {}
         self._now: tuple[Plan, Sequence[Problem]] = (_NOTHING, ())
         ProcessCollector(registry=self._registry)
         for collect in (
@@ -148,15 +152,14 @@ class Metrics:
     def show(self, plan: Plan | None, problems: Sequence[Problem]) -> None:
         """What is known, decided and wrong from now on. A gateway change is counted when an address comes to another
         node than the one it was last on, also when it was on none between."""
-        gateways: dict[tuple[str, ...], str] = {}
         plan = plan or _NOTHING
-        for *address, node in _gateways(plan):
-            key = tuple(address)
-            last = self._last_gateways.get(key, "")
-            gateways[key] = node or last
-            if last and gateways[key] != last:
+        gone, new = exchanged(self._now[0].desired.services, plan.desired.services)
+        before = {address: self._last_gateways.pop(address, "") for address, _ in _gateways(gone)}
+        for address, node in _gateways(new):
+            last = before.get(address, "")
+            if node and last and node != last:
                 self._gateway_changes.inc()
-        self._last_gateways = gateways
+            self._last_gateways[address] = node or last
         self._now = plan, problems
 
     def server(self, listen: tuple[str, int]) -> WebServer:
@@ -227,7 +230,7 @@ def _cluster_metrics(plan: Plan) -> Iterator[Metric]:
         "gateway_info",
         "The gateway of each address.",
         ("namespace", "service", "address", "node"),
-        ((labels, 1) for labels in sorted(_gateways(plan)) if labels[-1]),
+        (((*address, node), 1) for address, node in sorted(_gateways(services)) if node),
     )
     active = (((path.wanted.name,), not path.obstacle) for path in paths)
     yield _labelled("return_path", "Whether a return path is active.", ("path",), active)
@@ -255,12 +258,12 @@ def _external_metrics(plan: Plan) -> Iterator[Metric]:
     )
 
 
-def _gateways(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
-    """Namespace and name of a Service, address and announcing node, empty while none announces it."""
-    for one in plan.desired.services:
+def _gateways(decisions: Iterable[ServiceDecision]) -> Iterator[tuple[_Address, str]]:
+    """Each address, and the node that announces it, empty while none does."""
+    for one in decisions:
         if one.service.source:
             ref, gateway = one.service.service.ref, one.service.gateway
-            yield ref.namespace, ref.name, str(one.service.source), gateway.node.name if gateway else ""
+            yield (ref.namespace, ref.name, str(one.service.source)), gateway.node.name if gateway else ""
 
 
 def _traffic_metrics(read: Callable[[], Mapping[str, Count]], plan: Plan) -> Iterator[Metric]:

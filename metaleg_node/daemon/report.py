@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypedDict
@@ -13,6 +14,7 @@ from metaleg_node.core.firewall.egress import Egress
 from metaleg_node.core.firewall.new_pods import NewPods
 from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.firewall.return_paths import ReturnPaths
+from metaleg_node.core.increments import remade
 from metaleg_node.core.model import HolderKind, NextHop, Rejection, Slot
 from metaleg_node.core.problems import Code, Problem, Severity
 from metaleg_node.core.return_path.node import PathDecision
@@ -39,24 +41,48 @@ _IN_SHORT = 5
 """Problems in one line."""
 
 
-def services(plan: Plan) -> list[ServiceStatus]:
-    """One entry for each opted-in Service and family; of those that are unavailable for one reason only the first, see
-    `unlisted`."""
-    reasons: Counter[Code] = Counter()
-    found = []
-    for report in plan.desired.services:
-        if report.obstacle:
-            reasons[report.obstacle.code] += 1
-            if reasons[report.obstacle.code] > _SHOWN:
-                continue
-        found.append(_service(report))
-    return found
+class ServiceEntries:
+    """What the status file says of each opted-in Service and family. An entry is made once, and put into JSON once, for
+    a decision that stays the very same: with thousands of Services a status costs what changed."""
+
+    def __init__(self) -> None:
+        self._decisions: tuple[ServiceDecision, ...] = ()
+        self._entries: tuple[_Entry, ...] = ()
+
+    def of(self, plan: Plan) -> Listed:
+        """Of the Services that are unavailable for one reason only the first are listed, the rest is counted."""
+        decisions = plan.desired.services
+        self._entries = remade(self._decisions, self._entries, decisions, _entry)
+        self._decisions = decisions
+        reasons = Counter(entry.obstacle for entry in self._entries if entry.obstacle)
+        many = {code.value: number - _SHOWN for code, number in sorted(reasons.items()) if number > _SHOWN}
+        if not many:
+            return Listed([entry.text for entry in self._entries], {})
+        left = Counter(dict.fromkeys(reasons, _SHOWN))
+        listed = []
+        for entry in self._entries:
+            if entry.obstacle:
+                left[entry.obstacle] -= 1
+            if not entry.obstacle or left[entry.obstacle] >= 0:
+                listed.append(entry.text)
+        return Listed(listed, many)
 
 
-def unlisted(plan: Plan) -> dict[str, int]:
-    """How many more Services are unavailable, by reason."""
-    reasons = Counter(report.obstacle.code for report in plan.desired.services if report.obstacle)
-    return {code.value: number - _SHOWN for code, number in sorted(reasons.items()) if number > _SHOWN}
+class Listed(NamedTuple):
+    """The entries of the status file in JSON, and how many more Services are unavailable, by reason."""
+
+    entries: list[str]
+    unlisted: dict[str, int]
+
+
+class _Entry(NamedTuple):
+    text: str
+    obstacle: Code | None
+
+
+def _entry(decision: ServiceDecision) -> _Entry:
+    obstacle = decision.obstacle
+    return _Entry(json.dumps(_service(decision)), obstacle.code if obstacle else None)
 
 
 def _service(report: ServiceDecision) -> ServiceStatus:

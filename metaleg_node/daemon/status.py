@@ -183,10 +183,13 @@ class StatusError(Exception):
     """The status file cannot be written, read or understood; the message names it."""
 
 
-def write(runtime_dir: Path, document: StatusDocument) -> None:
-    """Replaces the status file in one step, mode 0644; makes the directory when it is missing. Raises StatusError."""
+def write(runtime_dir: Path, document: StatusDocument, services: Iterable[str] = ()) -> None:
+    """Replaces the status file in one step, mode 0644; makes the directory when it is missing. `services` are more of
+    the document's services, each in JSON already. Raises StatusError."""
     # In one piece and without indentation: only so the library's fast encoder is used, in a third of the time.
-    content = f"{json.dumps(document)}\n".encode()
+    rest = json.dumps({key: value for key, value in document.items() if key != "services"}).removesuffix("}")
+    known = json.dumps(document["services"])[1:-1]
+    content = f'{rest}, "services": [{", ".join(filter(None, (known, *services)))}]}}\n'.encode()
     try:
         files.replace(runtime_dir / _FILE, content, mode=0o644, durable=False)
     except OSError as error:

@@ -56,6 +56,7 @@ class Teller:
         self._started = _now()
         self._told: frozenset[Problem] = frozenset()
         self._repaired: Counter[str] = Counter()
+        self._entries = report.ServiceEntries()
         self._last: status.LastReconcile | None = None
         self._sign_at = 0.0
         self._pause = pause
@@ -127,7 +128,9 @@ class Teller:
         problems = self._problems(facts, source, snapshot)
         self._tell(facts, problems, found)
         try:
-            status.write(self._options.runtime_dir, self._document(facts, problems, found))
+            listed = self._entries.of(facts.plan) if facts.plan else report.Listed([], {})
+            document = self._document(facts, problems, found, listed.unlisted)
+            status.write(self._options.runtime_dir, document, listed.entries)
             self.written = True
             self.problems_of["status"] = ()
         except status.StatusError as error:
@@ -164,8 +167,9 @@ class Teller:
         self._notifier.status(report.status_line(facts.plan, source, problems))
 
     def _document(
-        self, facts: Facts, problems: Sequence[Problem], source: status.SourceStatus
+        self, facts: Facts, problems: Sequence[Problem], source: status.SourceStatus, unlisted: dict[str, int]
     ) -> status.StatusDocument:
+        """All but its services."""
         plan = facts.plan
         return status.StatusDocument(
             version=1,
@@ -178,8 +182,8 @@ class Teller:
             healthy=facts.complete and not fails("status", problems),
             source=source,
             last_reconcile=self._last,
-            services=report.services(plan) if plan else [],
-            unlisted=report.unlisted(plan) if plan else {},
+            services=[],
+            unlisted=unlisted,
             gateways=report.gateways(plan, facts.config) if plan else [],
             exits=report.exits(plan, facts.config) if plan else [],
             paths=report.paths(plan, facts.config) if plan else [],

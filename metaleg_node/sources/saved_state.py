@@ -112,10 +112,8 @@ class SavedState:
 
     def _write(self, objects: Iterable[bytes]) -> bool:
         """Whether all of it is on the disk now."""
-        content = bytearray(b'{"apiVersion":"v1","kind":"List","items":[')
-        for number, one in enumerate(objects):  # In one piece: the file is as large as all that is kept.
-            content += (b",\n" if number else b"\n") + one
-        content += b"\n]}\n"
+        # In one go, which holds nobody up: the file is as large as all that is kept.
+        content = b'{"apiVersion":"v1","kind":"List","items":[\n' + b",\n".join(objects) + b"\n]}\n"
         problem = ""
         try:
             if not self.exists() or self._path.read_bytes() != content:

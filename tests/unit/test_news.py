@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from metaleg_node.core.egress.news import Key, Kind, Standing, news, standings
+from metaleg_node.core.egress.news import Followed, Kind
+from metaleg_node.core.egress.node import ServiceDecision
 from metaleg_node.core.model import ClusterState, NodeName
 from metaleg_node.core.problems import Code
 from tests.unit.builders import announced, cluster, decide, node, service
 
 NAMES = ("a", "b", "c")
 HELD = cluster(announcements=[])
+NODES = HELD.nodes
+ME, B = NodeName("a"), NodeName("b")
 
 
 def at(gateway: str) -> ClusterState:
@@ -24,13 +29,10 @@ def told(states: Sequence[ClusterState]) -> list[tuple[int, str, str, str, str]]
     found = []
     for name in NAMES:
         me = NodeName(name)
-        before: dict[Key, Standing] | None = None
+        followed = Followed()
         for number, state in enumerate(states):
-            now = standings(decide(state, me).services, before, me)
-            found += [
-                (number, name, one.kind.value, one.reason, one.text) for one in news(before, now, me, state.nodes)
-            ]
-            before = now
+            followed, new = followed.then(decide(state, me).services, me, state.nodes)
+            found += [(number, name, one.kind.value, one.reason, one.text) for one in new]
     return sorted(found)
 
 
@@ -61,21 +63,38 @@ def test_a_node_that_is_not_ready_is_not_the_one_that_tells() -> None:
     assert [one[1] for one in told([state])] == ["b"]
 
 
+def held(decision: ServiceDecision, **obstacle: Any) -> ServiceDecision:
+    """The same Service, held for another reason."""
+    assert decision.service.obstacle
+    return replace(decision, service=replace(decision.service, obstacle=replace(decision.service.obstacle, **obstacle)))
+
+
 def test_a_text_that_says_it_otherwise_is_no_news() -> None:
-    standing = Standing(gateway=None, source=None, held=Code.NO_GATEWAY, text="one", former=None)
-    key = (service().ref, decide(HELD, NodeName("a")).services[0].service.family)
-    again = {key: Standing(gateway=None, source=None, held=Code.NO_GATEWAY, text="two", former=None)}
-    assert list(news({key: standing}, again, NodeName("a"), HELD.nodes)) == []
+    decisions = decide(HELD, ME).services
+    followed, first = Followed().then(decisions, ME, HELD.nodes)
+    assert len(first) == 1
+    assert followed.then([held(one, detail="two") for one in decisions], ME, HELD.nodes)[1] == []
+
+
+def test_only_what_was_decided_anew_is_looked_at() -> None:
+    one, other, new = (
+        decide(cluster(services=[service(name)], announcements=[announced("a", service=name)]), ME).services[0]
+        for name in ("one", "other", "new")
+    )
+    followed, _ = Followed().then([one, other], ME, NODES)
+    followed, told = followed.then([one, other, new], ME, NODES)
+    assert [news.service.name for news in told] == ["new"]
+    assert followed.then([one, other, new], ME, NODES)[1] == []
+    moved = decide(cluster(services=[service("other")], announcements=[announced("b", service="other")]), B).services[0]
+    gone, _ = followed.then([new], ME, NODES)
+    assert [news.reason for news in gone.then([one, new], ME, NODES)[1]] == ["EgressStarted"]
+    (moving,) = followed.then([one, moved, new], B, NODES)[1]
+    assert (moving.reason, moving.text.split()[-5:]) == ("EgressMoved", ["from", "node", "a", "to", "b"])
 
 
 @pytest.mark.parametrize("code", Code)
 def test_reasons_are_one_word(code: Code) -> None:
-    standing = Standing(gateway=None, source=None, held=code, text="", former=None)
-    (one,) = news(
-        None,
-        {(service().ref, decide(HELD, NodeName("a")).services[0].service.family): standing},
-        NodeName("a"),
-        HELD.nodes,
-    )
+    decisions = [held(one, code=code) for one in decide(HELD, ME).services]
+    (one,) = Followed().then(decisions, ME, HELD.nodes)[1]
     assert one.kind is Kind.WARNING
     assert one.reason.isalpha()

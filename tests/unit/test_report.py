@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import operator
+from dataclasses import replace
 
 import pytest
 
 from metaleg_node.core.assembly import Desired
+from metaleg_node.core.model import Service
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.daemon.cluster_source import Freshness
-from metaleg_node.daemon.report import in_short, problem_list, problems, services, shown, status_line, unlisted
+from metaleg_node.daemon.report import ServiceEntries, in_short, problem_list, problems, shown, status_line
 from metaleg_node.daemon.status import SourceStatus
 from metaleg_node.reconcile.reconciler import Plan
 from tests.unit.builders import A, announced, cluster, decide, service
@@ -45,8 +48,24 @@ def test_F3_a_service_that_two_nodes_announce_says_so() -> None:
         ),
     ):
         reports = decide(cluster(announcements=said), A).services
-        (shown,) = services(Plan(desired=Desired(state=NodeState(), services=reports), steps=()))
+        listed = ServiceEntries().of(Plan(desired=Desired(state=NodeState(), services=reports), steps=()))
+        (shown,) = map(json.loads, listed.entries)
         assert (shown["state"], shown["gateway"], shown["reason"]) == ("active", "b", reason)
+
+
+def test_the_entry_of_a_service_is_made_anew_only_when_something_else_was_decided() -> None:
+    def planned(*services: Service) -> Plan:
+        return Plan(desired=decide(cluster(services=services), A), steps=())
+
+    entries, services = ServiceEntries(), [service(f"s{number}") for number in range(3)]
+    plan = planned(*services)
+    first = entries.of(plan).entries
+    assert all(map(operator.is_, entries.of(plan).entries, first))
+    less = replace(plan, desired=replace(plan.desired, services=plan.desired.services[1:]))
+    assert all(map(operator.is_, entries.of(less).entries, first[1:]))
+    other = planned(services[0], service("s1", ingress=()), services[2])
+    assert entries.of(other) == ServiceEntries().of(other)
+    assert entries.of(PLAN).entries == []
 
 
 def test_of_very_many_problems_of_one_kind_the_first_are_told_and_the_number_of_the_others() -> None:
@@ -61,9 +80,9 @@ def test_5000_sick_services_are_counted_and_not_written_one_by_one() -> None:
     sick = [service(f"s{number}", ingress=()) for number in range(5000)]
     found = decide(cluster(services=[service(), *sick]), A)
     plan = Plan(desired=found, steps=())
-    listed = services(plan)
-    assert [one["state"] for one in listed] == [*["unavailable"] * 20, "active"]
-    assert unlisted(plan) == {"no-address": 4980}
+    listed, unlisted = ServiceEntries().of(plan)
+    assert [json.loads(one)["state"] for one in listed] == [*["unavailable"] * 20, "active"]
+    assert unlisted == {"no-address": 4980}
     told = [*problems(plan)]
     assert len(told) == 5000
     assert len(json.dumps([listed, problem_list(shown(told))])) < 20_000

@@ -234,6 +234,16 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
         assert json.load(reader)["pid"] == 4711
 
 
+def test_entries_in_json_already_are_written_behind_the_documents_own(tmp_path: Path) -> None:
+    first, *rest = DOCUMENT["services"]
+    for own in ([], [first]):
+        document: status.StatusDocument = {**DOCUMENT, "services": [*own]}
+        status.write(tmp_path, document, [json.dumps(one) for one in rest])
+        assert status.read(tmp_path) == {**DOCUMENT, "services": [*own, *rest]}
+    status.write(tmp_path, {**DOCUMENT, "services": []})
+    assert status.read(tmp_path) == {**DOCUMENT, "services": []}
+
+
 def test_a_thousand_services_are_written_by_the_fast_encoder(tmp_path: Path) -> None:
     """It is not written in Python, and calls nothing that is."""
     document: status.StatusDocument = {**DOCUMENT, "services": DOCUMENT["services"][:1] * 1_000}

@@ -7,10 +7,11 @@ node by name. So nobody has to agree with anybody.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from metaleg_node.core.egress.node import ServiceDecision
+from metaleg_node.core.increments import exchanged
 from metaleg_node.core.model import Address, Family, Node, NodeName, ObjectRef
 from metaleg_node.core.problems import Code
 
@@ -51,35 +52,45 @@ class News:
     text: str
 
 
-def standings(
-    services: Iterable[ServiceDecision], before: Mapping[Key, Standing] | None, me: NodeName
-) -> dict[Key, Standing]:
-    """How all Services stand. What only hinders this node counts where it is the gateway."""
-    found = {}
-    for one in services:
-        gateway = one.service.gateway.node.name if one.service.gateway else None
-        obstacle = one.service.obstacle or (one.obstacle if gateway == me else None)
-        old = (before or {}).get(one.service.key)
-        found[one.service.key] = Standing(
-            gateway=gateway,
-            source=one.service.source,
-            held=obstacle.code if obstacle else None,
-            text=obstacle.detail if obstacle else "",
-            former=(old.gateway or old.former) if old else None,
-        )
-    return found
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """How all Services stand, by what was decided about them; `standings` None: after a start, nothing was seen yet."""
+
+    decisions: Sequence[ServiceDecision] = ()
+    standings: Mapping[Key, Standing] | None = None
+
+    def then(
+        self, decisions: Sequence[ServiceDecision], me: NodeName, nodes: Iterable[Node]
+    ) -> tuple[Followed, list[News]]:
+        """How they stand now, and what node `me` has to tell of that: of what was decided the same again nothing. After
+        a start only what is held: all else was told."""
+        gone, new = exchanged(self.decisions, decisions)
+        before = self.standings or {}
+        fresh = {one.service.key: _standing(one, before.get(one.service.key), me) for one in new}
+        first = min((node.name for node in nodes if node.ready), default=None)
+        told = []
+        for (service, family), now in fresh.items():
+            old = before.get((service, family))
+            changed = old is None or old.essence != now.essence
+            if changed and (now.gateway or first) == me and (now.held or self.standings is not None):
+                told.append(_told(service, family, old, now))
+        left = {one.service.key for one in gone}
+        stayed = {key: standing for key, standing in before.items() if key not in left}
+        return Followed(decisions=decisions, standings=stayed | fresh), told
 
 
-def news(
-    before: Mapping[Key, Standing] | None, now: Mapping[Key, Standing], me: NodeName, nodes: Iterable[Node]
-) -> Iterator[News]:
-    """What node `me` has to tell. Without a `before`, after a start, only what is held: all else was told."""
-    first = min((node.name for node in nodes if node.ready), default=None)
-    for (service, family), standing in now.items():
-        old = before.get((service, family)) if before is not None else None
-        changed = old is None or old.essence != standing.essence
-        if changed and (standing.gateway or first) == me and (standing.held or before is not None):
-            yield _told(service, family, old, standing)
+def _standing(decision: ServiceDecision, old: Standing | None, me: NodeName) -> Standing:
+    """What only hinders this node counts where it is the gateway."""
+    service = decision.service
+    gateway = service.gateway.node.name if service.gateway else None
+    obstacle = service.obstacle or (decision.obstacle if gateway == me else None)
+    return Standing(
+        gateway=gateway,
+        source=service.source,
+        held=obstacle.code if obstacle else None,
+        text=obstacle.detail if obstacle else "",
+        former=(old.gateway or old.former) if old else None,
+    )
 
 
 def _told(service: ObjectRef, family: Family, old: Standing | None, now: Standing) -> News:
