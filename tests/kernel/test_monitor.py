@@ -28,9 +28,10 @@ from metaleg_node.kernel.netlink import monitor
 from metaleg_node.kernel.netlink.monitor import Hint, Monitor
 from metaleg_node.kernel.netlink.routing import RoutingControl
 from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
+from metaleg_node.kernel.nftables import watch
 from metaleg_node.kernel.nftables.backend import Nftables
 from metaleg_node.kernel.nftables.watch import generation
-from tests.firewalls import FULL
+from tests.firewalls import FULL, but
 from tests.kernel.changes import change
 from tests.netns import Netns
 from tests.patience import patient
@@ -314,6 +315,36 @@ def test_what_others_commit_elsewhere_leaves_the_look_good(quiet: Netns) -> None
             quiet.run("nft", "add", "table", "inet", f"other{number}")
             assert not disturbed()
             assert not packet_filter.changed()
+
+
+def test_our_own_changes_in_a_row_do_not_have_the_table_read_after_each(
+    quiet: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    digest = watch.digest
+    monkeypatch.setattr(watch, "digest", lambda netlink: (reads.append(1), digest(netlink))[1])
+    packet_filter = Nftables()
+    with packet_filter.watched() as disturbed:
+
+        def put(number: int) -> None:
+            packet_filter.observe()
+            packet_filter.put(FULL if number % 2 else but(FULL, hold="drop"))
+            assert not disturbed()
+
+        for number in range(20):
+            put(number)
+        assert len(reads) == 1
+        while len(reads) == 1:
+            assert not disturbed()
+        # From now on others are about: each of their commits would make a whole look necessary.
+        quiet.run("nft", "add", "table", "inet", "other")
+        assert not disturbed()
+        for number in range(5):
+            before = len(reads)
+            put(number)
+            assert len(reads) == before + 1
+            quiet.run("nft", "add", "table", "inet", f"other{number}")
+            assert not disturbed()
 
 
 @contextmanager

@@ -30,6 +30,12 @@ _SET_NAME, _SET_FLAGS, _SET_HANDLE = 2, 3, 16
 _SET_TIMEOUT = 0x10
 """NFT_SET_TIMEOUT: the elements come and go by themselves."""
 _NAME = NAME.encode() + b"\0"
+_CALM = 10
+"""So often in a row the table was as we left it, and it is read for comparison: were it read after each of our own
+changes, a busy node with many elements would do little else."""
+_SOON = 300
+"""For so many questions after somebody else committed it is read at once after each of our own changes: else the next
+commit of others makes a whole look necessary, at ten times the cost."""
 _OURS = attribute(_TABLE, _NAME)
 """Tables, chains, rules, sets and lists of elements: all have the table's name as attribute 1."""
 
@@ -110,21 +116,24 @@ class Watch:
         self._same = same
         self._good: tuple[int, bytes] | None = None
         self._told: tuple[int, int | None] | None = None
+        self._steady: tuple[int, int] = (0, 0)
+        self._since_others = _SOON
 
     def disturbed(self) -> bool:
         """Whether others may have changed the table since it was looked at or written; of each such change this tells
         once. Raises KernelError."""
         now = generation(self._netlink)
+        self._since_others += 1
         if self._busy():
             return False
         known = self._known()
         if now == known:
-            if self._good is None or self._good[0] != known:
-                self._good = self._look(now)
+            self._read_in_time(now)
             return False
         if self._told == (now, known) or (known is not None and now < known):
             # Of the second kind: it was looked at or written in this moment.
             return False
+        self._since_others = 0
         if known is not None and self._good is not None and self._good[0] == known:
             seen = self._look(now)
             if seen is not None and seen[1] == self._good[1]:
@@ -133,6 +142,13 @@ class Watch:
                 return False
         self._told = now, known
         return True
+
+    def _read_in_time(self, now: int) -> None:
+        """The table is as we left it: what that is must be known before others commit."""
+        before, asked = self._steady
+        self._steady = now, asked + 1 if before == now else 1
+        if self._good is None or (self._good[0] != now and (self._steady[1] >= _CALM or self._since_others < _SOON)):
+            self._good = self._look(now)
 
     def _look(self, now: int) -> tuple[int, bytes] | None:
         """The digest with its generation; None where it cannot be had, as while somebody changes something."""
