@@ -53,12 +53,17 @@ _LOOK_SECONDS = 2.0
 not be written is tried again."""
 
 
-def _be_quick() -> None:
-    """What else the interpreter does must not hold up an event."""
-    # The libraries' own objects, most of all there are, live as long as the process: no need to look through them again
-    # and again for garbage.
+def _keep_what_is_there() -> None:
+    """What is there now, most of all there ever is, lives long: to look through it again and again for garbage would
+    hold up events, in a large cluster for a quarter of a second. Objects go all the same when nobody knows them any
+    more; only what knows itself in a circle would stay."""
     gc.collect()
     gc.freeze()
+
+
+def _be_quick() -> None:
+    """What else the interpreter does must not hold up an event."""
+    _keep_what_is_there()
     # While another thread is busy, writing the last known state for example, the loop waits so long after each system
     # call; Python's default is 5 ms.
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -101,6 +106,8 @@ class Service:
         self._company = Company()
         self._complete_once = False
         self._ready_and_told = False
+        # Nothing was told, since the last plan, that may have changed the host: only the cluster did.
+        self._same_host = False
         # What an earlier run left undone, or what failed, must be looked for among all connections.
         self._sweep_due = True
 
@@ -127,6 +134,7 @@ class Service:
         # It is looked at anew: nobody listened to the kernel while the configuration changed.
         self._machine.use(config.firewall.backend)
         self._reconciler = Reconciler(self._machine, config)
+        self._same_host = False
         self._company.due = True
         self._backoff.over()
         with ExitStack() as stack:
@@ -136,6 +144,7 @@ class Service:
             self._follow(config)
             self._events.schedule(Event.INTERVAL, config.reconcile.interval)
             while Event.STOP not in (events := self._next_events()):
+                self._same_host = self._same_host and events <= {Event.CLUSTER}
                 if self._source.confirmed:
                     self._metrics.source_confirmed()
                 if Event.RELOAD in events and self._reload():
@@ -229,6 +238,8 @@ class Service:
             return
         self._outcome = outcome
         if outcome.ok:
+            if not self._complete_once:
+                _keep_what_is_there()
             self._complete_once = True
             self._second_opinion.ask(self._reconciler.second_opinion)
             self._backoff.over()
@@ -239,7 +250,8 @@ class Service:
         """One reconcile, whatever happens: what this node's kernel holds must not depend on one that went wrong. None
         when there is nothing to do but what failed just now."""
         try:
-            self._plan = plan = self._reconciler.plan(state)
+            self._plan = plan = self._reconciler.plan(state, same_host=self._same_host)
+            self._same_host = True
             self._beat()
             if not plan.steps and not self._sweep_due and (self._outcome is None or self._outcome.ok):
                 return Outcome()

@@ -18,7 +18,7 @@ from metaleg_node.core.changes import Change
 from metaleg_node.core.compare import diff
 from metaleg_node.core.explain.situation import Kernel, Situation
 from metaleg_node.core.firewall.part import Firewall
-from metaleg_node.core.model import ClusterState, Host, NextHop
+from metaleg_node.core.model import ClusterState, Host, NextHop, Questions
 from metaleg_node.core.node_state import NodeState
 from metaleg_node.core.problems import Code, Problem
 from metaleg_node.kernel.errors import KernelError
@@ -72,6 +72,8 @@ class Plan:
         return diff.changes(self.steps)
 
 
+_NOT_THE_HOST = diff.PutFirewall | diff.SweepFlows
+"""What changes nothing that is asked of the host."""
 _NEEDED_BY_MARKS = diff.DeleteRule | diff.DeleteRoute | diff.PutFirewall | diff.DropFormerFirewall
 
 
@@ -101,22 +103,26 @@ class Reconciler:
         self._knowledge = Knowledge(config, self.node, self._not_answering)
         self._passed: Mapping[str, Count] = {}
         self._looks = 0
+        self._seen: tuple[Questions, Host] | None = None
 
     @property
     def wait(self) -> float | None:
         """Seconds until the same facts may lead to another plan, since a gateway is no longer awaited; None: never."""
         return self._knowledge.wait
 
-    def plan(self, cluster: ClusterState) -> Plan:
-        """Compares the kernel with what this state of the cluster asks for. Raises KernelError, and IncompleteError
-        when the state does not tell enough to change anything."""
+    def plan(self, cluster: ClusterState, *, same_host: bool = False) -> Plan:
+        """Compares the kernel with what this state of the cluster asks for. `same_host`: nothing was told of the host's
+        interfaces, addresses and routes since the last plan, so that the same questions have the same answers. Raises
+        KernelError, and IncompleteError when the state does not tell enough to change anything."""
+        if not same_host:
+            self._seen = None
         known = self._knowledge.of(cluster)
         if self._config.egress.enabled and (gap := known.survey.gap(self.node)):
             raise IncompleteError(f"{gap}; nothing is changed until then")
         view = self._machine.packet_filter.observe()
         held = view.firewall.holders if view.firewall else {}
         lost = view.firewall is None or bool(view.damage)
-        result = self._decide(known, self._machine.host(known.questions), held, lost=lost)
+        result = self._decide(known, self._host(known.questions), held, lost=lost)
         before = NodeState(
             routing=self._machine.routing(result.tables),
             firewall=view.firewall,
@@ -217,12 +223,19 @@ class Reconciler:
         earlier run may have left them.
         """
         outcome = carry_out(self._machine, plan.steps, beat)
+        if not all(isinstance(step.operation, _NOT_THE_HOST) for step in plan.steps):
+            self._seen = None
         self._seek(plan)
         firewall = plan.desired.state.firewall
         if not (sweep and outcome.ok and firewall):
             return outcome
         swept = carry_out(self._machine, (diff.Step(operation=diff.sweep(None, firewall)),), beat)
         return replace(swept, flushed=swept.flushed + outcome.flushed, done=outcome.done)
+
+    def _host(self, questions: Questions) -> Host:
+        if self._seen is None or self._seen[0] != questions:
+            self._seen = questions, self._machine.host(questions)
+        return self._seen[1]
 
     def _not_answering(self, hops: Iterable[NextHop]) -> set[NextHop]:
         return {hop for hop, state in self._machine.neighbours(hops).items() if state == "failed"}

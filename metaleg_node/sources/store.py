@@ -62,6 +62,7 @@ class Store:
         # What each source gave, by field of the state, until it gives something else; and the fields as put together
         # last. What does not change stays the very same object, by which everybody else knows it.
         self._given: dict[str, _Fields] = {}
+        self._places: dict[str, dict[object, int]] = {}
         self._together: dict[str, tuple[list[tuple[Any, ...]], tuple[Any, ...]]] = {}
 
     @property
@@ -131,10 +132,13 @@ class Store:
         """Puts what one raw object gave in the place of what it gave before."""
         with self._lock:
             parts = self._parts.setdefault(source, {})
-            same = parts.get(key) == part
+            old = parts.get(key)
+            same = old == part
             if not same:
                 parts[key] = part
-                self._forget(source)
+                exchanged = old is not None and self._exchange(source, key, old, part)
+                if not exchanged:
+                    self._forget(source)
         if not same:
             self._changed()
 
@@ -160,7 +164,25 @@ class Store:
 
     def _forget(self, source: str) -> None:
         self._given.pop(source, None)
+        self._places.pop(source, None)
         self._snapshot = None
+
+    def _exchange(self, source: str, key: object, old: Parsed, new: Parsed) -> bool:
+        """Puts one object in the place of another among what a source gave. Returns whether that was all there is to
+        it: so it is where each raw object gives one of a kind, as with thousands of slices, and nothing was refused."""
+        parts, given = self._parts[source], self._given.get(source, {})
+        single = not (old.rejections or new.rejections) and len(old.objects) == len(new.objects) == 1
+        if not single or given.keys() != {name := _FIELDS[type(new.objects[0])]}:
+            return False
+        if source not in self._places:
+            alone = all(len(part.objects) == 1 for part in parts.values())
+            self._places[source] = dict(zip(parts, range(len(parts)), strict=True)) if alone else {}
+        if key not in self._places[source]:
+            return False
+        at, found = self._places[source][key], given[name]
+        self._given[source] = {name: (*found[:at], *new.objects, *found[at + 1 :])}
+        self._snapshot = None
+        return True
 
     def _build(self) -> ClusterState:
         found: dict[str, list[tuple[Any, ...]]] = {name: [] for name in (*_FIELDS.values(), "rejections")}

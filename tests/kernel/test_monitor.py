@@ -199,23 +199,26 @@ def test_a_lost_link_is_told_although_its_routes_go_without_a_word(quiet: Netns)
             pass
 
 
-RP_FILTER = {
+SYSCTLS = {
     "strict on an interface": ("ipv4.conf.v0.rp_filter=1", {Hint.SYSCTLS}),
     "strict for all": ("ipv4.conf.all.rp_filter=1", {Hint.SYSCTLS}),
     "strict for future interfaces": ("ipv4.conf.default.rp_filter=1", {Hint.SYSCTLS}),
     "loose on an interface": ("ipv4.conf.v0.rp_filter=2", {Hint.SYSCTLS}),
     "as it was": ("ipv4.conf.v0.rp_filter=0", set()),
-    "another setting that is told": ("ipv4.conf.v0.forwarding=1", set()),
+    "forwarding": ("ipv4.conf.v0.forwarding=1", {Hint.SYSCTLS}),
+    "forwarding of IPv6": ("ipv6.conf.v0.forwarding=1", {Hint.SYSCTLS}),
+    "another setting that is told": ("ipv4.conf.v0.proxy_arp=1", set()),
     # If the kernel tells these one day, they need not wait for a full comparison any more.
     "arp_ignore": ("ipv4.conf.all.arp_ignore=1", set()),
     "arp_announce": ("ipv4.conf.all.arp_announce=2", set()),
 }
 
 
-@pytest.mark.parametrize("name", RP_FILTER)
-def test_a_change_of_rp_filter_is_told(quiet: Netns, name: str) -> None:
-    change, expected = RP_FILTER[name]
+@pytest.mark.parametrize("name", SYSCTLS)
+def test_a_change_of_rp_filter_or_forwarding_is_told(quiet: Netns, name: str) -> None:
+    change, expected = SYSCTLS[name]
     quiet.run("sysctl", "-q", "-w", *(f"net.ipv4.conf.{who}.rp_filter=0" for who in ("all", "default", "v0")))
+    quiet.run("sysctl", "-q", "-w", *(f"net.{ip}.conf.v0.forwarding=0" for ip in ("ipv4", "ipv6")))
     assert hints(quiet, lambda: quiet.run("sysctl", "-q", "-w", f"net.{change}")) == expected
 
 

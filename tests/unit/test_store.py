@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import threading
+
+import pytest
 
 from metaleg_node.core.model import (
     AnnouncedBy,
@@ -135,6 +138,31 @@ def test_readers_see_whole_states_only() -> None:
         sizes.add(len(store.snapshot().pods))
     writer.join()
     assert sizes <= {0, 50}
+
+
+@pytest.mark.parametrize("kinds", [1, 4], ids=["one of a kind each", "anything"])
+def test_objects_that_come_change_and_go_leave_what_a_store_from_scratch_has(kinds: int) -> None:
+    chance = random.Random(1)
+    store, parts = Store(Calls()), dict[object, Parsed]()
+    for number in range(300):
+        key = chance.choice("abcde")
+        one, other = pod(f"{key}{number}"), announcement(f"{key}{number}", "worker-1")
+        refused = Rejection(ref=one.ref, reason="bad")
+        if kinds > 1 and chance.random() < 0.2:
+            parts.pop(key, None)
+            store.remove("s", key)
+        else:
+            choices = [
+                Parsed(objects=(one,)),
+                Parsed(objects=(one, pod(f"{key}{number}x"))),
+                Parsed(rejections=(refused,)),
+                Parsed(objects=(other,)),
+            ]
+            parts[key] = chance.choice(choices[:kinds])
+            store.put("s", key, parts[key])
+        scratch = Store(Calls())
+        scratch.replace("s", parts)
+        assert store.snapshot() == scratch.snapshot()
 
 
 def part(one: ClusterObject) -> Parsed:

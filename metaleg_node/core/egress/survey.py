@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import accumulate, chain
 from typing import TypeVar
 
 from metaleg_node.configuration.config import Config
@@ -231,7 +231,8 @@ class _Told:
 class _Work:
     """What a survey was worked out from, most of it by Service. `requests` count before the networks were shared out,
     `granted` after that; those of `unsteady` rest on what was so a moment ago. `alone` and `families` are a Service's
-    entries before and after they were compared with those that share its address. `refused` and `second` are told as
+    entries before and after they were compared with those that share its address; `places` tells where they begin among
+    all. `refused` and `second` are told as
     rejections; `pods_on` counts the Services that have a node as their gateway or pods there."""
 
     cluster: ClusterState
@@ -246,6 +247,7 @@ class _Work:
     owners: Owners
     alone: Mapping[Key, Families]
     families: Mapping[Key, Families]
+    places: Mapping[Key, int]
     announcers: _Announcers
     refused: Mapping[Key, tuple[Rejection, ...]]
     second: Mapping[Key, tuple[Rejection, ...]]
@@ -283,7 +285,7 @@ class _Taking:
         if was is None or altered or opted is not was.opted or told is not was.told or not self._nodes_stay:
             announcers, concerned = self._announcers(opted, told, alone), set(alone)
         families, changed = self._families(alone, announcers, concerned, gone)
-        kept = before if was and opted is was.opted and not changed else None
+        services, places = self._services(opted, families, changed)
         refused = _kept(
             was.refused if was else None, gone, {key: found.claimed[key].refused for key in moved | altered}
         )
@@ -293,7 +295,7 @@ class _Taking:
         peers = self._peers(families, changed, gone)
         same_peers = before is not None and was is not None and peers.keys() == was.peers.keys()
         return Survey(
-            services=kept.services if kept else tuple(chain.from_iterable(map(families.__getitem__, opted.services))),
+            services=services,
             served=self._served(found, moved, gone),
             networks=self._networks,
             nodes=self._nodes,
@@ -319,6 +321,7 @@ class _Taking:
                 owners=found,
                 alone=alone,
                 families=families,
+                places=places,
                 announcers=announcers,
                 refused=refused,
                 second=second,
@@ -426,6 +429,23 @@ class _Taking:
         entries = ((key, tuple(_told_apart(one, announcers) for one in alone[key])) for key in concerned)
         now = {key: some for key, some in entries if had.get(key) != some}
         return _kept(had, gone, now), now.keys()
+
+    def _services(
+        self, opted: _Opted, families: Mapping[Key, Families], changed: Set[Key]
+    ) -> tuple[Families, Mapping[Key, int]]:
+        """All of them in a row, and where those of each Service begin."""
+        was, before = self._was, self._before
+        if was and before and opted is was.opted and all(len(families[k]) == len(was.families[k]) for k in changed):
+            if not changed:
+                return before.services, was.places
+            services = [*before.services]
+            for key in changed:
+                start = was.places[key]
+                services[start : start + len(families[key])] = families[key]
+            return tuple(services), was.places
+        ordered = [families[key] for key in opted.services]
+        starts = accumulate(map(len, ordered), initial=0)
+        return tuple(chain.from_iterable(ordered)), dict(zip(opted.services, starts, strict=False))
 
     def _served(self, found: Owners, moved: Set[Key], gone: Set[Key]) -> frozenset[int]:
         if self._before and self._was and not gone:

@@ -42,9 +42,10 @@ class Part:
 
     def changes(self, before: Self, numbers: Numbers) -> Iterator[Change]:
         """The difference to what the part was, for people: options first, then what came to and left collections."""
-        titled = [
+        all_fields = (
             (f.metadata["title"], getattr(before, f.name), getattr(self, f.name)) for f in fields(self) if f.metadata
-        ]
+        )
+        titled = [(title, old, new) for title, old, new in all_fields if old is not new]
         for title, old, new in titled:
             if old != new and not isinstance(new, frozenset):
                 yield change(Action.CHANGE, "firewall", f"{title}: {new}", f"was {old}")

@@ -8,8 +8,9 @@ Rtnetlink notifications carry the port id of the socket that caused them, which 
 kernel makes by itself carry 0. The packet filter is asked a few times a second instead: who listens to nf_tables makes
 everybody's commits expensive.
 
-Of the sysctls that concern us the kernel tells only rp_filter, when it changes (devinet_conf_proc), not arp_ignore
-and arp_announce. Who wrote it is not told: a write of our own is followed by one more look, which finds nothing to do.
+Of the sysctls that concern us the kernel tells rp_filter and forwarding, when they change (devinet_conf_proc), not
+arp_ignore and arp_announce. Who wrote it is not told: a write of our own is followed by one more look, which finds
+nothing to do.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ from metaleg_node.kernel.netlink.socket import (
 
 log = logging.getLogger(__name__)
 
-_ROUTE_GROUPS = (1, 5, 7, 8, 9, 11, 19, 24)
-"""RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE, _IPV4_NETCONF."""
+_ROUTE_GROUPS = (1, 5, 7, 8, 9, 11, 19, 24, 25)
+"""RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE, _IPV4_NETCONF,
+_IPV6_NETCONF."""
 _NEIGHBOUR_GROUP = 3
 """RTNLGRP_NEIGH."""
-_NETCONF_SIZE, _NETCONFA_RP_FILTER = 4, 3
+_NETCONF_SIZE, _NETCONFA_FORWARDING, _NETCONFA_RP_FILTER = 4, 2, 3
 
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33
 _BUFFER = 8 << 20
@@ -68,7 +70,7 @@ class Hint(enum.StrEnum):
     ADDRESSES = "addresses"
     """An address of this host."""
     SYSCTLS = "sysctls"
-    """rp_filter of an interface, of `all` or of `default`; also told for our own writes."""
+    """rp_filter or forwarding of an interface, of `all` or of `default`; also told for our own writes."""
     NEIGHBOURS = "neighbours"
     """A next hop is there, has another link-layer address, or fails."""
     FIREWALL = "firewall"
@@ -183,8 +185,9 @@ class Monitor:
                 yield Hint.RULES
         elif message.kind in (rtnetlink.NEWROUTE, rtnetlink.DELROUTE):
             yield from self._about_route(message.body)
-        elif message.kind == rtnetlink.NEWNETCONF and _NETCONFA_RP_FILTER in attributes(message.body, _NETCONF_SIZE):
-            yield Hint.SYSCTLS
+        elif message.kind == rtnetlink.NEWNETCONF:
+            if attributes(message.body, _NETCONF_SIZE).keys() & {_NETCONFA_FORWARDING, _NETCONFA_RP_FILTER}:
+                yield Hint.SYSCTLS
         elif message.kind in (rtnetlink.NEWNEIGH, rtnetlink.DELNEIGH):
             yield from self._about_neighbour(neighbours.read_news(message))
 
