@@ -47,7 +47,8 @@ def questions(ask: Locator, firewall: Firewall) -> Iterator[tuple[str, str]]:
 
 TABLE = re.compile(
     r"table inet metaleg_node, chain (?P<chain>\w+): (?P<rule>[^,(]+?)"
-    r"(?P<none> \(no such element\))?(, element (?P<element>.+?)( : (?P<value>.+))?)?"
+    r"(?P<none> \(no such element\))?(, element (?P<element>.+?)( : (?P<value>.+?))?"
+    r"( \((?P<behind>goto \w+)\))?)?"
 )
 XTABLES = re.compile(
     r"(?P<program>ip6?tables) table (?P<table>\w+), chain (?P<chain>[-\w]+): (?P<rule>.+?)"
@@ -82,6 +83,9 @@ def _is_in_nft(netns: Netns, name: str, where: str) -> None:
         got = netns.run("nft", "get", "element", "inet", "metaleg_node", asked[1:], element).stdout
         last = (found["value"] or "").rsplit(maxsplit=1)
         assert all(word in got for word in last), f"{name}: {where}: {got}"
+        if found["behind"]:
+            got = netns.run("nft", "get", "element", "inet", "metaleg_node", "chains", f"{{ {found['value']} }}").stdout
+            assert f"{found['value']} : {found['behind']}" in got
     else:
         assert found["none"] or not asked, f"{name}: {where}"
 

@@ -24,7 +24,7 @@ from metaleg_node.core.compare.diff import (
 )
 from metaleg_node.core.model import NextHop, Route, RouteType, Rule
 from metaleg_node.kernel import process
-from metaleg_node.kernel.netlink import monitor
+from metaleg_node.kernel.netlink import socket as netlink_socket
 from metaleg_node.kernel.netlink.monitor import Hint, Monitor
 from metaleg_node.kernel.netlink.routing import RoutingControl
 from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
@@ -439,7 +439,7 @@ def test_churning_foreign_routes_do_not_wake(quiet: Netns) -> None:
 def test_lost_notifications_are_told_as_overflow_and_listening_goes_on(
     quiet: Netns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitor, "_BUFFER", 4096)
+    monkeypatch.setattr(netlink_socket, "_BUFFER", 4096)
     blocked = threading.Event()
     heard: queue.SimpleQueue[Hint] = queue.SimpleQueue()
 

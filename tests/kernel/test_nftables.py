@@ -164,6 +164,19 @@ def test_text_that_means_something_to_nft_does_not_get_there(here: Netns, name: 
 
 # --- what others do to our table -------------------------------------------------------------------------------------
 
+
+def _used(chain: str) -> str:
+    """Adds a chain, with a number that an element has."""
+    lines = (
+        f"add chain {{t}} {chain}",
+        f"add element {{t}} chains {{{{ 6d00:1 : goto {chain} }}}}",
+        "add element {t} pods4 {{ 10.244.1.99 : 6d00:1 }}",
+    )
+    return "\n".join(lines)
+
+
+NUMBERS = {str(verdict).partition(" ")[2]: key for key, verdict in render(FULL).elements("chains").items()}
+"""Of the chains that packets are sent to by a pod's address."""
 FOREIGN_CHANGES = {
     "rule added": "add rule {t} prerouting counter accept",
     "rule inserted in front": "insert rule {t} judge accept",
@@ -177,13 +190,18 @@ FOREIGN_CHANGES = {
     "chain flushed": "flush chain {t} guard",
     "note flushed": "flush chain {t} prerouting",
     "pod chain flushed": "flush chain {t} steer_1",
-    "element added": "add element {t} pods4 {{ 10.244.1.99 : goto hold }}",
-    "element with another verdict": "add element {t} pods4 {{ 10.244.1.99 : drop }}",
-    "element with a jump": "add element {t} pods4 {{ 10.244.1.99 : jump judge }}",
-    "element changed": "delete element {t} pods4 {{ 10.244.1.2 }}\nadd element {t} pods4 {{ 10.244.1.2 : goto hold }}",
+    "element added": "add element {t} pods4 {{ 10.244.1.99 : {n[hold]} }}",
+    "element with a number that no chain has": "add element {t} pods4 {{ 10.244.1.99 : 6d00:1 }}",
+    "element with a number like none of ours": "add element {t} pods4 {{ 10.244.1.99 : 1:1 }}",
+    "element with another verdict": "add element {t} chains {{ 6d00:1 : drop }}",
+    "element with a jump": "add element {t} chains {{ 6d00:1 : jump judge }}",
+    "number of another chain": (
+        "delete element {t} chains {{ {n[hold]} }}\nadd element {t} chains {{ {n[hold]} : goto stray }}"
+    ),
+    "element changed": "delete element {t} pods4 {{ 10.244.1.2 }}\nadd element {t} pods4 {{ 10.244.1.2 : {n[hold]} }}",
     "element deleted": "delete element {t} pods4 {{ 10.244.1.2 }}",
     "element with a comment": 'add element {t} sources4 {{ 192.0.2.99 comment "mine" }}',
-    "map element with a comment": 'add element {t} pods4 {{ 10.244.1.99 comment "mine" : goto hold }}',
+    "map element with a comment": 'add element {t} pods4 {{ 10.244.1.99 comment "mine" : {n[hold]} }}',
     "element for a mark": "add element {t} guard_marks {{ 0x07000000 : goto guard_steer }}",
     "element for an interface": 'add element {t} node_interfaces {{ "dummy7" }}',
     "source address changed": (
@@ -207,11 +225,11 @@ FOREIGN_CHANGES = {
     "ct timeout added": "add ct timeout {t} much {{ protocol tcp; policy = {{ established : 100 }}; }}",
     "counter added": "add counter {t} more",
     "chain added": "add chain {t} more\nadd rule {t} more counter",
-    "chain added and used": "add chain {t} more\nadd element {t} pods4 {{ 10.244.1.99 : goto more }}",
-    "chain that looks like ours": "add chain {t} steer_99\nadd element {t} pods4 {{ 10.244.1.99 : goto steer_99 }}",
-    "chain with too large a slot": "add chain {t} steer_999\nadd element {t} pods4 {{ 10.244.1.99 : goto steer_999 }}",
-    "chain without a slot": "add chain {t} steer\nadd element {t} pods4 {{ 10.244.1.99 : goto steer }}",
-    "chain of an unknown filter": "add chain {t} hold_fabc\nadd element {t} pods4 {{ 10.244.1.99 : goto hold_fabc }}",
+    "chain added and used": _used("more"),
+    "chain that looks like ours": _used("steer_99"),
+    "chain with too large a slot": _used("steer_999"),
+    "chain without a slot": _used("steer"),
+    "chain of an unknown filter": _used("hold_fabc"),
     "filter chain added": "add chain {t} filter_fabc",
     "base chain added": "add chain {t} more {{ type filter hook forward priority 0; policy drop; }}",
     "policy changed": "add chain {t} prerouting {{ policy drop; }}",
@@ -231,7 +249,7 @@ FOREIGN_CHANGES = {
 def test_what_others_change_is_seen_and_one_apply_repairs_it(here: Netns, change: str) -> None:
     put(FULL)
     key = next(key for key, value in flat(FULL).filters.items() if not value.only)
-    here.run("nft", "-f", "-", stdin=FOREIGN_CHANGES[change].format(t=TABLE, E=key) + "\n")
+    here.run("nft", "-f", "-", stdin=FOREIGN_CHANGES[change].format(t=TABLE, E=key, n=NUMBERS) + "\n")
     seen = nftables.observe()
     harm = nftables.damage(seen)
     assert harm or seen.firewall != FULL, "the change goes unnoticed"
@@ -278,7 +296,7 @@ def test_a_table_that_does_not_say_who_made_it_is_made_anew(here: Netns) -> None
 def test_a_damaged_table_can_be_removed(here: Netns, change: str) -> None:
     put(FULL)
     key = next(key for key, value in flat(FULL).filters.items() if not value.only)
-    here.run("nft", "-f", "-", stdin=FOREIGN_CHANGES[change].format(t=TABLE, E=key) + "\n")
+    here.run("nft", "-f", "-", stdin=FOREIGN_CHANGES[change].format(t=TABLE, E=key, n=NUMBERS) + "\n")
     put(None)
     assert nftables.observe() == nftables.ABSENT
 

@@ -15,7 +15,6 @@ nothing to do.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import errno
 import logging
@@ -29,13 +28,14 @@ from types import TracebackType
 from typing import Self
 
 from metaleg_node.core.model import MAIN_TABLE
-from metaleg_node.kernel.errors import KernelError, refusal
+from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.netlink import neighbours, routes, rtnetlink, rules
 from metaleg_node.kernel.netlink.socket import (
     NETLINK_ROUTE,
     Message,
     attributes,
     messages,
+    subscribed,
 )
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,6 @@ _NEIGHBOUR_GROUP = 3
 """RTNLGRP_NEIGH."""
 _NETCONF_SIZE, _NETCONFA_FORWARDING, _NETCONFA_RP_FILTER = 4, 2, 3
 
-_SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33
-_BUFFER = 8 << 20
-"""Bytes of notifications that may wait."""
 _DATAGRAM = 1 << 16
 _DRAIN = 500
 """Datagrams read before hints are given, so that a flood does not delay them."""
@@ -110,7 +107,8 @@ class Monitor:
     def start(self) -> None:
         """Subscribes, then starts the thread: what happens after the return is heard. Raises KernelError."""
         more = () if self._next_hops is None else (_NEIGHBOUR_GROUP,)
-        route = _subscribe(NETLINK_ROUTE, (*_ROUTE_GROUPS, *more))
+        route = subscribed(NETLINK_ROUTE, (*_ROUTE_GROUPS, *more), "the kernel's notifications")
+        route.setblocking(False)
         self._ask_at = time.monotonic() + _POLL_SECONDS
         self._stopping = os.eventfd(0)
         self._thread = threading.Thread(target=self._run, args=(route,), name="monitor", daemon=True)
@@ -208,22 +206,6 @@ class Monitor:
             yield Hint.ROUTES
         elif table == MAIN_TABLE:
             yield Hint.LINKS
-
-
-def _subscribe(protocol: int, groups: Collection[int]) -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
-    try:
-        # Without the capability the buffer keeps the system's size; an overflow is only one more hint.
-        with contextlib.suppress(PermissionError):
-            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-        sock.bind((0, 0))
-        for group in groups:
-            sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        raise refusal("listen to the kernel's notifications", error.errno or 0) from error
-    return sock
 
 
 def _drain(sock: socket.socket) -> Iterator[bytes | None]:

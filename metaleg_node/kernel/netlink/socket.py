@@ -7,6 +7,7 @@ Formats: netlink(7); attributes are type-length-value, aligned to four bytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import struct
@@ -35,7 +36,10 @@ _ACK_TLVS, _EXPLANATION = 0x200, 1
 """NLM_F_ACK_TLVS: attributes follow, NLMSGERR_ATTR_MSG among them."""
 _TLVS_AT = {NLMSG_ERROR: 4 + HEADER.size, NLMSG_DONE: 4}
 """After the errno, and the header of the refused request."""
-_SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
+_SOL_NETLINK, _ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 1, 10, 11, 12
+_SO_RCVBUFFORCE = 33
+_BUFFER = 8 << 20
+"""Bytes of notifications that may wait."""
 _RECEIVE_SIZE = 1 << 17
 _TIMEOUT = 30.0
 _BATCH, _BATCH_BYTES = 32, 1 << 15
@@ -133,6 +137,22 @@ def numeric(kind: int, value: int) -> bytes:
 def nested(kind: int, *inner: bytes) -> bytes:
     """One encoded attribute that holds others."""
     return attribute(kind | _NESTED, b"".join(inner))
+
+
+def subscribed(protocol: int, groups: Iterable[int], what: str) -> socket.socket:
+    """A socket that hears what the kernel tells these multicast groups, called `what` by people. Raises KernelError."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+    try:
+        # Without the capability the buffer keeps the system's size.
+        with contextlib.suppress(PermissionError):
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        sock.bind((0, 0))
+        for group in groups:
+            sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    except OSError as error:
+        sock.close()
+        raise refusal(f"listen to {what}", error.errno or 0) from error
+    return sock
 
 
 class NetlinkSocket:

@@ -22,7 +22,10 @@ class TableLocator:
         self._table = render(firewall)
 
     def pod(self, address: Address) -> str:
-        return self._with(f"pods{address.version}", str(address))
+        name = f"pods{address.version}"
+        number = self._table.elements(name).get(str(address))
+        chain = self._table.elements("chains").get(number or "")
+        return self._with(name, str(address)) + (f" ({chain})" if chain else "")
 
     def destination(self, address: Address, key: str) -> str:
         version = address.version

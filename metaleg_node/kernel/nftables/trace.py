@@ -18,14 +18,13 @@ from metaleg_node.core.explain.following import Followed, Meeting, Outcome, Trac
 from metaleg_node.kernel import process
 from metaleg_node.kernel.errors import KernelError, refusal
 from metaleg_node.kernel.netlink.rtnetlink import interface_name
-from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, messages
+from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, messages, subscribed
 from metaleg_node.kernel.nftables import trace_events
 from metaleg_node.kernel.nftables.table import FAMILY, IP, TABLE
 from metaleg_node.kernel.nftables.trace_events import Event
 from metaleg_node.kernel.nftables.trace_words import words
 
 PREFIX = f"{FAMILY} metaleg_trace_"
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _RATE = "limit rate 10/second burst 10 packets"
 _SET_UP_SECONDS = 10.0
 _SILENCE = 1.0
@@ -51,13 +50,7 @@ class Tracer:
         self._socket: socket.socket | None = None
 
     def __enter__(self) -> Self:
-        try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
-            self._socket.bind((0, 0))
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, trace_events.GROUP)
-        except OSError as error:
-            self._close()
-            raise refusal("listen to traces", error.errno or 0) from error
+        self._socket = subscribed(NETLINK_NETFILTER, (trace_events.GROUP,), "traces")
         try:
             self._own_table()
         except BaseException:

@@ -1,15 +1,17 @@
 """Egress pods in nftables.
 
-A packet of an egress pod meets, in order: `prerouting` (one look-up by source address picks the pod's chain, which
-lets pass what is no egress and marks or drops the rest), routing by the mark, `postrouting` (source translation before
+A packet of an egress pod meets, in order: `prerouting` (one look-up by source address tells the number of the pod's
+chain, one by that number leads there; the chain lets pass what is no egress and marks or drops the rest), routing by
+the mark, `postrouting` (source translation before
 anybody else's) and the guard (after everybody's translation: a marked packet with any other source or next hop than it
 should have is dropped). Other packets of established connections cost four comparisons and no look-up.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from operator import itemgetter
@@ -38,6 +40,8 @@ from metaleg_node.kernel.nftables.table import (
     set_mark,
 )
 
+_FIRST, _LAST = 0x6D000000, 0x6DFFFFFF
+"""Numbers of chains; nobody's packets have such priorities."""
 _MOVED_SECONDS = 30
 """How long the former gateway may still send answers: until it, and the router, know of the change."""
 
@@ -52,6 +56,10 @@ def render_again(egress: Egress, firewall: Firewall, before: Egress, piece: Piec
     """The same, given what was rendered before: pods that come and go cost what they are."""
     same = replace(egress, pods={}) == replace(before, pods={}) and egress.treatments == before.treatments
     frame = piece if same else _frame(egress, firewall)
+    had, has = (one.sets["chains"].elements for one in (piece, frame))
+    if any(had[key] != has[key] for key in had.keys() & has.keys()):
+        # Two chains want one number.
+        return render(egress, firewall)
     return replace(frame, sets={**frame.sets, **dict(_pod_sets_again(egress, before, piece))})
 
 
@@ -63,6 +71,11 @@ def _frame(egress: Egress, firewall: Firewall) -> Piece:
     hooked = bool(egress.pods or egress.sources or transit.pod_networks)
     return Piece(
         sets={
+            "chains": Set(
+                key_type="classid",
+                value_type="verdict",
+                elements={text: f"goto {name}" for name, text in _numbers(egress.treatments).items()},
+            ),
             "translate": by_mark({mark: f"translate_{t}" for mark, t in marks.items()}),
             "served": Set(key_type="inet_service", elements=dict.fromkeys(map(number, sorted(egress.served)))),
             **_sets(egress),
@@ -103,12 +116,14 @@ def _sets(egress: Egress) -> dict[str, Set]:
     return sets
 
 
-_OF_PODS = (("pods", "verdict"), ("snat", "ipv{}_addr"), ("local_pods", "verdict"))
-"""The maps by pod address, with the types of their values, in the order of `_words`."""
+_OF_PODS = (("pods", "classid"), ("snat", "ipv{}_addr"), ("local_pods", "classid"))
+"""The maps by pod address, with the types of their values, in the order of `_words`. They have numbers of chains, not
+verdicts: of those the kernel looks at each, and at the chain behind it, whenever one is added (nft_chain_validate)."""
 
 
 def _pod_sets(egress: Egress) -> dict[str, Set]:
-    words = {pod: _words(pod) for pod in egress.treatments}
+    numbers_of = _numbers(egress.treatments)
+    words = {pod: _words(pod, numbers_of) for pod in egress.treatments}
     sets: dict[str, Set] = {}
     for version in IP:
         told = [(str(address), words[pod]) for address, pod in egress.pods.items() if address.version == version]
@@ -121,9 +136,10 @@ def _pod_sets(egress: Egress) -> dict[str, Set]:
 
 
 def _pod_sets_again(egress: Egress, before: Egress, piece: Piece) -> Iterator[tuple[str, Set]]:
-    moved = egress.moved(before)
+    moved, numbers_of = egress.moved(before), _numbers(egress.treatments)
     for version in IP:
-        words = {str(a): _words(pod) if (pod := egress.pods.get(a)) else None for a in moved if a.version == version}
+        found = {str(a): egress.pods.get(a) for a in moved if a.version == version}
+        words = {key: _words(pod, numbers_of) if pod else None for key, pod in found.items()}
         for place, (name, _) in enumerate(_OF_PODS):
             had = piece.sets[f"{name}{version}"]
             put = {key: said[place] for key, said in words.items() if said and said[place]}
@@ -131,16 +147,46 @@ def _pod_sets_again(egress: Egress, before: Egress, piece: Piece) -> Iterator[tu
             yield f"{name}{version}", replace(had, elements=had.elements.changed(put, words.keys() - put.keys()))
 
 
-def _words(pod: EgressPod) -> tuple[str, str, str]:
+def _words(pod: EgressPod, numbers_of: Mapping[str, str]) -> tuple[str, str, str]:
     """What the maps say of a pod: its chain, the address it leaves with, and the chain of what comes to it out of
     connections that nobody knows; empty for what it has not."""
-    forgotten = f"goto {_forgotten(pod)}" if pod.local else ""
-    return f"goto {chain_of(pod)}", str(pod.source) if pod.source else "", forgotten
+    forgotten = numbers_of[_forgotten(pod)] if pod.local else ""
+    return numbers_of[chain_of(pod)], str(pod.source) if pod.source else "", forgotten
+
+
+def _numbers(treatments: Iterable[EgressPod]) -> dict[str, str]:
+    """The numbers of the chains that packets are sent to by the address of a pod: the same for a name at any time,
+    unless two want the same one."""
+    found: dict[int, str] = {}
+    for name in sorted({name for pod in treatments for name in (chain_of(pod), _forgotten(pod))}):
+        wanted = _wanted_number(name)
+        while wanted in found or not wanted & 0xFFFF:
+            wanted = wanted + 1 if wanted < _LAST else _FIRST
+        found[wanted] = name
+    return {name: f"{wanted >> 16:x}:{wanted & 0xFFFF:x}" for wanted, name in found.items()}
+
+
+@lru_cache(1 << 12)
+def _wanted_number(name: str) -> int:
+    return _FIRST | int.from_bytes(hashlib.sha256(name.encode()).digest()[:3], "big")
 
 
 # Remembered: a change does not cost what stays.
 _address_set = lru_cache(1 << 4)(address_set)
 _network_set = lru_cache(1 << 9)(network_set)
+
+
+def _by_pod(field: str, name: str) -> Iterator[str]:
+    """To the chain of the pod that has the packet's address in this field. The packet's priority keeps the number from
+    one look-up to the next: that of a packet from a pod is 0 (____dev_forward_skb), and a forwarded one gets another by
+    its TOS later (ip_forward)."""
+    yield from (f"meta priority set {ip} {field} map @{name}{v}" for v, ip in IP.items())
+    yield "meta priority vmap @chains"
+    # The number is of the generation before, the map of the next.
+    yield f"meta priority {_FIRST >> 16:x}:0-{_LAST >> 16:x}:ffff {DROP}"
+
+
+_RESTORE = "meta priority set none"
 
 
 def _prerouting(transit: Transit) -> Iterator[str]:
@@ -150,8 +196,7 @@ def _prerouting(transit: Transit) -> Iterator[str]:
         # chain: other people's chains still see the packet.
         "ct direction reply accept",
         f"ct status confirmed ct label ! {CONNTRACK_LABEL} accept",
-        "ip saddr vmap @pods4",
-        "ip6 saddr vmap @pods6",
+        *_by_pod("saddr", "pods"),
         # It began as egress traffic of a pod that is none any more, and is still bound to the source that it had: it
         # must not leave before its entry is forgotten.
         f"ct label {CONNTRACK_LABEL} {DROP}",
@@ -188,7 +233,7 @@ _EARLY = (
     "tcp flags & (syn | ack) == syn return",
     *(f"{ip} daddr @moved{v} {DROP}" for v, ip in IP.items()),
     "meta l4proto { udp, sctp } th dport @served return",
-    *(f"{ip} daddr vmap @local_pods{v}" for v, ip in IP.items()),
+    *_by_pod("daddr", "local_pods"),
 )
 
 _JUDGE = (
@@ -228,7 +273,7 @@ def _filters(egress: Egress) -> dict[str, Chain]:
         restricted = bool(destinations.only)
         chains[f"filter_f{key}"] = chain(_filter(key, "daddr", "accept", restricted=restricted))
         back = _filter(key, "saddr", "return", restricted=restricted)
-        chains[f"forgotten_f{key}"] = chain([*back, "goto forgotten"])
+        chains[f"forgotten_f{key}"] = chain([_RESTORE, *back, "goto forgotten"])
     return chains
 
 
@@ -252,7 +297,7 @@ def _pod_rules(pod: EgressPod, egress: Egress, firewall: Firewall) -> list[str]:
     verdict = _verdict(pod, egress, firewall)
     chosen = [f"jump filter_f{pod.filter}"] if pod.filter else []
     label = f"ct status ! confirmed ct label set {CONNTRACK_LABEL}"
-    return [f"ct status confirmed {verdict}", "jump judge", *chosen, label, verdict]
+    return [_RESTORE, f"ct status confirmed {verdict}", "jump judge", *chosen, label, verdict]
 
 
 def _verdict(pod: EgressPod, egress: Egress, firewall: Firewall) -> str:
@@ -326,19 +371,21 @@ def understand(table: Table, mask: int) -> Egress:
 
 
 def _pods(table: Table, mask: int, filters: set[str]) -> Iterator[tuple[Address, EgressPod]]:
+    chains = table.elements("chains")
     for version in IP:
         sources = table.elements(f"snat{version}")
         local = table.elements(f"local_pods{version}")
-        for key, verdict in table.elements(f"pods{version}").items():
+        for key, number_of in table.elements(f"pods{version}").items():
             source = sources.get(key)
             if address := address_of(key):
+                verdict = chains.get(number_of or "")
                 pod = _pod(verdict or "", address_of(source) if source else None, local=key in local)
                 if pod and _is_sound(pod, mask, filters):
                     yield address, pod
 
 
 def _pod(verdict: str, source: Address | None, *, local: bool) -> EgressPod | None:
-    """The pod behind an element of the pod map; None when the verdict is not one of ours."""
+    """The pod behind the chain that its packets go to; None when that is not one of ours."""
     found = re.fullmatch(r"goto (steer|snat|hold|wait|elsewhere)(?:_(\d+))?(?:_f(\w+))?", verdict)
     if not found:
         return None
