@@ -4,11 +4,14 @@ gateways that move."""
 from __future__ import annotations
 
 import json
+import queue
 import random
 import statistics
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import IPv4Address
 
 from bench.api import Bench, following, in_effect, labelled
@@ -23,6 +26,7 @@ GATEWAYS = Cluster(services=30, nodes=3, pod_nodes=3, gateways=3)
 _CONNECTIONS = (0, 100_000, 200_000)
 _ALL_AT_ONCE = 20_000
 _EVENTS_A_ROUND = 20
+_A_SECOND, _EACH = 500, 25
 _START_SECONDS = 300.0
 """For 5,000 Services on a machine that has other things to do."""
 
@@ -60,6 +64,48 @@ def failover(rounds: int) -> list[Figure]:
     return figures
 
 
+def burst(rounds: int) -> list[Figure]:
+    """A pod replaced every 2 ms for ten seconds, with 5,000 Services: milliseconds from the server's sending until the
+    kernel has the new pod, of each 25th of them, and what part of a core the daemon takes meanwhile."""
+    late: list[float] = []
+    shares = []
+    for _ in range(min(rounds, 3)):
+        slices = [one for one in labelled(LARGE) if one["kind"] == "EndpointSlice"]
+        random.Random(3).shuffle(slices)
+        with _running(LARGE, 0) as (bench, process):
+            cpu, started = cpu_seconds(process), time.monotonic()
+            late += _lateness(bench, list(_renewed(slices)))
+            shares.append((cpu_seconds(process) - cpu) / (time.monotonic() - started) * 100)
+    name = f"{LARGE.services:,} Services, {_A_SECOND} replaced pods a second"
+    return [
+        *_told(f"{name}: in the kernel after", late, 100.0),
+        Figure(name=f"{name}: processor time", unit="% of a core", values=tuple(shares), at_most=25.0),
+    ]
+
+
+def _lateness(bench: Bench, objects: list[Object]) -> list[float]:
+    """Sends them evenly; returns how long it took until the kernel had those that are looked for."""
+    looked_for: queue.SimpleQueue[tuple[float, str]] = queue.SimpleQueue()
+
+    def send() -> None:
+        begun = time.monotonic()
+        for number, one in enumerate(objects):
+            time.sleep(max(0.0, begun + number / _A_SECOND - time.monotonic()))
+            if number % _EACH == 0:
+                looked_for.put((time.monotonic(), one["endpoints"][0]["addresses"][0]))
+            bench.server.put(one)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    found = []
+    with bench.daemon.elements("pods4") as has:
+        for _ in range(0, len(objects), _EACH):
+            sent, address = looked_for.get()
+            found.append((wait(partial(has, address), f"{address} in the kernel", every=0.001) - sent) * 1000)
+    sender.join()
+    return found
+
+
 @contextmanager
 def _running(cluster: Cluster, connections: int) -> Iterator[tuple[Bench, int]]:
     """A daemon that has done all there was to do, on a node that tracks so many connections; and its process id."""
@@ -89,10 +135,15 @@ def _track(node: Namespace, connections: int) -> None:
 
 def _replaced(slices: list[Object], count: int) -> Iterator[Object]:
     chance = random.Random(1)
-    for number in range(count):
-        one = json.loads(json.dumps(chance.choice(slices)))
-        one["endpoints"][0]["addresses"] = [str(IPv4Address("10.245.200.0") + number)]
-        yield one
+    return _renewed(chance.choice(slices) for _ in range(count))
+
+
+def _renewed(slices: Iterable[Object]) -> Iterator[Object]:
+    """Each of them with another pod in the place of its first."""
+    for number, one in enumerate(slices):
+        new = json.loads(json.dumps(one))
+        new["endpoints"][0]["addresses"] = [str(IPv4Address("10.245.200.0") + number)]
+        yield new
 
 
 def _announced(gateway: int) -> Object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -13,19 +14,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import toml
 
 from bench.cluster import Cluster, documents
-from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
+from metaleg_node.kernel.netlink.socket import NETLINK_NETFILTER, NetlinkSocket, attribute
 from metaleg_node.kernel.nftables.watch import generation
 from metaleg_node.lab.namespaces import Namespace
 from metaleg_node.lab.objects import replace_file
 
 DEADLINE = 30.0
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_GET_ELEMENTS, _INET = 0x0A0D, bytes([1, 0, 0, 0])
+_TABLE, _SET, _ELEMENTS, _ELEMENT, _KEY, _VALUE = 1, 2, 3 | 0x8000, 1 | 0x8000, 1 | 0x8000, 1
+"""NFT_MSG_GETSETELEM, nfgenmsg of the family inet, and attributes (linux/netfilter/nf_tables.h)."""
 _TRANSACTIONS = 7
 """The group that is told of nftables transactions (linux/netfilter/nfnetlink.h, NFNLGRP_NFTABLES)."""
 
@@ -120,6 +125,25 @@ class Daemon:
             heard.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _TRANSACTIONS)
             heard.settimeout(DEADLINE)
             yield Commits(heard)
+
+    @contextmanager
+    def elements(self, name: str) -> Iterator[Callable[[str], bool]]:
+        """Tells whether a set of ours has an IPv4 address, without the time that a process takes."""
+        table = attribute(_TABLE, b"metaleg_node\0")
+        netlink = NetlinkSocket(NETLINK_NETFILTER)
+        with self.node.inside():
+            netlink.open()
+
+        def has(address: str) -> bool:
+            key = attribute(_KEY, attribute(_VALUE, IPv4Address(address).packed))
+            asked = attribute(_ELEMENTS, attribute(_ELEMENT, key))
+            body = _INET + table + attribute(_SET, name.encode() + b"\0") + asked
+            (answer,) = netlink.ask(_GET_ELEMENTS, [body], f"look for {address}")
+            assert answer.code in (0, errno.ENOENT), answer
+            return not answer.code
+
+        with netlink:
+            yield has
 
     def generation(self) -> int:
         with self.node.inside(), NetlinkSocket(NETLINK_NETFILTER) as netlink:

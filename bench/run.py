@@ -2,8 +2,8 @@
 
 bench/run.py [--json] [--plot DIR] [--rounds N] [NAME…]
 
-NAME: forwarding, rules, parts, update, compare, idle, start, api, churn, failover, return_path, external_ip, routing,
-saved_state, state_file
+NAME: forwarding, rules, parts, update, compare, idle, start, api, churn, burst, failover, return_path, external_ip,
+routing, saved_state, state_file
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ MEASUREMENTS: Mapping[str, Callable[[int], list[results.Figure]]] = {
     "start": control.start,
     "api": api.api,
     "churn": changes.churn,
+    "burst": changes.burst,
     "failover": changes.failover,
     "return_path": return_path.measure,
     "external_ip": external_ip.measure,

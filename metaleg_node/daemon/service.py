@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import metaleg_node
 from metaleg_node.configuration import file as config_file
@@ -258,6 +259,8 @@ class Service:
             if self._left_alone(self._backoff.before_apply(plan.changes)):
                 return None
             outcome = self._apply(plan, reason)
+            # A first plan has a line for each pod, and nobody asks for what was done.
+            self._plan = replace(self._plan, steps=())
             if not outcome.ok:
                 self._left_alone(self._backoff.failed(undone=outcome.undone))
             return outcome

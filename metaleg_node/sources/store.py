@@ -63,6 +63,7 @@ class Store:
         # last. What does not change stays the very same object, by which everybody else knows it.
         self._given: dict[str, _Fields] = {}
         self._places: dict[str, dict[object, int]] = {}
+        self._exchanged: dict[str, dict[int, ClusterObject]] = {}
         self._together: dict[str, tuple[list[tuple[Any, ...]], tuple[Any, ...]]] = {}
 
     @property
@@ -165,22 +166,22 @@ class Store:
     def _forget(self, source: str) -> None:
         self._given.pop(source, None)
         self._places.pop(source, None)
+        self._exchanged.pop(source, None)
         self._snapshot = None
 
     def _exchange(self, source: str, key: object, old: Parsed, new: Parsed) -> bool:
-        """Puts one object in the place of another among what a source gave. Returns whether that was all there is to
-        it: so it is where each raw object gives one of a kind, as with thousands of slices, and nothing was refused."""
+        """Lets the next snapshot have one object in the place of another. Returns whether that was all there is to it:
+        so it is where each raw object gives one of a kind, as with thousands of slices, and nothing was refused."""
         parts, given = self._parts[source], self._given.get(source, {})
         single = not (old.rejections or new.rejections) and len(old.objects) == len(new.objects) == 1
-        if not single or given.keys() != {name := _FIELDS[type(new.objects[0])]}:
+        if not single or given.keys() != {_FIELDS[type(new.objects[0])]}:
             return False
         if source not in self._places:
             alone = all(len(part.objects) == 1 for part in parts.values())
             self._places[source] = dict(zip(parts, range(len(parts)), strict=True)) if alone else {}
         if key not in self._places[source]:
             return False
-        at, found = self._places[source][key], given[name]
-        self._given[source] = {name: (*found[:at], *new.objects, *found[at + 1 :])}
+        self._exchanged.setdefault(source, {})[self._places[source][key]] = new.objects[0]
         self._snapshot = None
         return True
 
@@ -189,6 +190,12 @@ class Store:
         for source in self._order():
             if source not in self._given:
                 self._given[source] = _fields(self._parts[source].values())
+            elif exchanged := self._exchanged.pop(source, None):
+                ((name, before),) = self._given[source].items()
+                now = [*before]
+                for at, one in exchanged.items():
+                    now[at] = one
+                self._given[source] = {name: tuple(now)}
             for name, objects in self._given[source].items():
                 found[name].append(objects)
         fields: dict[str, Any] = {name: self._joined(name, objects) for name, objects in found.items()}

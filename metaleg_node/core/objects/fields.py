@@ -8,6 +8,7 @@ place: they hold no zone, no blank and no character that means something to a sh
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
@@ -234,7 +235,8 @@ class Reader:
         if value is None or value == "":
             return None
         if isinstance(value, str) and is_name(value):
-            return value
+            # Thousands of pods name the same few nodes.
+            return sys.intern(value)
         self.reject(field, value, NAME_SYNTAX)
         return None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -192,7 +193,7 @@ def _ref(raw: Mapping[str, object], kind: str, namespaced: bool) -> ObjectRef:
         return ObjectRef(kind=kind, name=name)
     if not isinstance(namespace, str) or not is_namespace(namespace):
         raise UnusableError(f"metadata.namespace: {show(namespace)} is not {NAMESPACE_SYNTAX}")
-    return ObjectRef(kind=kind, namespace=namespace, name=name)
+    return ObjectRef(kind=kind, namespace=sys.intern(namespace), name=name)
 
 
 def is_known(kind: str, version: object) -> bool:
@@ -299,7 +300,7 @@ def _target(reader: Reader, value: object, field: str) -> ObjectRef | None:
     if not isinstance(namespace, str) or (namespace and not is_namespace(namespace)):
         reader.reject(f"{field}.namespace", namespace, NAMESPACE_SYNTAX)
         return None
-    return ObjectRef(kind="Pod", namespace=namespace, name=name)
+    return ObjectRef(kind="Pod", namespace=sys.intern(namespace), name=name)
 
 
 def _node(reader: Reader) -> Node:
