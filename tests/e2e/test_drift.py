@@ -50,9 +50,9 @@ DAMAGES: dict[str, tuple[LabNode, Callable[[Lab, LabNode], None]]] = {
     "a rule deleted": (NODE2, _delete_a_rule),
     "a rule put in front": (NODE1, _nft(f"insert rule {TABLE} prerouting accept")),
     "a pod deleted from the map": (NODE1, _nft(f"delete element {TABLE} pods4 {{ {POD} }}")),
-    "a pod given another verdict": (
+    "a pod sent to another chain": (
         NODE1,
-        _nft(f"delete element {TABLE} pods4 {{ {POD} }}", f"add element {TABLE} pods4 {{ {POD} : drop }}"),
+        _nft(f"delete element {TABLE} pods4 {{ {POD} }}", f"add element {TABLE} pods4 {{ {POD} : 6d00:1 }}"),
     ),
     "a pod translated to another address": (
         NODE2,
