@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ FILE: Final = "cluster-state.yaml"
 SETTLE_SECONDS: Final = 3.0
 RETRY_SECONDS: Final = 10.0
 """After what could not be written."""
+_REST, _AT_MOST = 50.0, 60.0
+"""A large state that changes all the time is not written all the time: what comes after a write waits so many times as
+long as that took, in seconds at most."""
 STOP_TIMEOUT: Final = 1.0
 
 
@@ -97,13 +101,17 @@ class SavedState:
             self._thread.join(STOP_TIMEOUT)
 
     def _run(self) -> None:
+        took = 0.0
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._stopping or self._offered is not self._written)
-                self._wake.wait_for(lambda: self._stopping, RETRY_SECONDS if self.problem else self._settle)
+                pause = RETRY_SECONDS if self.problem else max(self._settle, min(_REST * took, _AT_MOST))
+                self._wake.wait_for(lambda: self._stopping, pause)
                 state, stopping = self._offered, self._stopping
+            began = time.monotonic()
             if state is not None and state is not self._written and self._write(self._objects()):
                 self._written = state
+            took = time.monotonic() - began
             if stopping:
                 if self.problem:
                     # Nobody asks for it any more.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
+from metaleg_node import files
 from metaleg_node.core.model import ClusterState
 from metaleg_node.sources.api_watch import translate
 from metaleg_node.sources.resources import Resource
 from metaleg_node.sources.saved_state import FILE, SavedState
 from metaleg_node.sources.state_file import DEFAULT_CONFIGMAP
 from metaleg_node.sources.store import Store
+from tests.patience import patient
 
 Raw = dict[str, Any]
 CONFIGMAP = ("metallb", "bgp")
@@ -145,6 +148,26 @@ def test_changes_are_gathered_before_they_are_written(tmp_path: Path) -> None:
     assert not saved.exists()
     saved.stop()
     assert loaded(tmp_path) == told(example()).snapshot()
+
+
+def test_after_a_write_that_took_long_the_next_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[float] = []
+    replaced = threading.Semaphore(0)
+
+    def replace(*_: object, **__: object) -> None:
+        time.sleep(0.02)
+        times.append(time.monotonic())
+        replaced.release()
+
+    monkeypatch.setattr(files, "replace", replace)
+    saved = SavedState(tmp_path, settle=0.0)
+    saved.start()
+    for raws in (example()[:1], example()):
+        saved.offer(told(raws))
+        assert replaced.acquire(timeout=patient(10))
+    saved.stop()
+    first, second = times
+    assert second - first >= 1.0
 
 
 def test_what_cannot_be_used_is_told_and_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
