@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.api import faults
+from tests.api.faults import a_watch
 from tests.api.harness import Harness, node, service
 from tests.api.server import ApiServer, Object
 from tests.api.test_return_path import following
@@ -37,3 +39,18 @@ def test_without_the_right_to_read_pods_nothing_counts_as_known(server: ApiServe
     harness.wait(lambda: harness.store.hindered("Pod"))
     harness.wait(lambda: harness.store.missing == ("Pod",))
     assert 'cannot list resource "pods"' in str(harness.store.problems)
+
+
+def test_a_watch_of_pods_that_stalls_makes_them_unsure_until_the_next_one_tells_what_was_missed(
+    server: ApiServer, harness: Harness
+) -> None:
+    server.put(node("worker-1"), service("web"), pod("before", "worker-1"))
+    server.inject(faults.streams(silent=60), when=a_watch("pods"))
+    sure: list[bool] = []
+    harness.observe = lambda: sure.append(not harness.store.hindered("Pod"))
+    following(harness, HOLD).timing(watch=1.0, silence=0.2).loaded()
+    harness.wait(lambda: server.faults_to_come == 0)
+    server.put(pod("missed", "worker-1"))
+    harness.wait_names("before", "missed", kind="pods")
+    assert False in sure
+    assert sure[-1]

@@ -27,11 +27,13 @@ EGRESS_PORT, PLAIN_PORT = 9101, 9102
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """One start of a pod with an address of its own; `egress`: a labelled Service selects it."""
+    """One start of a pod with an address of its own; `egress`: a labelled Service selects it. `reported_after`: from
+    its first packet to its address in the API, in seconds."""
 
     name: str
     address: str
     egress: bool
+    reported_after: float = 0.0
 
     @property
     def port(self) -> int:
