@@ -18,7 +18,7 @@ from tests.api.harness import (
     node,
     service,
 )
-from tests.api.server import ApiServer
+from tests.api.server import ApiServer, Object
 
 
 def watched_from(server: ApiServer) -> list[int]:
@@ -198,14 +198,24 @@ def test_an_object_that_stays_the_same_to_us_calls_nobody(server: ApiServer, har
     server.put(node("worker-1"), service("a"))
     harness.loaded()
     harness.wait(lambda: sum(one.is_watch for one in server.asked) == 6)
-    changes = harness.changes
+    changes, (known,) = harness.changes, harness.store.snapshot().nodes
     for beat in range(20):
-        server.put(node("worker-1") | {"heartbeat": beat})
+        server.put(heartbeat("worker-1", beat))
     server.put(service("b"))
     server.put(node("worker-2"))
     harness.wait_names("worker-1", "worker-2", kind="nodes")
     harness.wait_names("a", "b")
     assert harness.changes == changes + 2
+    assert any(one is known for one in harness.store.snapshot().nodes)
+
+
+def heartbeat(name: str, beat: int) -> Object:
+    """What a kubelet reports of a node on which nothing has changed."""
+    one, when = node(name), f"2024-01-01T00:{beat:02}:00Z"
+    one["metadata"]["managedFields"] = [{"manager": "kubelet", "subresource": "status", "time": when}]
+    for condition in one["status"]["conditions"]:
+        condition["lastHeartbeatTime"] = when
+    return one
 
 
 def test_a_stop_ends_every_thread_and_connection_at_once(server: ApiServer, harness: Harness) -> None:
