@@ -157,7 +157,7 @@ def _bytes() -> list[Figure]:
                 bench.server.put(one)
             nodes_reporting = round(_MINUTE_NODES * 60 / _KUBELET_SECONDS)
             for number in range(nodes_reporting):
-                node = _real_node(number)
+                node = real_node(number)
                 everything += _event_size(node)
                 bench.server.put(node)
             time.sleep(2.0)
@@ -190,7 +190,7 @@ def _changed_slice(service: int, change: int) -> Object:
     return one
 
 
-def _real_node(number: int) -> Object:
+def real_node(number: int) -> Object:
     """As large as nodes of real clusters: most of it are names of images and managed fields."""
     node = next(one for one in Cluster(services=1, nodes=2).objects() if one["kind"] == "Node")
     images = [{"names": [f"registry.example/team/image-{n}@sha256:{'0' * 64}"], "sizeBytes": n} for n in range(50)]

@@ -1,6 +1,7 @@
 """Measures, prints a table, and with --json the figures for programs.
 
 bench/run.py [--json] [--plot DIR] [--rounds N] [NAME…]
+bench/run.py [--json] --nodes N
 
 NAME: forwarding, rules, parts, update, compare, idle, start, api, churn, burst, failover, return_path, external_ip,
 routing, saved_state, state_file
@@ -29,6 +30,7 @@ from bench import (
     return_path,
     routing,
     saved_state,
+    scale,
     state_file,
 )
 
@@ -58,6 +60,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="how often each thing is measured (default: 7)")
     parser.add_argument("--json", action="store_true", help="JSON on standard output; the tables go to standard error")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw forwarding and churn as SVG files there")
+    parser.add_argument(
+        "--nodes", type=int, metavar="N", help="only so many clients of one API server, see docs/scale.md"
+    )
     options = parser.parse_args()
     if unknown := set(options.names) - set(MEASUREMENTS):
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}; there are {', '.join(MEASUREMENTS)}")
@@ -65,8 +70,11 @@ def main() -> int:
     told = sys.stderr if options.json else sys.stdout
     print(machine, file=told)
     found: dict[str, list[results.Figure]] = {}
-    for name in options.names or MEASUREMENTS:
-        found[name] = MEASUREMENTS[name](options.rounds)
+    chosen = {name: MEASUREMENTS[name] for name in options.names or MEASUREMENTS}
+    if options.nodes:
+        chosen = {"scale": lambda _: scale.measure(options.nodes)}
+    for name, measurement in chosen.items():
+        found[name] = measurement(options.rounds)
         print(f"\n{name}\n{results.render(found[name])}", file=told, flush=True)
     if options.json:
         figures = {name: [figure.as_json() for figure in some] for name, some in found.items()}

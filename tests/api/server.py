@@ -65,12 +65,23 @@ class Change:
     version: int
     before: Object | None
     after: Object | None
+    _lines: dict[str, bytes] = field(default_factory=dict)
+
+    def line(self, kind: str) -> bytes:
+        """The event of this type, made once for all watches, as a real server does it."""
+        if kind not in self._lines:
+            one = self.after
+            if kind == "DELETED" and self.before:  # What it was, with the version of now.
+                one = {**self.before, "metadata": {**self.before["metadata"], "resourceVersion": str(self.version)}}
+            self._lines[kind] = _line(kind, one)
+        return self._lines[kind]
 
 
 @dataclass(slots=True, kw_only=True)
 class Table:
-    """One resource: its objects, and what happened since `floor`."""
+    """One resource: its objects, and what happened since `floor`. `changed` has the server's lock."""
 
+    changed: threading.Condition
     objects: dict[Key, Object] = field(default_factory=dict)
     history: list[Change] = field(default_factory=list)
     floor: int = 0
@@ -119,8 +130,8 @@ class ApiServer:
         self.asked: list[Asked] = []
         self.sent = Counter[str]()
         self.bookmarks = Counter[str]()
-        self.tables: dict[str, Table] = {name: Table() for name in (*CORE, *EXTRA)}
-        self.changed = threading.Condition()
+        self._lock = threading.RLock()
+        self.tables = {name: Table(changed=threading.Condition(self._lock)) for name in (*CORE, *EXTRA)}
         self.version = 1
         self._tls = tls
         self._open_socket = open_socket or _tcp
@@ -172,8 +183,9 @@ class ApiServer:
         http.server_close()
         self._thread.join()
         http.break_all()
-        with self.changed:
-            self.changed.notify_all()
+        with self._lock:
+            for table in self.tables.values():
+                table.changed.notify_all()
 
     def break_connections(self) -> None:
         """Resets every connection; new ones are welcome."""
@@ -184,22 +196,20 @@ class ApiServer:
 
     def put(self, *objects: Object) -> None:
         """Creates or replaces objects; what does not change the object changes nothing."""
-        with self.changed:
+        with self._lock:
             for one in objects:
                 table, key = self._table_of(one), _key(one)
                 before = table.objects.get(key)
                 if before is not None and _without_version(before) == _without_version(one):
                     continue
                 self._change(table, key, before, one)
-            self.changed.notify_all()
 
     def delete(self, *objects: Object) -> None:
-        with self.changed:
+        with self._lock:
             for one in objects:
                 table, key = self._table_of(one), _key(one)
-                if key in table.objects:
-                    self._change(table, key, table.objects[key], None)
-            self.changed.notify_all()
+                if before := table.objects.get(key):
+                    self._change(table, key, before, None)
 
     def set_all(self, objects: Iterable[Object]) -> None:
         """Makes the objects of all kinds exactly these."""
@@ -214,7 +224,7 @@ class ApiServer:
 
     def compact(self) -> None:
         """Forgets the history and the snapshots of lists under way, as etcd's compaction does."""
-        with self.changed:
+        with self._lock:
             self.version += 1
             for table in self.tables.values():
                 table.history.clear()
@@ -223,12 +233,11 @@ class ApiServer:
 
     def serve_resource(self, name: str, *, served: bool) -> None:
         """Installs or removes a custom resource, named as in `EXTRA`."""
-        with self.changed:
+        with self._lock:
             if served:
-                self.tables.setdefault(name, Table(floor=self.version))
+                self.tables.setdefault(name, Table(changed=threading.Condition(self._lock), floor=self.version))
             else:
                 self.tables.pop(name, None)
-            self.changed.notify_all()
 
     def _table_of(self, one: Object) -> Table:
         plural = next(plural for plural, kind in KINDS.items() if kind == one["kind"])
@@ -236,15 +245,14 @@ class ApiServer:
 
     def _change(self, table: Table, key: Key, before: Object | None, after: Object | None) -> None:
         self.version += 1
-        stamped = json.loads(json.dumps(after if after is not None else before))
-        stamped["metadata"]["resourceVersion"] = str(self.version)
         if after is None:
             del table.objects[key]
-            # A deletion's event carries the last state, with the version of the deletion.
-            table.history.append(Change(version=self.version, before=stamped, after=None))
         else:
-            table.objects[key] = stamped
-            table.history.append(Change(version=self.version, before=before, after=stamped))
+            after = json.loads(json.dumps(after))
+            after["metadata"]["resourceVersion"] = str(self.version)
+            table.objects[key] = after
+        table.history.append(Change(version=self.version, before=before, after=after))
+        table.changed.notify_all()
 
     def applied(self, path: str, one: Object) -> Object:
         """Server-side apply; the token controller fills a service account's Secret."""
@@ -280,7 +288,7 @@ class ApiServer:
 
     def page(self, table: Table, query: dict[str, str], namespace: str) -> tuple[int, Object]:
         """One page of a list: HTTP status and body."""
-        with self.changed:
+        with self._lock:
             if token := query.get("continue"):
                 if token not in self._snapshots:
                     return status(410, "Expired", "The provided continue parameter is too old")
@@ -299,33 +307,34 @@ class ApiServer:
 
     def events(
         self, table: Table, query: dict[str, str], namespace: str, alive: Callable[[], bool]
-    ) -> Iterator[Object]:
-        """The events of a watch until its timeout."""
+    ) -> Iterator[tuple[str, bytes]]:
+        """The events of a watch until its timeout, by type and as they are sent."""
         version = int(query["resourceVersion"])
         end = time.monotonic() + float(query.get("timeoutSeconds", "300"))
         bookmark = time.monotonic() + self.bookmark_seconds
         while alive():
-            with self.changed:
+            with self._lock:
                 if version < table.floor:
-                    yield _error(410, "Expired", f"too old resource version: {version} ({table.floor})")
+                    text = f"too old resource version: {version} ({table.floor})"
+                    yield "ERROR", _line("ERROR", status(410, "Expired", text)[1])
                     return
                 fresh = [change for change in table.history[-200:] if change.version > version]
                 if len(fresh) == 200:
                     fresh = [change for change in table.history if change.version > version]
                 if not fresh:
-                    self.changed.wait(max(0.0, min(end, bookmark) - time.monotonic()))
+                    table.changed.wait(max(0.0, min(end, bookmark) - time.monotonic()))
             for change in fresh:
                 version = change.version
-                if event := _event(change, query, namespace):
-                    yield event
+                if kind := _event(change, query, namespace):
+                    yield kind, change.line(kind)
             now = time.monotonic()
             if now >= end:
                 return
             if now >= bookmark and query.get("allowWatchBookmarks") == "true":
                 bookmark = now + self.bookmark_seconds
-                with self.changed:
+                with self._lock:
                     version = max([version, *(c.version for c in table.history[-1:])])
-                yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(version)}}}
+                yield "BOOKMARK", _line("BOOKMARK", {"metadata": {"resourceVersion": str(version)}})
 
 
 def matches(one: Object, query: dict[str, str], namespace: str) -> bool:
@@ -347,17 +356,16 @@ def matches(one: Object, query: dict[str, str], namespace: str) -> bool:
     return True
 
 
-def _event(change: Change, query: dict[str, str], namespace: str) -> Object | None:
-    """What a watcher with these selectors sees of a change."""
+def _event(change: Change, query: dict[str, str], namespace: str) -> str:
+    """The type of event that a watcher with these selectors sees of a change; empty: none."""
     was = change.before is not None and matches(change.before, query, namespace)
-    is_ = change.after is not None and matches(change.after, query, namespace)
-    if is_:
-        return {"type": "MODIFIED" if was else "ADDED", "object": change.after}
-    if not was:
-        return None
-    last = json.loads(json.dumps(change.before))
-    last["metadata"]["resourceVersion"] = str(change.version)
-    return {"type": "DELETED", "object": last}
+    if change.after is not None and matches(change.after, query, namespace):
+        return "MODIFIED" if was else "ADDED"
+    return "DELETED" if was else ""
+
+
+def _line(kind: str, one: Object | None) -> bytes:
+    return json.dumps({"type": kind, "object": one}, separators=(",", ":")).encode() + b"\n"
 
 
 def status(code: int, reason: str, message: str) -> tuple[int, Object]:
@@ -370,10 +378,6 @@ def status(code: int, reason: str, message: str) -> tuple[int, Object]:
         "code": code,
     }
     return code, {**body, "metadata": {}}
-
-
-def _error(code: int, reason: str, message: str) -> Object:
-    return {"type": "ERROR", "object": status(code, reason, message)[1]}
 
 
 def _key(one: Object) -> Key:
@@ -549,10 +553,10 @@ class Handler(BaseHTTPRequestHandler):
             self.json(*status(410, "Expired", f"too old resource version: {version} ({table.floor})"))
         else:
             self.begin_stream()
-            for event in api.events(table, asked.query, namespace, self.alive):
-                self.chunk(json.dumps(event, separators=(",", ":")).encode() + b"\n")
-                api.bookmarks[asked.plural] += event["type"] == "BOOKMARK"
-                if event["type"] == "ERROR":
+            for kind, line in api.events(table, asked.query, namespace, self.alive):
+                self.chunk(line)
+                api.bookmarks[asked.plural] += kind == "BOOKMARK"
+                if kind == "ERROR":
                     break
             self.chunk(b"")
 
