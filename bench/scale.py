@@ -31,6 +31,7 @@ from tests.api.harness import write_kubeconfig
 from tests.api.server import ApiServer
 
 _CLUSTER = Cluster(services=100, pods=10, nodes=1)
+_HUGE, _HUGE_NODES = Cluster(services=5000, pods=10, nodes=1), 5000
 _EVENTS = 10
 _RATE_SECONDS = 4.0
 _LATE_MS = 1000.0
@@ -41,13 +42,12 @@ _LIMIT = 60.0
 
 
 def measure(clients: int) -> list[Figure]:
-    """Figures for so many nodes, each with a Node object as large as real ones, and 100 labelled Services."""
-    with workspace() as directory, ApiServer() as server:
-        server.set_all([*labelled(_CLUSTER), *map(real_node, range(clients))])
-        kubeconfig = write_kubeconfig(directory / "kubeconfig", server.url)
-        with _crowd(kubeconfig, clients) as crowd:
-            bench = _Bench(server=server, crowd=crowd, clients=clients)
-            return [*bench.start(), *bench.one_by_one(), *bench.faster_and_faster()]
+    """What a cluster of 5,000 nodes costs one of them at its start; then so many nodes at once."""
+    with _running(_HUGE, _HUGE_NODES, 1) as one:
+        found = list(one.start(f"one of {_HUGE_NODES:,} nodes"))
+    with _running(_CLUSTER, clients, clients) as all_of_them:
+        name = f"{clients} nodes"
+        return [*found, *all_of_them.start(name), *all_of_them.one_by_one(name), *all_of_them.faster_and_faster(name)]
 
 
 # --- the clients -----------------------------------------------------------------------------------------------------
@@ -141,40 +141,42 @@ def _crowd(kubeconfig: Path, clients: int) -> Iterator[_Crowd]:
 
 @dataclass(slots=True, kw_only=True)
 class _Bench:
+    """A server with clients that have not started yet."""
+
     server: ApiServer
     crowd: _Crowd
     clients: int
     _number: Iterator[int] = field(default_factory=count)
 
-    def start(self) -> Iterator[Figure]:
+    def start(self, who: str) -> Iterator[Figure]:
         """All at once, as after a power failure."""
         began, server, client = time.monotonic(), time.process_time(), self.crowd.seconds
         loaded = [times[-1] - began for times in self.crowd.ask(0)()]
         watches = len(names(parse("", file="bench"))) * self.clients
         wait(lambda: sum(one.is_watch for one in self.server.asked) >= watches, "all watches", limit=_LIMIT)
         lists = sum(not one.is_watch for one in self.server.asked)
-        yield self._figure("start: each has its first state", "s", *loaded)
-        yield self._figure("start: lists of a node, all pages", "", lists / self.clients)
-        yield self._figure("start: watches of a node", "", watches / self.clients)
-        yield self._figure("start: a node receives", "KiB", sum(self.server.sent.values()) / 1024 / self.clients)
-        yield from self._cpu("start", server, client, 1)
+        yield _figure(f"{who}, start: each has its first state", "s", *loaded)
+        yield _figure(f"{who}, start: lists of a node, all pages", "", lists / self.clients)
+        yield _figure(f"{who}, start: watches of a node", "", watches / self.clients)
+        yield _figure(f"{who}, start: a node receives", "KiB", sum(self.server.sent.values()) / 1024 / self.clients)
+        yield from self._cpu(f"{who}, start", server, client, 1)
 
-    def one_by_one(self) -> Iterator[Figure]:
+    def one_by_one(self, who: str) -> Iterator[Figure]:
         """Each event waits until all clients have had the one before."""
         for name, make in (("slice", self._slice), ("Node", self._node), ("announcement", self._announcement)):
             sent, server, client = sum(self.server.sent.values()), time.process_time(), self.crowd.seconds
             late = [one for _ in range(_EVENTS) for one in self._late(make, 1, 0.0)]
             size = (sum(self.server.sent.values()) - sent) / _EVENTS / self.clients
-            yield self._figure(f"{name}: event", "bytes", size)
-            yield self._figure(f"{name}: until a client has it", "ms", *late)
-            yield from self._cpu(name, server, client, _EVENTS)
+            yield _figure(f"{who}, {name}: event", "bytes", size)
+            yield _figure(f"{who}, {name}: until a client has it", "ms", *late)
+            yield from self._cpu(f"{who}, {name}", server, client, _EVENTS)
 
-    def faster_and_faster(self) -> Iterator[Figure]:
+    def faster_and_faster(self, who: str) -> Iterator[Figure]:
         """Pods change at a rate that doubles until the clients hear of it late."""
         for rate in (2**step for step in count()):
             late = self._late(self._slice, round(rate * _RATE_SECONDS), 1 / rate)
             p99 = statistics.quantiles(late, n=100)[98]
-            yield self._figure(f"{rate} slices a second: until a client has it, p99", "ms", p99)
+            yield _figure(f"{who}, {rate} slices a second: until a client has it, p99", "ms", p99)
             if p99 > _LATE_MS:
                 return
 
@@ -216,9 +218,20 @@ class _Bench:
 
     def _cpu(self, name: str, server: float, client: float, times: int) -> Iterator[Figure]:
         """Processor time since then, for each of so many times: all of the server's, and a client's own."""
-        yield self._figure(f"{name}: the server, CPU", "ms", (time.process_time() - server) * 1000 / times)
+        yield _figure(f"{name}: the server, CPU", "ms", (time.process_time() - server) * 1000 / times)
         used = (self.crowd.seconds - client) * 1000 / times / self.clients
-        yield self._figure(f"{name}: a client, CPU", "ms", used)
+        yield _figure(f"{name}: a client, CPU", "ms", used)
 
-    def _figure(self, name: str, unit: str, *values: float) -> Figure:
-        return Figure(name=f"{self.clients} nodes, {name}", unit=unit, values=values)
+
+def _figure(name: str, unit: str, *values: float) -> Figure:
+    return Figure(name=name, unit=unit, values=values)
+
+
+@contextmanager
+def _running(cluster: Cluster, nodes: int, clients: int) -> Iterator[_Bench]:
+    """The cluster has so many Nodes, each as large as real ones."""
+    with workspace() as directory, ApiServer() as server:
+        server.set_all([*labelled(cluster), *map(real_node, range(nodes))])
+        kubeconfig = write_kubeconfig(directory / "kubeconfig", server.url)
+        with _crowd(kubeconfig, clients) as crowd:
+            yield _Bench(server=server, crowd=crowd, clients=clients)

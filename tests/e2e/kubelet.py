@@ -42,10 +42,11 @@ class Start:
 
 @dataclass(slots=True, kw_only=True)
 class Listener:
-    """The server outside: the sources of all datagrams by port, and when each pod's first came."""
+    """The server outside: the sources of all datagrams by port, each with the first pod that had it, and when each pod's
+    first came."""
 
     lab: Lab
-    sources: dict[int, set[str]] = field(default_factory=lambda: {EGRESS_PORT: set(), PLAIN_PORT: set()})
+    sources: dict[int, dict[str, str]] = field(default_factory=lambda: {EGRESS_PORT: {}, PLAIN_PORT: {}})
     first: dict[str, float] = field(default_factory=dict)
     _came: threading.Condition = field(default_factory=threading.Condition)
 
@@ -73,7 +74,7 @@ class Listener:
                 return
             source = sender[0]
             with self._came:
-                self.sources[port].add(source)
+                self.sources[port].setdefault(source, text.decode())
                 self.first.setdefault(text.decode(), time.monotonic())
                 self._came.notify_all()
 

@@ -89,10 +89,11 @@ def scene(directory: Path, gateway: LabNode, *, helper: bool) -> Iterator[Scene]
 
 def judge(scene: Scene) -> None:
     """Egress pods left with the Service's address and no other, the rest with their node's."""
-    assert scene.listener.sources == {
+    found = scene.listener.sources
+    assert {port: set(sources) for port, sources in found.items()} == {
         EGRESS_PORT: {str(scene.kubelet.service.addresses[4])},
         PLAIN_PORT: {str(NODE1.addresses[4])},
-    }
+    }, f"who sent first with each: {found}"
 
 
 def starts(gateway: LabNode, *, reuse: bool) -> Iterator[Start]:
