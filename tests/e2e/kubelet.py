@@ -42,7 +42,7 @@ class Start:
 
 @dataclass(slots=True, kw_only=True)
 class Listener:
-    """The server outside: the sources of all datagrams by port, each with the first pod that had it, and when each pod's
+    """The server outside: the sources of all datagrams by port, with the first pod that had each, and when each pod's
     first came."""
 
     lab: Lab
