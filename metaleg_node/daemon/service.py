@@ -264,14 +264,11 @@ class Service:
             if not outcome.ok:
                 self._left_alone(self._backoff.failed(undone=outcome.undone))
             return outcome
-        except (IncompleteError, KernelError) as error:
-            code = Code.INCOMPLETE_STATE if isinstance(error, IncompleteError) else Code.KERNEL
-            outcome = _failure(code, str(error))
         except Exception as error:
-            log.exception("a reconcile met something unexpected")
-            self._reconciler.start_over()
-            text = f"unexpected {type(error).__name__}: {error}; please report it, with the log"
-            outcome = _failure(Code.UNEXPECTED, text)
+            if not isinstance(error, IncompleteError | KernelError):
+                log.exception("a reconcile met something unexpected")
+                self._reconciler.start_over()
+            outcome = _failed(error)
         self._left_alone(self._backoff.failed(state=state))
         return outcome
 
@@ -344,9 +341,7 @@ class Service:
             log.info("configuration read again: %s", "changed" if self._config != before else "no change")
             logs.setup(level=self._config.log.level, form=self._config.log.format)
         except ConfigError as error:
-            text = "not taken, the configuration before stays in force"
-            refused = Problem(code=Code.CONFIGURATION, subject=str(self._options.config_file), text=text)
-            self._teller.problems_of["configuration"] = (*configuration.problems(error), refused)
+            self._teller.problems_of["configuration"] = (*configuration.problems(error), _refused(self._options))
             self._metrics.config_refused()
         return self._config != before
 
@@ -398,8 +393,16 @@ def _monitor(machine: Machine, config: Config, wake: Callable[[Hint], None], dis
     )
 
 
-def _failure(code: Code, text: str) -> Outcome:
+def _failed(error: Exception) -> Outcome:
+    code, text = Code.UNEXPECTED, f"unexpected {type(error).__name__}: {error}; please report it, with the log"
+    if isinstance(error, IncompleteError | KernelError):
+        code, text = Code.INCOMPLETE_STATE if isinstance(error, IncompleteError) else Code.KERNEL, str(error)
     return Outcome(problems=(Problem(code=code, text=text),))
+
+
+def _refused(options: Options) -> Problem:
+    text = "not taken, the configuration before stays in force"
+    return Problem(code=Code.CONFIGURATION, subject=str(options.config_file), text=text)
 
 
 def _started(servers: Iterable[WebServer], stack: ExitStack) -> Iterator[Problem]:
