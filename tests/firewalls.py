@@ -113,6 +113,7 @@ FULL = wall(
     gateways={Slot(1): NodeName("node-b"), Slot(2): NodeName("node-a")},
     sources=frozenset({LB4, LB6}),
     next_hops=addresses("10.0.0.2", "fd00::2"),
+    tunnels=frozenset({"tun-b", "ip6-b"}),
     inside=merged([*NEVER_EGRESS, *networks("10.244.0.0/16", "10.96.0.0/12", "10.0.0.0/24", "fd00:10::/32")]),
     served=frozenset({53, 5060}),
     addresses=frozenset({LB4, LB6}),

@@ -368,7 +368,8 @@ class Host:
     `interfaces` tells for each address that was asked about through which interface the main table reaches it, if it
     does; `on_link` are those among them that need no router in between, and `gateways` has the next hops of the rest,
     as far as these are of the same family. `kinds` tells of those interfaces that are made by software what they are
-    (ip-link(8)); `unnumbered` are those without an IPv4 address. `rp_filter` are the values of
+    (ip-link(8)), and `remotes` has the other ends of those that are tunnels of IP and have but one; `tunnels` are all
+    tunnels of IP, whatever leads there. `unnumbered` are those without an IPv4 address. `rp_filter` are the values of
     net.ipv4.conf.NAME.rp_filter (0, 1 or 2), `all` included, and `arp` those of net.ipv4.conf.all.arp_ignore and
     arp_announce, where somebody asked. `links` has the interfaces that were asked about and exist; `connected` are the
     networks that this host's own addresses lie in. `not_forwarding` tells for which families no packet is forwarded
@@ -384,6 +385,8 @@ class Host:
     on_link: frozenset[Address] = frozenset()
     gateways: Mapping[Address, Address] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
+    remotes: Mapping[str, Address] = field(default_factory=dict)
+    tunnels: frozenset[str] = frozenset()
     unnumbered: frozenset[str] = frozenset()
     rp_filter: Mapping[str, int] = field(default_factory=dict)
     arp: Mapping[str, int] = field(default_factory=dict)

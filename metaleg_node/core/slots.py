@@ -22,12 +22,13 @@ Granted = Mapping[Holder, Slot]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A slot is wanted for `holder`. The rest tells its routes from others': `gateways` are its next hops, `closed`
-    says whether its table ends in an unreachable route, `spare` whether it has a second way (SPARE_METRIC), `table` is
-    one that does not follow from the slot."""
+    """A slot is wanted for `holder`. The rest tells its routes from others': `gateways` are its next hops, `tunnels`
+    the interfaces that lead to it without one, `closed` says whether its table ends in an unreachable route, `spare`
+    whether it has a second way (SPARE_METRIC), `table` is one that does not follow from the slot."""
 
     holder: Holder
     gateways: frozenset[Address] = frozenset()
+    tunnels: frozenset[str] = frozenset()
     closed: bool = True
     spare: bool = False
     table: int | None = None
@@ -107,6 +108,7 @@ def _fits(claim: Claim, table: int, routes: Iterable[Route]) -> bool:
         return claim.table == table
     found = tuple(routes)
     first = (route for route in found if route.metric != SPARE_METRIC)
-    hops = {hop.gateway for route in first for hop in route.next_hops if hop.gateway}
+    hops = [hop for route in first for hop in route.next_hops]
+    known = any(hop.gateway in claim.gateways if hop.gateway else hop.interface in claim.tunnels for hop in hops)
     ends = any(route.type is RouteType.UNREACHABLE for route in found), any(r.metric == SPARE_METRIC for r in found)
-    return ends == (claim.closed, claim.spare) and bool(hops & claim.gateways)
+    return ends == (claim.closed, claim.spare) and known

@@ -310,10 +310,10 @@ def _reason(report: ServiceDecision) -> str:
 
 def _slot(plan: Plan, firewall: Firewall, slot: Slot, base: int) -> _SlotStatus:
     hops = {
-        str(route.destination.version): f"{hop.gateway} dev {hop.interface}"
+        str(route.destination.version): f"{hop.gateway} dev {hop.interface}" if hop.gateway else f"dev {hop.interface}"
         for route in plan.desired.state.routing.routes
         if route.table == base + slot
         for hop in route.next_hops
-        if hop.gateway
+        if hop.gateway or not route.destination.prefixlen
     }
     return _SlotStatus(slot=slot, mark=f"{firewall.mark(slot):#010x}", table=base + slot, next_hops=hops)

@@ -98,6 +98,7 @@ class Machine:
         kinds = self._routing.kinds({*interfaces.values()})
         addresses, numbered = self._routing.numbering()
         unnumbered = frozenset(name for name, found in kinds.items() if found.interface not in numbered)
+        tunnels = self._routing.tunnels()
         names = {*interfaces.values(), *questions.links}
         # Told before they are looked at, so that no news is missed.
         self._watched = frozenset(address.packed for address, _ in questions.next_hops)
@@ -109,13 +110,15 @@ class Machine:
             on_link=frozenset(address for address, way in ways.items() if way.direct),
             gateways={address: way.gateway for address, way in ways.items() if way.gateway},
             kinds={name: found.kind for name, found in kinds.items() if found.kind},
+            remotes={name: found.remote for name, found in kinds.items() if found.remote},
+            tunnels=tunnels,
             unnumbered=unnumbered,
             rp_filter=self._rp_filter({*names}, questions, originals, unnumbered),
             arp=self._settings("all", ("arp_ignore", "arp_announce"), originals) if questions.arp else {},
             links=self._routing.links(questions.links),
             connected=self._routing.connected() if questions.connected else frozenset(),
             not_forwarding=self._not_forwarding({"all", *interfaces.values()}),
-            unnameable=self.packet_filter.unnameable(names),
+            unnameable=self.packet_filter.unnameable(names | tunnels),
             addresses_of=self._routing.addresses_of(questions.addresses_of),
             link_addresses=neighbours.link_addresses(hops),
         )

@@ -1,5 +1,5 @@
-"""Gateways that are no neighbours: egress takes the way that leads to their pods, here by VXLAN, with strict filters of
-the reverse path on all nodes and pods that know nothing of the tunnel's MTU."""
+"""Gateways that are no neighbours: egress takes the way that leads to their pods, by each kind of tunnel, with strict
+filters of the reverse path on all nodes and pods that know nothing of the tunnels' MTU."""
 
 from __future__ import annotations
 
@@ -15,24 +15,33 @@ from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.lab.daemons import wait_until
 from metaleg_node.lab.outside import ADDRESS_FAMILY
 from metaleg_node.lab.plan import NODES, ROUTER_LAN, SERVER, SERVER_PORT, LabNode
+from tests import kernel_modules
 from tests.e2e.scenario import NODE1, NODE2, NODE3, SECOND, SETTLED, Flows, egress_service, expect, sources, texts
 from tests.lab import probes
 from tests.lab.lab import Lab
-from tests.lab.plan import VXLAN_DEVICE, VXLAN_MTU, Flavour, LabOptions, PodTransport, vxlan_mac
+from tests.lab.plan import TUNNEL_MTU, Flavour, LabOptions, PodTransport, vxlan_mac
+from tests.lab.topology import tunnel
 
-KIND = LabOptions(
-    flavour=Flavour.NFT, transport=PodTransport.VXLAN, rp_filter=1, forward_drop=True, apart=(NODE3,), wide=True
-)
-"""node1 and node2 are neighbours, node3 is behind the router."""
+_MODULES = ("ipip", "ip6_tunnel", "ip_gre", "sit")
+_WIDE = LabOptions(flavour=Flavour.NFT, rp_filter=1, forward_drop=True, wide=True)
+KINDS = {
+    # node1 and node2 are neighbours, node3 is behind the router.
+    PodTransport.VXLAN: (replace(_WIDE, transport=PodTransport.VXLAN, apart=(NODE3,)), ()),
+    # All nodes are behind the router: from one gateway to another is from one tunnel to another.
+    PodTransport.IPIP: (replace(_WIDE, transport=PodTransport.IPIP, apart=NODES), _MODULES),
+    PodTransport.PER_NODE: (replace(_WIDE, transport=PodTransport.PER_NODE, apart=NODES), _MODULES),
+}
 _PODS = "pod-network"
 _IP_MTU_DISCOVER, _DO, _IP_MTU = {4: 10, 6: 23}, 2, {4: 14, 6: 24}
 """From linux/in.h and linux/in6.h."""
 
 
-@pytest.fixture(scope="module")
-def far() -> Iterator[Lab]:
+@pytest.fixture(scope="module", params=KINDS)
+def far(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """One egress Service with a pod on each node, announced by node3. The daemons run, without any setting."""
-    with Lab(KIND) as lab:
+    options, modules = KINDS[request.param]
+    kernel_modules.needed(*modules)
+    with Lab(options) as lab:
         service = replace(egress_service(lab, gateway=NODE3), pods=tuple(map(lab.pod, NODES)))
         lab.set_services(service)
         lab.start_daemons()
@@ -113,7 +122,7 @@ def _say(sock: socket.socket, line: bytes) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_path_MTU_discovery_works_both_ways(far: Lab, family: Family) -> None:
-    pod, limit = far.namespace(far.pod(NODE1)), VXLAN_MTU
+    pod, limit = far.namespace(far.pod(NODE1)), TUNNEL_MTU
     with probes.open_tcp(pod, SERVER[family], SERVER_PORT, SETTLED) as sock:
         _say(sock, b"x" * 60000)
     with _discovering(pod.socket(ADDRESS_FAMILY[family], socket.SOCK_DGRAM), family) as mine:
@@ -181,26 +190,41 @@ def _reasons(lab: Lab) -> set[str]:
 
 
 def test_another_device_is_followed_under_traffic(far: Lab) -> None:
-    for me, peer in ((NODE1, NODE3), (NODE3, NODE1)):
-        device = f"other address {vxlan_mac(me)} mtu {VXLAN_MTU}"
-        far.namespace(me).ip(
-            [
-                f"link add {device} up type vxlan id 2 dstport 8473 nolearning local {me.addresses[4]} dev eth0",
-                *(
-                    f"neighbour add {_first(peer, f)} lladdr {vxlan_mac(peer)} dev other nud permanent"
-                    for f in FAMILIES
-                ),
-            ]
-        )
-        far.namespace(me).run("bridge", "fdb", "append", vxlan_mac(peer), "dev", "other", "dst", str(peer.addresses[4]))
+    new: dict[tuple[LabNode, LabNode], dict[Family, str]] = {}
+    for me, peer in ((NODE3, NODE1), (NODE1, NODE3)):
+        new[me, peer] = _another_device(far, me, peer)
+    old = {ends: {f: _way(far, *ends, f) for f in FAMILIES} for ends in new}
+    told = {str(f): way.removeprefix("via ").removesuffix(" onlink") for f, way in new[NODE1, NODE3].items()}
     with Flows(far, (far.pod(NODE1),)) as flows:
-        for device in ("other", VXLAN_DEVICE):
-            for me, peer in ((NODE3, NODE1), (NODE1, NODE3)):
-                reroute(far, me, peer, {f: f"via {_first(peer, f)} dev {device} onlink" for f in FAMILIES})
-            wanted = {str(f): f"{_first(NODE3, f)} dev {device}" for f in FAMILIES}
-            becomes(lambda: far.daemons[NODE1].status()["gateways"][0]["next_hops"], wanted)
+        for ways, wanted in ((new, told), (old, _next_hops(far))):
+            for (me, peer), words in ways.items():
+                reroute(far, me, peer, words)
+            becomes(lambda: _next_hops(far), wanted)
             expect(far, far.pod(NODE1), texts(far.services["web"].addresses))
             flows.go_on()
+
+
+def _next_hops(lab: Lab) -> object:
+    """By which node1 reaches the gateway, as its status tells."""
+    return lab.daemons[NODE1].status()["gateways"][0]["next_hops"]
+
+
+def _another_device(lab: Lab, me: LabNode, peer: LabNode) -> dict[Family, str]:
+    """Makes a second tunnel between two nodes, and tells the next hop in it."""
+    namespace, kind = lab.namespace(me), f"mtu {TUNNEL_MTU} up type"
+    if lab.options.transport is not PodTransport.VXLAN:
+        namespace.ip([f"link add other {kind} {tunnel('gre', me, peer)} key 2"])
+        return dict.fromkeys(FAMILIES, "dev other")
+    lan = f"vxlan id 2 dstport 8473 nolearning local {me.addresses[4]} dev eth0"
+    neighbour = f"lladdr {vxlan_mac(peer)} dev other nud permanent"
+    namespace.ip(
+        [
+            f"link add other address {vxlan_mac(me)} {kind} {lan}",
+            *(f"neighbour add {_first(peer, f)} {neighbour}" for f in FAMILIES),
+        ]
+    )
+    namespace.run("bridge", "fdb", "append", vxlan_mac(peer), "dev", "other", "dst", str(peer.addresses[4]))
+    return {f: f"via {_first(peer, f)} dev other onlink" for f in FAMILIES}
 
 
 def _first(node: LabNode, family: Family) -> str:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from metaleg_node.core.model import FAMILIES, Family
 from metaleg_node.lab.plan import LabNode
 
-VXLAN_MTU = 1450
+TUNNEL_MTU = 1450
 VXLAN_DEVICE = "flannel.1"
+IPIP_DEVICES: dict[Family, str] = {4: "ipip-all", 6: "ip6-all"}
+PER_NODE: dict[int, dict[Family, str]] = {
+    3: {4: "ipip", 6: "ip6tnl"},
+    4: dict.fromkeys(FAMILIES, "gre"),
+    5: {4: "ipip", 6: "sit"},
+}
+"""The kinds of tunnels between two nodes, by the sum of their numbers."""
 
 
 class PodTransport(enum.StrEnum):
@@ -16,6 +24,10 @@ class PodTransport(enum.StrEnum):
 
     HOST_GW = "host-gw"
     VXLAN = "vxlan"
+    IPIP = "ipip"
+    """One device for all nodes; IPv6 by ip6tnl."""
+    PER_NODE = "per-node"
+    """A device for each other node."""
 
 
 class Attachment(enum.StrEnum):

@@ -9,8 +9,10 @@ from metaleg_node.lab import topology
 from metaleg_node.lab.plan import NODES, ROUTER_LAN, LabNode, LabPod
 from metaleg_node.lab.topology import DEFAULT_ROUTE, Naming
 from tests.lab.plan import (
+    IPIP_DEVICES,
+    PER_NODE,
+    TUNNEL_MTU,
     VXLAN_DEVICE,
-    VXLAN_MTU,
     Attachment,
     LabOptions,
     PodTransport,
@@ -44,13 +46,13 @@ def node(me: LabNode, pods: tuple[LabPod, ...], options: LabOptions, naming: Nam
         return
     if not options.wide:
         bridge = ["cni0"] if options.attachment is Attachment.BRIDGE else []
-        yield from (f"link set {device} mtu {VXLAN_MTU}" for device in [*(f"veth{p.number}" for p in pods), *bridge])
-    yield from _overlay(me)
+        yield from (f"link set {device} mtu {TUNNEL_MTU}" for device in [*(f"veth{p.number}" for p in pods), *bridge])
+    yield from _BETWEEN[options.transport](me)
 
 
 def pod(me: LabPod, options: LabOptions) -> Iterator[str]:
     if options.transport is not PodTransport.HOST_GW and not options.wide:
-        yield f"link set eth0 mtu {VXLAN_MTU}"
+        yield f"link set eth0 mtu {TUNNEL_MTU}"
     if options.attachment is Attachment.BRIDGE:
         yield from topology.pod(me)
         return
@@ -80,7 +82,7 @@ def _routed_pair(pod: LabPod, naming: Naming) -> Iterator[str]:
 
 def _overlay(me: LabNode) -> Iterator[str]:
     """As flannel lays it out: each node's VXLAN end has its pod network's first address, neighbours are permanent."""
-    device = f"{VXLAN_DEVICE} address {vxlan_mac(me)} mtu {VXLAN_MTU}"
+    device = f"{VXLAN_DEVICE} address {vxlan_mac(me)} mtu {TUNNEL_MTU}"
     yield f"link add {device} up type vxlan id 1 dstport 8472 nolearning local {me.addresses[4]} dev eth0"
     yield f"address add {me.pod_networks[4].network_address}/32 dev {VXLAN_DEVICE}"
     for peer in _peers(me):
@@ -88,6 +90,35 @@ def _overlay(me: LabNode) -> Iterator[str]:
             first = peer.pod_networks[f].network_address
             yield f"neighbour add {first} lladdr {vxlan_mac(peer)} dev {VXLAN_DEVICE} nud permanent"
             yield f"route add {peer.pod_networks[f]} via {first} dev {VXLAN_DEVICE} onlink"
+
+
+def _ipip(me: LabNode) -> Iterator[str]:
+    """As Calico and flannel do with IPIP: one device without another end, whose next hops are the nodes' addresses."""
+    for f, name in IPIP_DEVICES.items():
+        mode = "ipip" if f == 4 else "ip6tnl mode ip6ip6 encaplimit none"
+        yield f"link add {name} mtu {TUNNEL_MTU} up type {mode} local {me.addresses[f]} ttl 64"
+        for peer in _peers(me):
+            yield f"route add {peer.pod_networks[f]} via {peer.addresses[f]} dev {name} onlink"
+
+
+def _per_node(me: LabNode) -> Iterator[str]:
+    """As kube-router lays it out: a device for each other node, and no next hop."""
+    for peer in _peers(me):
+        for f, kind in PER_NODE[me.number + peer.number].items():
+            name = f"{kind}-{peer.name}"
+            if f == 4 or kind != PER_NODE[me.number + peer.number][4]:
+                yield f"link add {name} mtu {TUNNEL_MTU} up type {tunnel(kind, me, peer)}"
+            yield f"route add {peer.pod_networks[f]} dev {name}"
+
+
+def tunnel(kind: str, me: LabNode, peer: LabNode) -> str:
+    """A tunnel of IP to another node, as ip-link(8) wants it."""
+    outer: Family = 6 if kind == "ip6tnl" else 4
+    mode = "mode ip6ip6 encaplimit none " if kind == "ip6tnl" else ""
+    return f"{kind} {mode}local {me.addresses[outer]} remote {peer.addresses[outer]} ttl 64"
+
+
+_BETWEEN = {PodTransport.VXLAN: _overlay, PodTransport.IPIP: _ipip, PodTransport.PER_NODE: _per_node}
 
 
 def _apart(me: LabNode, options: LabOptions) -> Iterator[str]:

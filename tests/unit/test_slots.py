@@ -106,6 +106,12 @@ def router_table(number: int, gateway: str) -> set[Route]:
     return table(number, gateway, closed=False) | {replace(route, metric=slots.SPARE_METRIC) for route in both}
 
 
+def tunnel_table(number: int, interface: str) -> set[Route]:
+    """A closed table whose default route has no next hop."""
+    hops = (NextHop(gateway=None, interface=interface),)
+    return {replace(route, next_hops=hops) if route.next_hops else route for route in table(number, "10.0.0.9")}
+
+
 def claim(text: str, *gateways: str, **more: Any) -> Claim:
     return Claim(holder=Holder.read(text), gateways=frozenset(addresses(gateways)), **more)
 
@@ -114,7 +120,7 @@ CLAIMS = [
     claim("path:public", "10.1.0.1", closed=False),
     claim("path::bgp", "10.0.0.8", "10.0.0.9", closed=False, table=20),
     claim("b", "10.0.0.2", "fd00::2"),
-    claim("c", "10.0.0.3"),
+    claim("c", "10.0.0.3", tunnels=frozenset({"tun-c"})),
     claim("egress:public", "10.1.0.1"),
     claim("router:public:10.1.0.1", "10.1.0.1", closed=False, spare=True),
     claim("router:public:10.1.0.2", "10.1.0.2", closed=False, spare=True),
@@ -122,6 +128,8 @@ CLAIMS = [
 RULE = Rule(family=4, priority=20, table=20, mark=6 << 24, mask=MASK)
 LOST: dict[str, tuple[set[Route], set[Rule], dict[int, str]]] = {
     "a gateway by its InternalIP": (table(BASE + 3, "10.0.0.2"), set(), {3: "b"}),
+    "a gateway by its tunnel": (tunnel_table(BASE + 3, "tun-c"), set(), {3: "c"}),
+    "nobody's tunnel": (tunnel_table(BASE + 3, "tun-x"), set(), {}),
     "nobody's": (table(BASE + 4, "10.0.0.77"), set(), {}),
     "a table below ours": (table(30, "10.0.0.2"), set(), {}),
     "a path and its exit, of which one is closed": (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
+from metaleg_node.configuration.config import Transport
 from metaleg_node.core.assembly import Desired
 from metaleg_node.core.egress import requests, survey, transport
 from metaleg_node.core.model import Host, NextHop, RouteType
@@ -19,8 +21,11 @@ C_NODE, C_PODS = "10.0.0.3", "10.244.3.1"
 (POD_ADDRESS,) = addresses([C_PODS])
 
 
-def seen(kind: str = "", gateway: str = "", device: str = "tun0", *, near: bool = False, **facts: Any) -> Host:
-    """Node c is behind a router, or `near`; its pods are reached through a device of this kind, by this next hop."""
+def seen(
+    kind: str = "", gateway: str = "", device: str = "tun0", *, near: bool = False, remote: str = "", **facts: Any
+) -> Host:
+    """Node c is behind a router, or `near`; its pods are reached through a device of this kind, by this next hop or to
+    this other end."""
     here = host(survey.take(cluster(), config()), A, off_link=[] if near else [C_NODE])
     far = here.on_link if gateway else here.on_link | {POD_ADDRESS}
     facts = {
@@ -28,6 +33,7 @@ def seen(kind: str = "", gateway: str = "", device: str = "tun0", *, near: bool 
         "on_link": far,
         "gateways": dict(zip([POD_ADDRESS], addresses([gateway]), strict=True)) if gateway else {},
         "kinds": {device: kind} if kind else {},
+        "remotes": dict(zip([device], addresses([remote]), strict=True)) if remote else {},
         **facts,
     }
     return dataclasses.replace(here, **facts)
@@ -46,6 +52,15 @@ TAKEN: dict[str, tuple[Host, NextHop]] = {
         )
         for kind in ("vxlan", "geneve")
     },
+    "IPIP to many ends": (seen("ipip", C_NODE), NextHop(gateway=GATEWAY, interface="tun0", onlink=True)),
+    **{
+        f"{kind} to that node": (seen(kind, remote=C_NODE), NextHop(gateway=None, interface="tun0"))
+        for kind in ("ipip", "gre")
+    },
+    "a next hop in a tunnel that has but one end": (
+        seen("ipip", "10.9.0.9", remote="10.9.0.3"),
+        NextHop(gateway=None, interface="tun0"),
+    ),
     "another address of that node": (
         seen("vlan", "10.9.0.3"),
         NextHop(gateway=addresses(["10.9.0.3"])[0], interface="tun0", onlink=True),
@@ -62,12 +77,29 @@ REFUSED: dict[str, tuple[Host, str]] = {
     ),
     "VXLAN without a next hop": (seen("vxlan"), "(10.244.3.1 dev tun0) has no next hop"),
     **{
-        f"{kind}, whatever the next hop": (seen(kind, C_NODE), f"tun0 is a tunnel of IP ({kind})")
-        for kind in ("ipip", "sit", "ip6tnl", "gre", "ip6gre")
+        f"{kind}, which may carry no IPv4": (seen(kind, remote=C_NODE), f"tun0 ({kind}) is not sure to carry IPv4")
+        for kind in ("sit", "ip6tnl", "ip6gre")
     },
-    "GRE to one end": (seen("gre"), "tun0 is a tunnel of IP (gre)"),
+    "GRE to many ends": (seen("gre", C_NODE), "tun0 (gre) has no other end of its own"),
+    "IPIP to many ends without a next hop": (seen("ipip"), "the next hop to its pods in tun0 (ipip), none, is no addr"),
+    "a router behind IPIP": (seen("ipip", "10.0.0.254"), "in tun0 (ipip), 10.0.0.254, is no address of that node"),
+    "a tunnel to a router": (
+        seen("gre", remote="10.0.0.254"),
+        "the other end of tun0 (gre) is 10.0.0.254, which",
+    ),
+    "a name that cannot be written": (
+        seen("gre", remote=C_NODE, unnameable=frozenset({"tun0"})),
+        "the packet filter cannot name tun0",
+    ),
     "pods on the nodes' own link": (seen("", device="eth0"), "(10.244.3.1 dev eth0) has no next hop"),
 }
+
+
+PODS: Transport = "pod-network"
+C6_PODS, C6_NODE = addresses(["fd00:3::1", "fd00::3"])
+C6 = dataclasses.replace(node("c"), pod_cidrs=(ip_network("fd00:3::/64"),), addresses=(*node("c").addresses, C6_NODE))
+IN_TUN0 = Host(interfaces={C6_PODS: "tun0"})
+"""Node c's pods of IPv6 are reached through tun0."""
 
 
 def c_node() -> Any:
@@ -121,8 +153,47 @@ def test_route_guard_and_claim_follow_the_way() -> None:
     routes = [str(route) for route in found.state.routing.routes if route.type is RouteType.UNICAST]
     assert routes == ["default (IPv4) via 10.244.3.0 dev tun0 onlink table 1000001"]
     next_hop = addresses(["10.244.3.0"])
-    assert flat(found.state.firewall).next_hops == set(next_hop)
+    firewall = flat(found.state.firewall)
+    assert firewall.next_hops == set(next_hop)
+    assert not firewall.tunnels
     (service,) = found.services
     assert service.claim
     assert service.claim.gateways == {*node("c").internal_ips, *next_hop}
     assert "reached by the way to its pods (tun0, vxlan), as gateway c (10.0.0.3) is behind a router" in service.reason
+
+
+def test_route_guard_and_claim_of_a_tunnel_without_a_next_hop() -> None:
+    found = decided(seen("ipip", remote=C_NODE))
+    routes = [str(route) for route in found.state.routing.routes if route.type is RouteType.UNICAST]
+    assert routes == ["default (IPv4) dev tun0 table 1000001"]
+    firewall = flat(found.state.firewall)
+    assert not firewall.next_hops
+    assert firewall.tunnels == {"tun0"}
+    (service,) = found.services
+    assert service.claim
+    assert service.claim.gateways == {*node("c").internal_ips}
+    assert service.claim.tunnels == {"tun0"}
+
+
+def test_what_comes_in_by_any_tunnel_of_IP_is_looked_at() -> None:
+    here = seen("ipip", remote=C_NODE, tunnels=frozenset({"tun0", "tun9", "bad,name"}), unnameable={"bad,name"})
+    found = decided(here)
+    assert flat(found.state.firewall).node_interfaces == {"eth0", "tun0", "tun9"}
+    assert "interface 'bad,name' cannot be named" in " ".join(problem.text for problem in found.problems)
+
+
+@pytest.mark.parametrize("kind", ["ipip", "sit", "ip6tnl", "gre", "ip6gre"])
+def test_IPv6_goes_by_the_tunnels_that_carry_it(kind: str) -> None:
+    found = transport.find(C6, 6, dataclasses.replace(IN_TUN0, kinds={"tun0": kind}, remotes={"tun0": GATEWAY}), PODS)
+    if kind in ("ipip", "ip6gre"):
+        assert isinstance(found, requests.Obstacle)
+        assert f"tun0 ({kind}) is not sure to carry IPv6" in found.detail
+    else:
+        assert isinstance(found, transport.Way)
+        assert found.hop == NextHop(gateway=None, interface="tun0")
+
+
+@pytest.mark.parametrize(("kind", "taken"), [("ip6tnl", True), ("sit", False)])
+def test_a_next_hop_in_SIT_is_no_end_since_6to4_destinations_go_elsewhere(kind: str, taken: bool) -> None:
+    here = dataclasses.replace(IN_TUN0, kinds={"tun0": kind}, gateways={C6_PODS: C6_NODE})
+    assert isinstance(transport.find(C6, 6, here, PODS), transport.Way) is taken

@@ -231,9 +231,12 @@ def _exit(service: EgressService, around: Surroundings) -> Exit | None:
 
 def _claim(service: EgressService, way: transport.Way | None) -> Claim:
     assert service.gateway
-    node, hop = service.gateway.node, way.hop.gateway if way else None
-    gateways = frozenset((*node.internal_ips, hop) if hop else node.internal_ips)
-    return Claim(holder=Holder(kind=HolderKind.NODE, name=node.name), gateways=gateways)
+    node, hops = service.gateway.node, [way.hop] if way else []
+    return Claim(
+        holder=Holder(kind=HolderKind.NODE, name=node.name),
+        gateways=frozenset((*node.internal_ips, *(hop.gateway for hop in hops if hop.gateway))),
+        tunnels=frozenset(hop.interface for hop in hops if not hop.gateway),
+    )
 
 
 def _way(service: EgressService, around: Surroundings, exit_: Exit | None, *, steered: bool) -> Way:
@@ -332,6 +335,7 @@ def _shared(undecided: Undecided, services: tuple[ServiceDecision, ...], granted
         sources=frozenset(pod.source for _, pod in treated if pod.source),
         inside=survey.networks.inside,
         next_hops=frozenset(hop.gateway for hop in hops.values() if hop.gateway),
+        tunnels=frozenset(hop.interface for hop in hops.values() if not hop.gateway),
     )
     return _Shared(
         rules=rules,
@@ -437,11 +441,13 @@ def _local_answers(survey: Survey) -> LocalAnswers:
 
 
 def _transit(undecided: Undecided) -> Transit:
+    """Each node may have a tunnel of its own: what comes in by any is looked at, since a pod may come by that of a node
+    of which nothing is known yet."""
     survey, around = undecided.survey, undecided.around
     node = survey.nodes.get(around.me)
     return Transit(
         pod_networks=survey.networks.pods,
-        node_interfaces=_node_interfaces(undecided),
+        node_interfaces=_node_interfaces(undecided) | (around.host.tunnels - around.host.unnameable),
         node_addresses=frozenset((*node.addresses, *node.internal_ips) if node else ()),
     )
 
@@ -471,7 +477,8 @@ def _sysctls(undecided: Undecided) -> dict[str, str]:
 
 
 def _unnamed(undecided: Undecided) -> Iterator[Problem]:
-    for name in sorted(_peer_interfaces(undecided) & undecided.around.host.unnameable):
+    host = undecided.around.host
+    for name in sorted((_peer_interfaces(undecided) | host.tunnels) & host.unnameable):
         text = (
             f"interface {name!r} cannot be named in the packet filter, so traffic that enters there is not checked for "
             "pods of other nodes; rename it with letters, digits and . _ @ + - only"

@@ -3,12 +3,13 @@ pods of that node (egress.transport).
 
 What the CNI set up for pods is used as it is: the next hop and the device of the route to the gateway node's pod
 network become those of the gateway's table. That is right where whatever is handed to that next hop, or to that device,
-arrives at the gateway, whatever destination it has. A tunnel does so; a router that stands between would send it on.
+arrives at the gateway, whatever destination it has. A tunnel that ends there does so; a router that stands between
+would send it on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from metaleg_node.configuration.config import Transport
@@ -18,9 +19,18 @@ from metaleg_node.core.problems import Code
 
 _TUNNELS = frozenset({"vxlan", "geneve"})
 """Tunnels whose next hops are addresses in them (ip-link(8), as all kinds)."""
+_IP_TUNNELS: Mapping[str, frozenset[Family]] = {
+    "ipip": frozenset({4}),
+    "sit": frozenset({6}),
+    "ip6tnl": frozenset({6}),
+    "gre": frozenset({4, 6}),
+    "ip6gre": frozenset(),
+}
+"""Tunnels of IP, and of which family they are sure to carry packets; GRE over IPv6 was never tried."""
+_MANY_ENDED = frozenset({"ipip", "ip6tnl"})
+"""Those that send to the next hop where they have no other end of their own. With some destinations SIT does not
+(2002::/16, RFC 3056), and GRE asks the neighbour table."""
 _WIREGUARD = "wireguard"
-_UNPROVEN = frozenset({"ipip", "sit", "ip6tnl", "gre", "ip6gre"})
-"""Tunnels of IP: each node may have its own, and pods that a node does not know yet could come in by any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +104,8 @@ def _carrying(address: Address, node: Node, host: Host) -> tuple[NextHop, str] |
     kind = host.kinds.get(device, "")
     if kind == _WIREGUARD:
         return f"{device} is a WireGuard device, whose peers take nothing from outside (allowed-ips)"
-    if kind in _UNPROVEN:
-        return f"{device} is a tunnel of IP ({kind}), which is not used for this"
+    if kind in _IP_TUNNELS:
+        return _tunnelled(address, node, host, kind)
     if gateway is None:
         return f"the route to its pods ({address} dev {device}) has no next hop of IPv{address.version}"
     if kind not in _TUNNELS and gateway not in {*node.addresses, *node.internal_ips}:
@@ -103,3 +113,22 @@ def _carrying(address: Address, node: Node, host: Host) -> tuple[NextHop, str] |
             f"the next hop to its pods, {gateway} dev {device}, is neither in a VXLAN or Geneve device nor on that node"
         )
     return NextHop(gateway=gateway, interface=device, onlink=True), f"{device}, {kind}" if kind else ""
+
+
+def _tunnelled(address: Address, node: Node, host: Host, kind: str) -> tuple[NextHop, str] | str:
+    """By a tunnel of IP: to its other end, or where it has several to the next hop. Either must be that node."""
+    device, family = host.interfaces[address], address.version
+    own = {*node.addresses, *node.internal_ips}
+    remote, gateway = host.remotes.get(device), host.gateways.get(address)
+    if family not in _IP_TUNNELS[kind]:
+        return f"{device} ({kind}) is not sure to carry IPv{family}"
+    if remote is None and kind not in _MANY_ENDED:
+        return f"{device} ({kind}) has no other end of its own"
+    if remote is None and gateway not in own:
+        return f"the next hop to its pods in {device} ({kind}), {gateway or 'none'}, is no address of that node"
+    if remote and remote not in own:
+        return f"the other end of {device} ({kind}) is {remote}, which is no address of that node"
+    if remote and device in host.unnameable:
+        return f"the packet filter cannot name {device}"
+    hop = NextHop(gateway=None if remote else gateway, interface=device, onlink=not remote)
+    return hop, f"{device}, {kind}"

@@ -45,8 +45,9 @@ class Egress(Part):
     """Egress pods and what their packets meet.
 
     `gateways` tells who has each slot; `sources` are the LoadBalancer addresses that this node translates to;
-    `next_hops` are the addresses that steered packets may be handed to; `inside` are the destinations that are never
-    egress; `served` are the ports on which egress pods take datagrams (UDP, SCTP) from anybody.
+    `next_hops` are the addresses that steered packets may be handed to, and `tunnels` the interfaces by which they may
+    leave without one; `inside` are the destinations that are never egress; `served` are the ports on which egress pods
+    take datagrams (UDP, SCTP) from anybody.
     """
 
     pods: Mapping[Address, EgressPod] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Egress(Part):
     inside: frozenset[Network] = collection("inside the cluster")
     served: frozenset[int] = collection("ports that take datagrams")
     next_hops: frozenset[Address] = collection("next hops")
+    tunnels: frozenset[str] = collection("tunnels")
 
     @property
     def holders(self) -> Mapping[Slot, Holder]:

@@ -32,8 +32,8 @@ def far_gateway(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 seen=f"{one.service.service.ref} (IPv{one.service.family}): {one.obstacle.detail}",
                 follows="Its pods here are refused, or as egress.when_unavailable says.",
-                mend="let the CNI reach pods of other networks by a tunnel (VXLAN, Geneve), which egress takes "
-                "then; or give nodes that announce its address an InternalIP in this node's network: "
+                mend="let the CNI reach pods of other networks by a tunnel (VXLAN, Geneve, IPIP, GRE), which "
+                "egress takes then; or give nodes that announce its address an InternalIP in this node's network: "
                 "kubectl get nodes -o wide; or let MetalLB announce it from such nodes only (nodeSelectors of the "
                 "L2Advertisement)",
             )

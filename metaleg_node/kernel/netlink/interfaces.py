@@ -17,7 +17,14 @@ _LINK = struct.Struct("=BxHiII")
 """struct ifinfomsg: family, type, index, flags, which flags to change."""
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFLA_IFNAME, _IFLA_AF_SPEC, _IFLA_EXT_MASK, _IFLA_INET6_CONF = 3, 26, 29, 2
-_IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND = 4, 10, 18, 1, 4
+_IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 4, 10, 18
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND = 1, 2, 4
+_IFLA_IPTUN_REMOTE, _IFLA_GRE_REMOTE = 3, 7
+_REMOTE = {
+    **dict.fromkeys(("ipip", "sit", "ip6tnl"), _IFLA_IPTUN_REMOTE),
+    **dict.fromkeys(("gre", "ip6gre"), _IFLA_GRE_REMOTE),
+}
+"""Where a tunnel of IP tells its other end (linux/if_tunnel.h)."""
 _SKIP_STATS = 8
 """RTEXT_FILTER_SKIP_STATS."""
 _UP = 1
@@ -70,10 +77,12 @@ class Device(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """An interface's index, and its kind as in `Device`."""
+    """An interface's index, its kind as in `Device`, and of a tunnel of IP the other end's address, None where it has
+    several."""
 
     interface: int
     kind: str
+    remote: Address | None
 
 
 def list_body() -> bytes:
@@ -101,10 +110,18 @@ def get_link_body(name: str) -> bytes:
 
 
 def read_kind(body: bytes) -> Kind:
-    """What the kernel answers to `get_link_body`, of the kind."""
+    """What the kernel answers to `get_link_body`, of the kind. Without one other end a tunnel tells zeros."""
     _, _, interface, _, _ = _LINK.unpack_from(body)
     about = attribute_of(body, _LINK.size, _IFLA_LINKINFO)
-    return Kind(interface=interface, kind=string(attribute_of(about, 0, _IFLA_INFO_KIND)))
+    kind = string(attribute_of(about, 0, _IFLA_INFO_KIND))
+    settings = attribute_of(about, 0, _IFLA_INFO_DATA)
+    remote = attribute_of(settings, 0, _REMOTE[kind]) if kind in _REMOTE else b""
+    return Kind(interface=interface, kind=kind, remote=address(remote) if any(remote) else None)
+
+
+def is_ip_tunnel(kind: str) -> bool:
+    """Whether devices of this kind are tunnels of IP."""
+    return kind in _REMOTE
 
 
 def read_link(body: bytes) -> Found:

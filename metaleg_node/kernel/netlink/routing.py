@@ -53,6 +53,7 @@ class RoutingControl:
         self._netlink = NetlinkSocket(NETLINK_ROUTE)
         self._own = NetlinkSocket(NETLINK_ROUTE)
         self._ports: frozenset[int] = frozenset()
+        self._seen: dict[tuple[int, str], bool] = {}
 
     def open(self) -> None:
         """Opens the netlink sockets."""
@@ -212,6 +213,19 @@ class RoutingControl:
         """What each of the interfaces is that exist."""
         answers = self._netlink.ask(rtnetlink.GETLINK, map(interfaces.get_link_body, names), "look at interfaces")
         return {n: interfaces.read_kind(one.body) for n, one in zip(names, answers, strict=True) if not one.code}
+
+    def tunnels(self) -> frozenset[str]:
+        """The names of all tunnels of IP. An interface stays what it is, so only those that are new are looked at."""
+        try:
+            present = frozenset(socket.if_nameindex())
+        except OSError as error:
+            raise KernelError(f"cannot list the interfaces: {error.strerror}") from error
+        new = present - self._seen.keys()
+        kinds = self.kinds([name for _, name in new])
+        # One that is gone meanwhile, or has another name, is looked at again.
+        found = {one: interfaces.is_ip_tunnel(kinds[one[1]].kind) for one in new if one[1] in kinds}
+        self._seen = {one: tunnel for one, tunnel in (self._seen | found).items() if one in present}
+        return frozenset(name for (_, name), tunnel in self._seen.items() if tunnel)
 
     def way(self, question: Lookup) -> Way:
         """Where the kernel would send such a packet."""

@@ -390,7 +390,8 @@ def _notes(egress: Egress) -> dict[str, str]:
     """What no set shows."""
     gateways = {f"slot-{slot}": str(holder) for slot, holder in sorted(egress.gateways.items())}
     hops = ",".join(sorted(map(str, egress.next_hops)))
-    return {"egress": f"{egress.hold} {egress.source_ports}", "next-hops": hops, **gateways}
+    tunnels = ",".join(sorted(egress.tunnels))
+    return {"egress": f"{egress.hold} {egress.source_ports}", "next-hops": hops, "tunnels": tunnels, **gateways}
 
 
 # --- changing --------------------------------------------------------------------------------------------------------
@@ -428,6 +429,7 @@ def understand(ruleset: Ruleset, mask: int) -> Egress:
         inside=ruleset.networks("inside"),
         served=frozenset(numbers(ruleset.elements(set_name(4, "served")))),
         next_hops=frozenset(hop for hop in hops if hop),
+        tunnels=frozenset(filter(None, notes.get("tunnels", "").split(","))),
     )
 
 

@@ -34,6 +34,7 @@ from metaleg_node.kernel.nftables.table import (
     base,
     by_mark,
     chain,
+    interface_set,
     network_set,
     number,
     numbers,
@@ -77,6 +78,7 @@ def _frame(egress: Egress, firewall: Firewall) -> Piece:
                 elements={text: f"goto {name}" for name, text in _numbers(egress.treatments).items()},
             ),
             "translate": by_mark({mark: f"translate_{t}" for mark, t in marks.items()}),
+            "tunnels": interface_set(egress.tunnels),
             "served": Set(key_type="inet_service", elements=dict.fromkeys(map(number, sorted(egress.served)))),
             **_sets(egress),
         },
@@ -258,6 +260,7 @@ _GUARD_STEER = (
     f"ct status snat {DROP}",
     'rt ip nexthop @next_hops4 counter name "steered" goto harmless',
     'rt ip6 nexthop @next_hops6 counter name "steered" goto harmless',
+    'oifname @tunnels counter name "steered" goto harmless',
     DROP,
 )
 
@@ -367,6 +370,7 @@ def understand(table: Table, mask: int) -> Egress:
         inside=table.networks("inside"),
         served=frozenset(numbers(table.elements("served"))),
         next_hops=table.addresses("next_hops"),
+        tunnels=frozenset(table.elements("tunnels")),
     )
 
 
