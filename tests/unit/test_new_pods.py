@@ -133,6 +133,17 @@ def test_what_an_address_is_known_as(name: str) -> None:
     assert known(found) == (plain, egress | {"10.244.2.5"})
 
 
+def test_an_address_that_an_egress_pod_had_is_not_its_any_more_although_the_API_tells_of_nothing_yet() -> None:
+    """Neither that the one has ended nor that there is another; its EndpointSlice names it, too."""
+    before = state(web("web-0", "10.244.1.9"), cni=[given("web-0", "10.244.1.9")])
+    slices = (*before.endpoint_slices, endpoint_slice(endpoint("10.244.1.9", node="a", name="web-0")))
+    before = replace(before, endpoint_slices=slices)
+    assert known(before) == (set(), {"10.244.1.9", "10.244.2.5"})
+    after = replace(before, cni=(CniResults(attachments=(given("new", "10.244.1.9"),), live=True),))
+    assert known(after) == (set(), {"10.244.2.5"})
+    assert after.endpoint_slices[0] is new_pods.completed(after, config(HOLD), A).endpoint_slices[0]
+
+
 def test_another_namespaces_pod_of_the_same_labels_is_none_of_the_service() -> None:
     other = replace(pod("web-0", namespace="other"), labels={"app": "web"})
     assert known(state(other, cni=[given("web-0", "10.244.1.9", namespace="other")]))[0] == {"10.244.1.9"}

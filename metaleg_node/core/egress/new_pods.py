@@ -69,7 +69,7 @@ def completed(cluster: ClusterState, config: Config, me: NodeName) -> ClusterSta
     return replace(
         cluster,
         pods=tuple(known.get(pod.ref, pod) for pod in cluster.pods),
-        endpoint_slices=(*cluster.endpoint_slices, *early),
+        endpoint_slices=(*(_left(one, of) for one in cluster.endpoint_slices), *early),
     )
 
 
@@ -108,6 +108,24 @@ def _addresses(pod: Pod, of: Mapping[Address, Attachment], results: CniResults) 
     if results.live and pod.ending:
         return ()
     return tuple(address for address in pod.addresses if address not in of)
+
+
+def _left(one: EndpointSlice, of: Mapping[Address, Attachment]) -> EndpointSlice:
+    """Less what CNI has given another pod since: that one's Pod may not be known yet. The same object if that is
+    nothing."""
+    if not any(address in of for endpoint in one.endpoints for address in endpoint.addresses):
+        return one
+    endpoints = (
+        replace(endpoint, addresses=tuple(a for a in endpoint.addresses if not _is_anothers(a, endpoint.target, of)))
+        for endpoint in one.endpoints
+    )
+    found = tuple(endpoint for endpoint in endpoints if endpoint.addresses)
+    return one if found == one.endpoints else replace(one, endpoints=found)
+
+
+def _is_anothers(address: Address, target: ObjectRef | None, of: Mapping[Address, Attachment]) -> bool:
+    given = of.get(address)
+    return bool(given and target and (given.namespace, given.name) != (target.namespace, target.name))
 
 
 def _selected(services: Iterable[Service], pods: Iterable[Pod], config: Config) -> Iterator[tuple[Service, Pod]]:
