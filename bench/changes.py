@@ -110,7 +110,7 @@ def _lateness(bench: Bench, objects: list[Object]) -> list[float]:
 def _running(cluster: Cluster, connections: int) -> Iterator[tuple[Bench, int]]:
     """A daemon that has done all there was to do, on a node that tracks so many connections; and its process id."""
     with following(cluster) as bench:
-        _track(bench.daemon.node, connections)
+        track(bench.daemon.node, connections)
         with bench.daemon.running() as process:
             wait(
                 lambda: bench.daemon.status_stamp() is not None and in_effect(bench.daemon),
@@ -122,7 +122,7 @@ def _running(cluster: Cluster, connections: int) -> Iterator[tuple[Bench, int]]:
             yield bench, process
 
 
-def _track(node: Namespace, connections: int) -> None:
+def track(node: Namespace, connections: int) -> None:
     """UDP connections that last, of pods that are behind no Service: looking through them finds nothing."""
     for first in range(0, connections, _ALL_AT_ONCE):
         lines = (

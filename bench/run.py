@@ -3,8 +3,8 @@
 bench/run.py [--json] [--plot DIR] [--rounds N] [NAME…]
 bench/run.py [--json] --nodes N
 
-NAME: forwarding, rules, parts, update, compare, idle, start, api, churn, burst, failover, return_path, external_ip,
-routing, saved_state, state_file
+NAME: forwarding, rules, parts, update, compare, idle, start, api, churn, burst, failover, survival, return_path,
+external_ip, routing, saved_state, state_file
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from bench import (
     changes,
     control,
     external_ip,
+    failovers,
     forwarding,
     plots,
     results,
@@ -46,6 +47,7 @@ MEASUREMENTS: Mapping[str, Callable[[int], list[results.Figure]]] = {
     "churn": changes.churn,
     "burst": changes.burst,
     "failover": changes.failover,
+    "survival": failovers.survival,
     "return_path": return_path.measure,
     "external_ip": external_ip.measure,
     "routing": routing.measure,
