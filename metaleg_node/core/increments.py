@@ -207,12 +207,23 @@ def _ends(before: Sequence[object], now: Sequence[object]) -> tuple[int, int]:
     return head, min(tail, short - head)
 
 
+def _moved(before: Sequence[object], now: Sequence[object]) -> list[int]:
+    """Where two sequences of one length have not the very same object."""
+    return [*compress(count(), map(is_not, before, now))]
+
+
 def exchanged(before: Sequence[T], now: Sequence[T]) -> tuple[list[T], list[T]]:
     """The objects that are in the first sequence alone, and those that are in the second alone, by identity."""
     if before is now:
         return [], []
-    head, tail = _ends(before, now)
-    old, new = before[head : len(before) - tail], now[head : len(now) - tail]
+    old: Sequence[T]
+    new: Sequence[T]
+    if len(before) == len(now):
+        places = _moved(before, now)
+        old, new = [before[at] for at in places], [now[at] for at in places]
+    else:
+        head, tail = _ends(before, now)
+        old, new = before[head : len(before) - tail], now[head : len(now) - tail]
     there, here = set(map(id, old)), set(map(id, new))
     return [one for one in old if id(one) not in here], [one for one in new if id(one) not in there]
 
@@ -221,6 +232,12 @@ def remade(before: Sequence[T], results: Sequence[R], now: Sequence[T], make: Ca
     """What `make` gives for each object; for those that were there before, which gave `results`, the same again."""
     if before is now:
         return tuple(results)
+    if len(before) == len(now):
+        found, places = [*results], _moved(before, now)
+        known = {id(before[at]): results[at] for at in places}
+        for at in places:
+            found[at] = known[id(now[at])] if id(now[at]) in known else make(now[at])
+        return tuple(found)
     head, tail = _ends(before, now)
     end, last = len(before) - tail, len(results) - tail
     known = dict(zip(map(id, before[head:end]), results[head:last], strict=True))
