@@ -36,7 +36,12 @@ def test_F2_the_ready_and_newest_of_several_announcements_wins(running: Lab, web
     running.write_state([*others, objects.node(NODE1, ready=False), stale, newest])
     for pod in web.pods:
         expect(running, pod, texts(web.addresses))
-    assert {s["gateway"] for s in running.daemons[NODE1].status()["services"]} == {"node3"}
+    # The former gateway gave the same address.
+    assert wait_until(lambda: _gateways(running) == {"node3"}, SETTLED), _gateways(running)
+
+
+def _gateways(lab: Lab) -> set[str]:
+    return {service["gateway"] for service in lab.daemons[NODE1].status()["services"]}
 
 
 def test_F27_F28_addresses_that_leave_a_service_lose_its_source_and_new_ones_gain_it(
