@@ -15,7 +15,8 @@ from metaleg_node.core.firewall.part import Firewall
 from metaleg_node.core.model import NodeName, Slot
 from metaleg_node.kernel.errors import KernelError
 from metaleg_node.kernel.nftables import backend as nftables
-from metaleg_node.kernel.nftables.layout import render
+from metaleg_node.kernel.nftables.layout import Renderer, render
+from metaleg_node.kernel.nftables.parts import egress
 from metaleg_node.kernel.nftables.script import transactions
 from tests.firewalls import FIREWALLS, FULL, STEER, but, flat
 from tests.netns import Netns
@@ -160,6 +161,17 @@ def test_text_that_means_something_to_nft_does_not_get_there(here: Netns, name: 
     with pytest.raises(KernelError, match="is not passed to nft"):
         put(HOSTILE[name])
     assert here.run("nft", "list", "ruleset").stdout == before
+
+
+@pytest.mark.usefixtures("here")
+def test_chains_that_want_one_number_get_different_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egress, "_wanted_number", lambda _: 0x6DFFFFFF)
+    renderer = Renderer()
+    for wanted in (FULL, *FIREWALLS.values()):
+        nftables.apply(nftables.observe(), wanted, renderer=renderer)
+        assert_holds(wanted)
+        numbers = render(wanted).elements("chains")
+        assert len(set(numbers.values())) == len(numbers)
 
 
 # --- what others do to our table -------------------------------------------------------------------------------------

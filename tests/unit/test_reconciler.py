@@ -19,7 +19,7 @@ from metaleg_node.kernel.packet_filter import View
 from metaleg_node.reconcile.machine import Machine
 from metaleg_node.reconcile.reconciler import Plan, Reconciler, carry_out
 from tests.firewalls import FULL, wall
-from tests.unit.builders import A, cluster, config, host
+from tests.unit.builders import A, cluster, config, host, node
 
 HERE = '[node]\nname = "a"\n'
 ROUTE = Route(table=1000001, destination=ip_network("0.0.0.0/0"), type=RouteType.UNREACHABLE, metric=9)
@@ -105,11 +105,13 @@ class Empty:
         self.answering = "reachable"
         self.wall: Firewall | None = wall()
         self.packet_filter = self
+        self.looks = 0
 
     def observe(self) -> View:
         return View(firewall=self.wall)
 
     def host(self, _questions: Questions) -> Host:
+        self.looks += 1
         return dataclasses.replace(self.facts)
 
     def routing(self, _tables: Collection[int]) -> Routing:
@@ -120,6 +122,12 @@ class Empty:
 
     def neighbours(self, hops: Iterable[NextHop]) -> dict[NextHop, str]:
         return dict.fromkeys(hops, self.answering)
+
+    def carry_out(self, operations: Sequence[diff.Operation]) -> list[int | KernelError]:
+        return [0] * len(operations)
+
+    def prune(self) -> None:
+        """Nothing is remembered."""
 
 
 def test_a_decision_is_made_anew_only_when_something_changed_that_it_rests_on() -> None:
@@ -145,6 +153,24 @@ def test_a_decision_is_made_anew_only_when_something_changed_that_it_rests_on() 
     machine.wall = wall(gateways={Slot(7): "c"})
     assert plan(state)[0] == 4, "another slot is held"
     assert plan(dataclasses.replace(state, pods=()))[0] == 5, "the cluster changed"
+
+
+def test_the_host_is_asked_again_when_it_changed_we_changed_it_or_something_else_is_asked() -> None:
+    state = cluster()
+    machine = Empty(host(survey.take(state, config(HERE)), A))
+    reconciler = Reconciler(cast(Machine, machine), config(HERE))
+
+    def looks(state: ClusterState = state, *, same_host: bool = True) -> int:
+        before = machine.looks
+        reconciler.plan(state, same_host=same_host)
+        return machine.looks - before
+
+    assert [looks(), looks(), looks(same_host=False), looks()] == [1, 0, 1, 0]
+    other = cluster(nodes=[node("a"), node("b")])
+    assert [looks(other), looks(other), looks(state)] == [1, 0, 1]
+    for steps, asked in ((STEPS[2:4], 0), (STEPS[:1], 1), (STEPS[1:2], 1)):
+        reconciler.apply(dataclasses.replace(reconciler.plan(state, same_host=True), steps=steps))
+        assert looks() == asked
 
 
 @pytest.mark.parametrize("state", ["stale", "failed"])

@@ -2,9 +2,9 @@
 
 A packet of an egress pod meets, in order: `prerouting` (one look-up by source address tells the number of the pod's
 chain, one by that number leads there; the chain lets pass what is no egress and marks or drops the rest), routing by
-the mark, `postrouting` (source translation before
-anybody else's) and the guard (after everybody's translation: a marked packet with any other source or next hop than it
-should have is dropped). Other packets of established connections cost four comparisons and no look-up.
+the mark, `postrouting` (source translation before anybody else's) and the guard (after everybody's translation: a
+marked packet with any other source or next hop than it should have is dropped). Other packets of established
+connections cost four comparisons and no look-up.
 """
 
 from __future__ import annotations
