@@ -365,25 +365,27 @@ class Link:
 class Host:
     """The facts of this machine that decisions need, read from the kernel before each decision.
 
-    `interfaces` tells for each address that was asked about through which interface the main table reaches it, if it
-    does; `on_link` are those among them that need no router in between, and `gateways` has the next hops of the rest,
-    as far as these are of the same family. `kinds` tells of those interfaces that are made by software what they are
-    (ip-link(8)), and `remotes` has the other ends of those that are tunnels of IP and have but one; `tunnels` are all
-    tunnels of IP, whatever leads there. `unnumbered` are those without an IPv4 address. `rp_filter` are the values of
-    net.ipv4.conf.NAME.rp_filter (0, 1 or 2), `all` included, and `arp` those of net.ipv4.conf.all.arp_ignore and
-    arp_announce, where somebody asked. `links` has the interfaces that were asked about and exist; `connected` are the
-    networks that this host's own addresses lie in. `not_forwarding` tells for which families no packet is forwarded
-    that enters by one of the interfaces in `interfaces`, and `all` where that is 0 (ip-sysctl, forwarding).
-    `unnameable` are those of these interfaces that the packet filter cannot name. `addresses_of` has the addresses of
-    those interfaces whose addresses were asked for, and which exist. `link_addresses` has the link-layer addresses
-    (aa:bb:cc:dd:ee:ff) of the next hops that were asked for, by address and interface, as far as they are known and
-    the neighbour has not failed.
+    `interfaces` tells for each address that was asked about through which interface the main table reaches it, if
+    it does; `on_link` are those among them that need no router in between, and `gateways` has the next hops of the
+    rest, as far as these are of the same family; the routes to `encapsulated` put packets into others. `kinds`
+    tells of those interfaces that are made by software what they are (ip-link(8)), and `remotes` has the other ends
+    of those that are tunnels of IP and have but one; `tunnels` are all tunnels of IP, whatever leads there.
+    `unnumbered` are those without an IPv4 address. `rp_filter` are the values of net.ipv4.conf.NAME.rp_filter (0, 1
+    or 2), `all` included, and `arp` those of net.ipv4.conf.all.arp_ignore and arp_announce, where somebody asked.
+    `links` has the interfaces that were asked about and exist; `connected` are the networks that this host's own
+    addresses lie in. `not_forwarding` tells for which families no packet is forwarded that enters by one of the
+    interfaces in `interfaces`, and `all` where that is 0 (ip-sysctl, forwarding). `unnameable` are those of these
+    interfaces that the packet filter cannot name. `addresses_of` has the addresses of those interfaces whose
+    addresses were asked for, and which exist. `link_addresses` has the link-layer addresses (aa:bb:cc:dd:ee:ff) of
+    the next hops that were asked for, by address and interface, as far as they are known and the neighbour has not
+    failed.
     """
 
     addresses: frozenset[Address] = frozenset()
     interfaces: Mapping[Address, str] = field(default_factory=dict)
     on_link: frozenset[Address] = frozenset()
     gateways: Mapping[Address, Address] = field(default_factory=dict)
+    encapsulated: frozenset[Address] = frozenset()
     kinds: Mapping[str, str] = field(default_factory=dict)
     remotes: Mapping[str, Address] = field(default_factory=dict)
     tunnels: frozenset[str] = frozenset()

@@ -109,6 +109,7 @@ class Machine:
             interfaces=interfaces,
             on_link=frozenset(address for address, way in ways.items() if way.direct),
             gateways={address: way.gateway for address, way in ways.items() if way.gateway},
+            encapsulated=frozenset(address for address, way in ways.items() if way.encapsulates),
             kinds={name: found.kind for name, found in kinds.items() if found.kind},
             remotes={name: found.remote for name, found in kinds.items() if found.remote},
             tunnels=tunnels,

@@ -418,8 +418,17 @@ def test_ways_tell_the_next_hop_and_kinds_what_devices_are(control: RoutingContr
     inside.run("ip", "link", "add", "over", "up", "type", "vxlan", "id", "7", "dstport", "8472", "local", "10.9.0.1")
     inside.run("ip", "route", "add", "10.244.2.0/24", "via", "10.244.2.0", "dev", "over", "onlink")
     inside.run("ip", "route", "add", "10.244.3.0/24", "via", "inet6", "fd09::3", "dev", "v0")
-    ways = control.ways([ip_address("10.244.2.1"), ip_address("10.244.3.1")])
-    assert [*ways.values()] == [("over", False, ip_address("10.244.2.0")), ("v0", False, None)]
+    inside.run("ip", "link", "add", "many", "up", "type", "vxlan", "external", "dstport", "4789")
+    encap = ("encap", "ip", "id", "7", "dst", "10.9.0.2", "dev", "many")
+    inside.run("ip", "route", "add", "10.244.4.0/24", *encap)
+    inside.run("ip", "route", "add", "10.244.5.0/24", *encap, "via", "10.244.5.0", "onlink")
+    ways = control.ways([ip_address(f"10.244.{number}.1") for number in (2, 3, 4, 5)])
+    assert [*ways.values()] == [
+        ("over", False, ip_address("10.244.2.0"), False),
+        ("v0", False, None, False),
+        ("many", False, None, True),
+        ("many", False, ip_address("10.244.5.0"), True),
+    ]
     found = control.kinds(["over", "v0", "lo", "nowhere"])
     assert {name: one.kind for name, one in found.items()} == {"over": "vxlan", "v0": "veth", "lo": ""}
     assert {name for name, one in found.items() if one.interface in control.numbering()[1]} == {"v0", "lo"}

@@ -70,6 +70,10 @@ REFUSED: dict[str, tuple[Host, str]] = {
     "a router": (seen("", "10.0.0.254", "eth0"), "10.0.0.254 dev eth0, is neither in a VXLAN or Geneve device nor on"),
     "a router behind a device of software": (seen("bridge", "10.0.0.254"), "10.0.0.254 dev tun0, is neither in"),
     "WireGuard": (seen("wireguard", "10.244.3.0"), "tun0 is a WireGuard device"),
+    "a route that encapsulates": (
+        seen("vxlan", "10.244.3.0", encapsulated=frozenset({POD_ADDRESS})),
+        "the route to its pods (10.244.3.1 dev tun0) has its own encapsulation",
+    ),
     "WireGuard without a next hop": (seen("wireguard"), "tun0 is a WireGuard device"),
     "a next hop of the other family": (
         seen("vxlan", "10.244.3.0", gateways={}),

@@ -102,8 +102,8 @@ def _carrying(address: Address, node: Node, host: Host) -> tuple[NextHop, str] |
     if not device:
         return f"this node has no route to its pods ({address})"
     kind = host.kinds.get(device, "")
-    if kind == _WIREGUARD:
-        return f"{device} is a WireGuard device, whose peers take nothing from outside (allowed-ips)"
+    if refusal := _for_pods_alone(address, host):
+        return refusal
     if kind in _IP_TUNNELS:
         return _tunnelled(address, node, host, kind)
     if gateway is None:
@@ -113,6 +113,16 @@ def _carrying(address: Address, node: Node, host: Host) -> tuple[NextHop, str] |
             f"the next hop to its pods, {gateway} dev {device}, is neither in a VXLAN or Geneve device nor on that node"
         )
     return NextHop(gateway=gateway, interface=device, onlink=True), f"{device}, {kind}" if kind else ""
+
+
+def _for_pods_alone(address: Address, host: Host) -> str:
+    """Why this way takes packets to pods and to nothing else; empty where it does not."""
+    device = host.interfaces[address]
+    if address in host.encapsulated:
+        return f"the route to its pods ({address} dev {device}) has its own encapsulation (encap), for these alone"
+    if host.kinds.get(device) == _WIREGUARD:
+        return f"{device} is a WireGuard device, whose peers take nothing from outside (allowed-ips)"
+    return ""
 
 
 def _tunnelled(address: Address, node: Node, host: Host, kind: str) -> tuple[NextHop, str] | str:

@@ -35,7 +35,7 @@ _PROTOCOL_AT, _TYPE_AT = 5, 7
 _HOP = struct.Struct("=HBBi")
 """struct rtnexthop: length, flags, weight - 1, interface; attributes follow."""
 _DST, _SRC, _IIF, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _CACHEINFO = 1, 2, 3, 4, 5, 6, 9, 12
-_TABLE, _MARK, _VIA, _PREF, _NH_ID = 15, 16, 18, 20, 30
+_TABLE, _MARK, _VIA, _PREF, _ENCAP_TYPE, _NH_ID = 15, 16, 18, 20, 21, 30
 _KNOWN = {_DST, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _CACHEINFO, _TABLE, _PREF}
 _SAID_BY_NEXTHOP = {_OIF, _GATEWAY, _MULTIPATH, _VIA}
 _BEHIND_ROUTERS = {_GATEWAY, _VIA, _MULTIPATH, _NH_ID}
@@ -104,12 +104,13 @@ def read_way(body: bytes, name_of: NameOf) -> Way:
 
 
 class Found(NamedTuple):
-    """The answer to a route look-up: the interface's index, whether no router is in between, and the next hop where it
-    is of the same family."""
+    """The answer to a route look-up: the interface's index, whether no router is in between, the next hop where it is
+    of the same family, and whether the route puts packets into others (`encap`, ip-route(8))."""
 
     interface: int
     direct: bool
     gateway: Address | None
+    encapsulates: bool
 
 
 def read_lookup(body: bytes) -> Found | None:
@@ -120,8 +121,9 @@ def read_lookup(body: bytes) -> Found | None:
     gateway = found.get(_GATEWAY)
     return Found(
         interface=number(found.get(_OIF, b"")),
-        direct=not found.keys() & {_GATEWAY, _VIA},
+        direct=not found.keys() & {_GATEWAY, _VIA, _ENCAP_TYPE},
         gateway=address(gateway) if gateway else None,
+        encapsulates=_ENCAP_TYPE in found,
     )
 
 

@@ -35,12 +35,13 @@ _DONE, _THERE, _GONE = {0}, {0, errno.EEXIST}, {0, errno.ENOENT, errno.ESRCH}
 
 
 class Hop(NamedTuple):
-    """The way to an address: the interface, whether no router is in between, and the next hop where it is of the same
-    family."""
+    """The way to an address: the interface, whether no router is in between, the next hop where it is of the same
+    family, and whether the route puts packets into others."""
 
     interface: str
     direct: bool
     gateway: Address | None
+    encapsulates: bool
 
 
 class RoutingControl:
@@ -206,7 +207,7 @@ class RoutingControl:
             if answer.code and answer.code not in _NO_ROUTE:
                 raise answer.refusal(f"look up the route to {address}")
             if not answer.code and (found := routes.read_lookup(answer.body)):
-                ways[address] = Hop(name_of(found.interface), found.direct, found.gateway)
+                ways[address] = Hop(name_of(found.interface), found.direct, found.gateway, found.encapsulates)
         return ways
 
     def kinds(self, names: Collection[str]) -> dict[str, interfaces.Kind]:
