@@ -22,7 +22,6 @@ from metaleg_node.core.firewall.egress import EgressPod, Treatment
 from metaleg_node.core.firewall.return_paths import ReturnPath
 from metaleg_node.core.model import DestinationFilter, Holder, Match, Slot
 from metaleg_node.kernel.netlink import conntrack
-from metaleg_node.lab.daemons import wait_until
 from tests.firewalls import MASK, addresses, flat, networks
 from tests.kernel.packet_net import (
     BACKENDS,
@@ -91,39 +90,6 @@ def test_a_steered_pod_whose_route_leads_elsewhere_sends_nothing(net: Net) -> No
     net.put(STEER)
     net.node.run("ip", "route", "replace", "default", "via", "10.0.0.254", "table", "1000001")
     assert net.seen(net.server(), net.open(net.pod, POD)) == []
-
-
-@nftables_only("iptables has no numbers of chains")
-@pytest.mark.parametrize("number", ["6d00:1", "6dff:ffff"])
-def test_a_packet_whose_number_leads_to_no_chain_any_more_does_not_leave(net: Net, number: str) -> None:
-    """It was looked up before a change, its chain after it."""
-    net.put(STEER)
-    server, sender = net.server(), net.open(net.pod, POD)
-    assert net.seen(server, sender) == [POD]
-    pods = f"element inet metaleg_node pods4 {{ {POD}"
-    net.node.run("nft", "-f", "-", stdin=f"delete {pods} }}\nadd {pods} : {number} }}\n")
-    assert net.seen(server, sender, net.open(net.pod, POD)) == []
-    assert net.counted("dropped") == 2
-
-
-@nftables_only("iptables has no numbers of chains")
-@pytest.mark.parametrize(
-    ("pod", "to", "source"), [(STEER, WEB, POD), (STEER, WEB6, POD6), (SNAT, WEB, POD), (STEER, NEAR, POD)]
-)
-def test_behind_our_chains_a_packets_priority_is_what_it_was(net: Net, pod: EgressPod, to: str, source: str) -> None:
-    net.put(pod)
-    count = "meta l4proto udp meta priority none counter name as_it_was\nmeta l4proto udp counter name each"
-    chain = f"type filter hook prerouting priority -80; {count}"
-    counters = "counter as_it_was { }\ncounter each { }"
-    net.node.run("nft", "-f", "-", stdin=f"table inet others {{\n{counters}\nchain pre {{ {chain}\n}}\n}}\n")
-    net.open(net.pod, source).sendto(b"x", (to, PORT))
-
-    def counted(name: str) -> int:
-        found = net.node.run("nft", "list", "counter", "inet", "others", name).stdout
-        return int(found.split("packets ")[1].split()[0])
-
-    assert wait_until(lambda: counted("each") > 0, patient(5))
-    assert counted("as_it_was") == counted("each")
 
 
 def test_F33_a_packet_marked_before_a_change_and_guarded_after_it_does_not_leave(net: Net) -> None:

@@ -414,26 +414,6 @@ def test_lookup_tells_interface_and_whether_a_router_is_needed(control: RoutingC
     assert on_link == {ip_address("10.9.0.2"), ip_address("fd09::2")}
 
 
-def test_ways_tell_the_next_hop_and_kinds_what_devices_are(control: RoutingControl, inside: Netns) -> None:
-    inside.run("ip", "link", "add", "over", "up", "type", "vxlan", "id", "7", "dstport", "8472", "local", "10.9.0.1")
-    inside.run("ip", "route", "add", "10.244.2.0/24", "via", "10.244.2.0", "dev", "over", "onlink")
-    inside.run("ip", "route", "add", "10.244.3.0/24", "via", "inet6", "fd09::3", "dev", "v0")
-    inside.run("ip", "link", "add", "many", "up", "type", "vxlan", "external", "dstport", "4789")
-    encap = ("encap", "ip", "id", "7", "dst", "10.9.0.2", "dev", "many")
-    inside.run("ip", "route", "add", "10.244.4.0/24", *encap)
-    inside.run("ip", "route", "add", "10.244.5.0/24", *encap, "via", "10.244.5.0", "onlink")
-    ways = control.ways([ip_address(f"10.244.{number}.1") for number in (2, 3, 4, 5)])
-    assert [*ways.values()] == [
-        ("over", False, ip_address("10.244.2.0"), False),
-        ("v0", False, None, False),
-        ("many", False, None, True),
-        ("many", False, ip_address("10.244.5.0"), True),
-    ]
-    found = control.kinds(["over", "v0", "lo", "nowhere"])
-    assert {name: one.kind for name, one in found.items()} == {"over": "vxlan", "v0": "veth", "lo": ""}
-    assert {name for name, one in found.items() if one.interface in control.numbering()[1]} == {"v0", "lo"}
-
-
 def test_many_foreign_routes_do_not_slow_an_observation(control: RoutingControl, inside: Netns) -> None:
     lines = [f"route add 172.{16 + (n >> 16)}.{n >> 8 & 255}.{n & 255}/32 via 10.9.0.2 proto 186" for n in range(10000)]
     inside.run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")

@@ -49,3 +49,25 @@ def test_the_other_ends_of_tunnels_are_told_and_all_tunnels_whatever_they_are_ca
         assert not control.tunnels() & {"ether", "v0", "lo"}
         batch(inside, "link set t-sit name moved", "link delete t-gre", "link add t-gre type dummy")
         assert control.tunnels() & {"moved", "t-sit", "t-gre"} == {"moved"}
+
+
+def test_ways_tell_the_next_hop_and_kinds_what_devices_are(inside: Netns) -> None:
+    inside.run("ip", "link", "add", "over", "up", "type", "vxlan", "id", "7", "dstport", "8472", "local", "10.9.0.1")
+    inside.run("ip", "route", "add", "10.244.2.0/24", "via", "10.244.2.0", "dev", "over", "onlink")
+    inside.run("ip", "route", "add", "10.244.3.0/24", "via", "inet6", "fd09::3", "dev", "v0")
+    inside.run("ip", "link", "add", "many", "up", "type", "vxlan", "external", "dstport", "4789")
+    encap = ("encap", "ip", "id", "7", "dst", "10.9.0.2", "dev", "many")
+    inside.run("ip", "route", "add", "10.244.4.0/24", *encap)
+    inside.run("ip", "route", "add", "10.244.5.0/24", *encap, "via", "10.244.5.0", "onlink")
+    with RoutingControl() as control:
+        ways = control.ways([ip_address(f"10.244.{number}.1") for number in (2, 3, 4, 5)])
+        found = control.kinds(["over", "v0", "lo", "nowhere"])
+        numbered = control.numbering()[1]
+    assert [*ways.values()] == [
+        ("over", False, ip_address("10.244.2.0"), False),
+        ("v0", False, None, False),
+        ("many", False, None, True),
+        ("many", False, ip_address("10.244.5.0"), True),
+    ]
+    assert {name: one.kind for name, one in found.items()} == {"over": "vxlan", "v0": "veth", "lo": ""}
+    assert {name for name, one in found.items() if one.interface in numbered} == {"v0", "lo"}
