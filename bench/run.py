@@ -3,7 +3,7 @@
 bench/run.py [--json] [--plot DIR] [--rounds N] [NAME…]
 bench/run.py [--json] --nodes N
 
-NAME: forwarding, rules, parts, update, compare, idle, start, api, churn, burst, failover, survival, return_path,
+NAME: forwarding, rules, parts, maps, update, compare, idle, start, api, churn, burst, failover, survival, return_path,
 external_ip, routing, saved_state, state_file
 """
 
@@ -26,6 +26,7 @@ from bench import (
     external_ip,
     failovers,
     forwarding,
+    maps,
     plots,
     results,
     return_path,
@@ -39,6 +40,7 @@ MEASUREMENTS: Mapping[str, Callable[[int], list[results.Figure]]] = {
     "forwarding": forwarding.measure,
     "rules": forwarding.policy_rules,
     "parts": forwarding.parts,
+    "maps": maps.measure,
     "update": control.update,
     "compare": control.compare,
     "idle": control.idle,
